@@ -1,0 +1,237 @@
+"""Every configuration key with its default, unit and meaning.
+
+Names and defaults are those of the published implementation, so that its YAML files and command lines load
+unchanged; keys that it does not have are marked "(new)". Sizes are in pixels unless a line says otherwise.
+"""
+
+from yacs.config import CfgNode as Node
+
+
+def get_cfg() -> Node:
+    """Return a fresh configuration with all defaults; nothing is shared between two calls."""
+    return Node(
+        {
+            "MODEL": _model(),
+            "INPUT": _input(),
+            "DATASETS": _datasets(),
+            "DATALOADER": _dataloader(),
+            "SOLVER": _solver(),
+            "TEST": _test(),
+            # Where checkpoints, logs and results are written.
+            "OUTPUT_DIR": ".",
+            # (new) Seed of weight initialisation, sample order and augmentation.
+            "SEED": 0,
+        }
+    )
+
+
+def _model() -> Node:
+    return Node(
+        {
+            # Both must be true: the detector is a dense head ("RPN only") with ATSS. The flags below them
+            # belong to parts that are not here; they load as False and are an error as True.
+            "ATSS_ON": False,
+            "RPN_ONLY": False,
+            "MASK_ON": False,
+            "KEYPOINT_ON": False,
+            "FCOS_ON": False,
+            "RETINANET_ON": False,
+            "CLS_AGNOSTIC_BBOX_REG": False,
+            "META_ARCHITECTURE": "GeneralizedRCNN",
+            # "auto" takes CUDA, else MPS, else the CPU; or name one: "cpu", "cuda", "cuda:1", "mps".
+            "DEVICE": "auto",
+            # Weights to start from: a .pth file or catalog://NAME (ImageNet weights of the catalogue);
+            # empty starts from random weights.
+            "WEIGHT": "",
+            # Turn the trainable batch norms into synchronised ones when several processes train.
+            "USE_SYNCBN": False,
+            "BACKBONE": Node(
+                {
+                    # R-18, R-34, R-50, R-101 or R-152, each followed by "-FPN-RETINANET".
+                    "CONV_BODY": "R-50-C4",
+                    # Stages from the stem on whose weights stay fixed: 0 none, 1 stem, 2 stem and layer1, ...
+                    "FREEZE_CONV_BODY_AT": 2,
+                    # GroupNorm in the body, whatever TRANS_FUNC and STEM_FUNC say.
+                    "USE_GN": False,
+                }
+            ),
+            "FPN": Node({"USE_GN": False, "USE_RELU": False}),
+            # GroupNorm of body and FPN. Give NUM_GROUPS, or DIM_PER_GP channels a group with NUM_GROUPS -1.
+            "GROUP_NORM": Node({"DIM_PER_GP": -1, "NUM_GROUPS": 32, "EPSILON": 1e-5}),
+            "RESNETS": _resnets(),
+            "ATSS": _atss(),
+            # P6 is computed from C5 if true, else from P5.
+            "RETINANET": Node({"USE_C5": True}),
+        }
+    )
+
+
+def _resnets() -> Node:
+    return Node(
+        {
+            # Groups of the 3x3 convolution and channels a group in layer1 (1x64 ResNet, 32x8 and 64x4
+            # ResNeXt). Their product is the width of a basic block (R-18, R-34).
+            "NUM_GROUPS": 1,
+            "WIDTH_PER_GROUP": 64,
+            # Where a bottleneck strides: its first 1x1 (Caffe2 and MSRA weights) or its 3x3 (torchvision).
+            "STRIDE_IN_1X1": True,
+            # "...WithFixedBatchNorm", "...WithBatchNorm" (new) or "...WithGN".
+            "TRANS_FUNC": "BottleneckWithFixedBatchNorm",
+            "STEM_FUNC": "StemWithFixedBatchNorm",
+            # Belongs to a part that is not here: only 1 is accepted.
+            "RES5_DILATION": 1,
+            # Channels of every FPN level and of the head.
+            "BACKBONE_OUT_CHANNELS": 256 * 4,
+            # Output channels of layer1 of a bottleneck body; each later stage doubles them.
+            "RES2_OUT_CHANNELS": 256,
+            "STEM_OUT_CHANNELS": 64,
+            # Deformable 3x3 convolutions in layer1 to layer4; modulated means DCNv2.
+            "STAGE_WITH_DCN": (False, False, False, False),
+            "WITH_MODULATED_DCN": False,
+            "DEFORMABLE_GROUPS": 1,
+        }
+    )
+
+
+def _atss() -> Node:
+    return Node(
+        {
+            # Object classes plus one for the background: 81 for COCO.
+            "NUM_CLASSES": 81,
+            # Anchor side on each level, or a list of several; and the stride of each level.
+            "ANCHOR_SIZES": (64, 128, 256, 512, 1024),
+            # Height / width.
+            "ASPECT_RATIOS": (1.0,),
+            "ANCHOR_STRIDES": (8, 16, 32, 64, 128),
+            # How far an anchor may leave the image before it is marked as not visible; -1 disables the mark.
+            # ATSS does not use the mark.
+            "STRADDLE_THRESH": 0,
+            # Scale i of n has side ANCHOR_SIZE * OCTAVE ** (i / n).
+            "OCTAVE": 2.0,
+            "SCALES_PER_OCTAVE": 1,
+            # 3x3 convolutions in each tower of the head; the last is deformable if USE_DCN_IN_TOWER.
+            "NUM_CONVS": 4,
+            "USE_DCN_IN_TOWER": False,
+            # Focal loss.
+            "LOSS_ALPHA": 0.25,
+            "LOSS_GAMMA": 2.0,
+            # How positives are chosen: ATSS, SSC (FCOS), IoU (RetinaNet) or TOPK.
+            "POSITIVE_TYPE": "ATSS",
+            # Only for IoU: at least FG is positive, under BG is background, between is ignored.
+            "FG_IOU_THRESHOLD": 0.5,
+            "BG_IOU_THRESHOLD": 0.4,
+            # Only for ATSS (candidates a level) and TOPK (positives an object).
+            "TOPK": 9,
+            # BOX regresses from an anchor box, POINT the distances from its centre to the four sides.
+            "REGRESSION_TYPE": "BOX",
+            "REG_LOSS_WEIGHT": 2.0,
+            # Class probability that the head predicts everywhere when training starts.
+            "PRIOR_PROB": 0.01,
+            # Detections: minimal class probability, IoU of NMS, candidates a level before NMS.
+            "INFERENCE_TH": 0.05,
+            "NMS_TH": 0.6,
+            "PRE_NMS_TOP_N": 1000,
+        }
+    )
+
+
+def _input() -> Node:
+    return Node(
+        {
+            # Short side in training: one of these at random, or any whole number in RANGE if that is set.
+            "MIN_SIZE_TRAIN": (800,),
+            "MIN_SIZE_RANGE_TRAIN": (-1, -1),
+            # Cap of the long side.
+            "MAX_SIZE_TRAIN": 1333,
+            "MIN_SIZE_TEST": 800,
+            "MAX_SIZE_TEST": 1333,
+            # (new) Probability of mirroring a training picture; 0.5 is built into the published code.
+            "HORIZONTAL_FLIP_PROB_TRAIN": 0.5,
+            # Pixel statistics, in the order and range that TO_BGR255 chooses: BGR in 0..255 or RGB in 0..1.
+            "PIXEL_MEAN": [102.9801, 115.9465, 122.7717],
+            "PIXEL_STD": [1.0, 1.0, 1.0],
+            "TO_BGR255": True,
+        }
+    )
+
+
+def _datasets() -> Node:
+    return Node(
+        {
+            # Names from config/catalog.py.
+            "TRAIN": (),
+            "TEST": (),
+            # (new) The folder that the paths of the catalogue start from.
+            "DATA_DIR": "datasets",
+        }
+    )
+
+
+def _dataloader() -> Node:
+    return Node(
+        {
+            # Worker processes; 0 loads in the main process.
+            "NUM_WORKERS": 4,
+            # Padded sides are multiples of this; 0 leaves them as they are.
+            "SIZE_DIVISIBILITY": 0,
+            # Batches hold either wide (height < width) or tall and square pictures.
+            "ASPECT_RATIO_GROUPING": True,
+            # (new) Count and skip pictures that cannot be read, instead of stopping.
+            "SKIP_CORRUPT": False,
+        }
+    )
+
+
+def _solver() -> Node:
+    return Node(
+        {
+            # Iterations, pictures an iteration over all processes.
+            "MAX_ITER": 40000,
+            "IMS_PER_BATCH": 16,
+            "BASE_LR": 0.001,
+            # Biases learn BIAS_LR_FACTOR times as fast, deformable offsets DCONV_OFFSETS_LR_FACTOR times.
+            "BIAS_LR_FACTOR": 2,
+            "DCONV_OFFSETS_LR_FACTOR": 1.0,
+            "MOMENTUM": 0.9,
+            "WEIGHT_DECAY": 0.0005,
+            "WEIGHT_DECAY_BIAS": 0,
+            # The rate is multiplied by GAMMA at each of STEPS (iterations).
+            "GAMMA": 0.1,
+            "STEPS": (30000,),
+            # During the first WARMUP_ITERS: "constant" BASE_LR * FACTOR, or "linear" from there to BASE_LR.
+            "WARMUP_FACTOR": 1.0 / 3,
+            "WARMUP_ITERS": 500,
+            "WARMUP_METHOD": "linear",
+            # Iterations between checkpoints, and (new) between log lines.
+            "CHECKPOINT_PERIOD": 2500,
+            "LOG_PERIOD": 20,
+        }
+    )
+
+
+def _test() -> Node:
+    return Node(
+        {
+            # [(task, metric, mean, std), ...], for example [("bbox", "AP", 0.393, 0.002)]; results further
+            # than SIGMA_TOL std from the mean are reported.
+            "EXPECTED_RESULTS": [],
+            "EXPECTED_RESULTS_SIGMA_TOL": 4,
+            # Pictures a batch over all processes.
+            "IMS_PER_BATCH": 8,
+            "DETECTIONS_PER_IMG": 100,
+            # Multi-scale testing with box voting.
+            "BBOX_AUG": Node(
+                {
+                    "ENABLED": False,
+                    "H_FLIP": False,
+                    "SCALES": (),
+                    "MAX_SIZE": 4000,
+                    "SCALE_H_FLIP": False,
+                    "VOTE": False,
+                    "VOTE_TH": 0.66,
+                    "SCALE_RANGES": (),
+                    "MERGE_TYPE": "vote",
+                }
+            ),
+        }
+    )

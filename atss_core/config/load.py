@@ -1,0 +1,149 @@
+"""Load a configuration, with errors that name the key, the nearest valid keys and the file."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode as Node
+
+from atss_core.config.defaults import get_cfg
+
+
+def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
+    """Read a YAML file and overrides over the defaults.
+
+    Args:
+        file: a YAML file, or None for the defaults alone.
+        opts: overrides in pairs, as on the command line: ``["SOLVER.BASE_LR", "0.02", ...]``. Values are
+            Python literals; what is not one is taken as a string.
+
+    Returns:
+        A frozen configuration.
+
+    Raises:
+        ValueError: for an unknown key, a value of the wrong type, bad YAML or an odd number of ``opts``.
+        FileNotFoundError: if there is no such file.
+    """
+    node = get_cfg()
+    if file is not None:
+        for key, value in _flatten(_read_yaml(Path(file)), str(file)):
+            _set(node, key, value, source=str(file))
+    if len(opts) % 2:
+        raise ValueError(
+            f"overrides come in pairs KEY VALUE, but there are {len(opts)} words, the last is {opts[-1]!r}"
+        )
+    for key, text in zip(opts[::2], opts[1::2], strict=True):
+        _set(node, key, _literal(text), source="the command line")
+    node.freeze()
+    return node
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no configuration file {file}; the shipped ones are in configs/")
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{file} must hold sections such as MODEL and SOLVER, got {type(tree).__name__}")
+    return tree
+
+
+def _flatten(tree: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            if not value:
+                raise ValueError(f"{source}: section {key} is empty")
+            yield from _flatten(value, source, f"{key}.")
+        else:
+            yield key, _literal(value) if isinstance(value, str) else value
+
+
+def _literal(text: str) -> Any:
+    """Read "(1, 2)" as a tuple and "0.01" as a float, and leave names as strings."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _set(node: Node, key: str, value: Any, source: str) -> None:
+    *sections, leaf = key.split(".")
+    parent = node
+    for section in sections:
+        parent = parent.get(section) if isinstance(parent, Node) else None
+    if not isinstance(parent, Node) or leaf not in parent:
+        raise ValueError(f"{source}: unknown key {key}{_nearest(node, key)}")
+    if isinstance(parent[leaf], Node):
+        raise ValueError(
+            f"{source}: {key} is a section, give one of its keys, such as {_keys(parent[leaf], key)[0]}"
+        )
+    parent[leaf] = _coerce(value, parent[leaf], key, source)
+
+
+def _nearest(node: Node, key: str) -> str:
+    """Propose the valid keys that look like ``key``, or end like it in another section."""
+    keys = _keys(node)
+    leaf = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.75)
+    by_leaf = {k: k.rsplit(".", 1)[-1] for k in keys}
+    for name in difflib.get_close_matches(leaf, sorted(set(by_leaf.values())), n=2, cutoff=0.75):
+        near += [k for k, last in by_leaf.items() if last == name and k not in near]
+    return (
+        f"; did you mean {' or '.join(near[:3])}?"
+        if near
+        else "; atss_core/config/defaults.py lists all keys"
+    )
+
+
+def _keys(node: Node, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in node.items():
+        key = f"{prefix}.{name}" if prefix else name
+        keys += _keys(value, key) if isinstance(value, Node) else [key]
+    return keys
+
+
+def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
+    """Bring a value to the type of the default: lists and tuples are one, a whole number may be a float."""
+    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
+        if default:  # an empty default says nothing about its elements
+            value = [
+                tuple(_coerce(v, float(default[0]), f"{key}[{i}]", source) for v in item)
+                if key in _NESTED and isinstance(item, (list, tuple))
+                else _coerce(item, default[0], f"{key}[{i}]", source)
+                for i, item in enumerate(value)
+            ]
+        return type(default)(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    # In Python a bool is an int and a whole default may be half of a pair of numbers (BIAS_LR_FACTOR 1.5).
+    if isinstance(default, str) and value is None:
+        return ""
+    if type(value) is type(default) or (
+        type(default) is int and isinstance(value, float) and key in _NUMBERS
+    ):
+        return value
+    raise ValueError(f"{source}: {key} must be {_describe(default)}, got {value!r} ({type(value).__name__})")
+
+
+# Keys whose elements may be lists themselves: several anchor sizes on a level.
+_NESTED = ("MODEL.ATSS.ANCHOR_SIZES",)
+
+# Keys whose published default is a whole number although any number makes sense.
+_NUMBERS = ("SOLVER.BIAS_LR_FACTOR", "SOLVER.WEIGHT_DECAY_BIAS", "TEST.EXPECTED_RESULTS_SIGMA_TOL")
+
+
+def _describe(default: Any) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+    if isinstance(default, (list, tuple)):
+        inner = f" with elements like {default[0]!r}" if default else ""
+        return f"a list{inner}, such as {tuple(default)!r}"
+    return f"{names[type(default)]}, such as {default!r}"

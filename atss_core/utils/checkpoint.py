@@ -1,0 +1,245 @@
+"""Save and restore a training run, and load weights strictly."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from atss_core.utils import dist
+from atss_core.utils.files import atomic_write, on_main_process
+
+logger = logging.getLogger(__name__)
+
+LAST_CHECKPOINT = "last_checkpoint"
+
+
+class Checkpointer:
+    """Checkpoints of one run: model, optimizer, iteration and random states.
+
+    The file ``last_checkpoint`` in the folder names the newest one. Both are written under another name
+    and renamed, so a run that is killed while saving leaves the previous checkpoint intact.
+
+    Args:
+        folder: where checkpoints are.
+        model: without a parallel wrapper, so that its keys are the published ones.
+        optimizer: restored on resume.
+        scheduler: restored on resume.
+        class_names: stored beside the weights, so that detections can be named without the data set.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LambdaLR,
+        class_names: list[str],
+    ) -> None:
+        self.folder = Path(folder)
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.class_names = class_names
+
+    def save(self, name: str, iteration: int) -> None:
+        """Write ``<folder>/<name>.pth``, the state after ``iteration`` iterations, and point to it.
+
+        With several processes all get the batch-norm statistics of the first, which are those that are saved.
+
+        Raises:
+            ArithmeticError: if a weight is not finite; nothing is written then.
+        """
+        dist.share_buffers(self.model)
+        check_finite(self.model, iteration)
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": iteration,
+            "random": random_state(),
+            "class_names": self.class_names,
+        }
+        path = self.folder / f"{name}.pth"
+
+        def write() -> None:
+            logger.info("Saving %s", path)
+            with atomic_write(path) as file:
+                torch.save(state, file)
+            with atomic_write(self.folder / LAST_CHECKPOINT, "w") as file:
+                file.write(path.name)
+
+        on_main_process(write)
+
+    def resume(self) -> int | None:
+        """Restore the newest checkpoint of the folder.
+
+        Learning rate, momentum and weight decay are those of the optimizer and scheduler as they were built,
+        so a changed configuration counts from here on.
+
+        Returns:
+            Its iteration, or None if the folder has none.
+
+        Raises:
+            ValueError: if it cannot be read, does not fit the model or has no solver state.
+        """
+        path = last_checkpoint(self.folder)
+        if path is None:
+            return None
+        logger.info("Resuming from %s", path)
+        state = read_checkpoint(path)
+        missing = [key for key in ("optimizer", "iteration", "random") if key not in state]
+        if missing:
+            raise ValueError(
+                f"{path} has no {', '.join(missing)}, so training cannot go on from it; to start from its "
+                f"weights, set MODEL.WEIGHT to it and OUTPUT_DIR to an empty folder"
+            )
+        load_weights_strictly(self.model, state["model"], str(path))
+        settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        set_iteration(self.scheduler, state["iteration"])
+        set_random_state(state["random"])
+        on_main_process(lambda: remove_leftovers(self.folder))
+        return state["iteration"]
+
+
+def set_iteration(scheduler: LambdaLR, iteration: int) -> None:
+    """Move a schedule, which is a function of the iteration alone, to an iteration."""
+    scheduler.last_epoch = iteration
+    rates = [
+        base * factor(iteration)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
+
+
+def check_finite(model: nn.Module, iteration: int) -> None:
+    """Refuse a model with weights that are NaN or infinite.
+
+    Raises:
+        ArithmeticError: naming the first of them.
+    """
+    state = model.state_dict().items()
+    broken = [key for key, value in state if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ArithmeticError(
+            f"{len(broken)} weights are not finite after iteration {iteration}, first {broken[0]}; nothing "
+            f"was saved since the last checkpoint. Lower SOLVER.BASE_LR"
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove files that a killed run had begun to write."""
+    for file in folder.glob(".*.tmp"):
+        logger.info("Removing %s, which a killed run left unfinished", file)
+        file.unlink()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint that ``last_checkpoint`` in ``folder`` names, None if there is no such file.
+
+    Published runs wrote a path there, ours a file name; the name is looked up in the folder either way.
+
+    Raises:
+        ValueError: if the named checkpoint is gone.
+    """
+    pointer = Path(folder) / LAST_CHECKPOINT
+    if not pointer.is_file():
+        return None
+    path = Path(folder) / Path(pointer.read_text(encoding="utf-8").strip()).name
+    if not path.is_file():
+        raise ValueError(f"{pointer} names {path.name}, which is not there; restore it or delete {pointer}")
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint: ours, a published one, or a bare state dict.
+
+    Returns:
+        A dictionary with at least ``model``, a state dict without the prefix ``module.``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read or is no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}; set MODEL.WEIGHT to an existing file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({reason}); it may be truncated: download or copy it "
+            f"again, or go back to an earlier one"
+        ) from error
+    if (
+        isinstance(state, dict)
+        and "model" not in state
+        and state
+        and all(map(torch.is_tensor, state.values()))
+    ):
+        state = {"model": state}
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise ValueError(f"{path} holds no state dict; expected a dictionary with the key 'model'")
+    state["model"] = {key.removeprefix("module."): value for key, value in state["model"].items()}
+    return state
+
+
+def load_weights_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Load a state dict whose keys and shapes must be exactly the model's.
+
+    Args:
+        model: receives the weights.
+        weights: state dict.
+        source: where it comes from, for the message.
+
+    Raises:
+        ValueError: listing what is missing, unexpected or of another shape; the model is then unchanged.
+    """
+    own = model.state_dict()
+    problems = [f"missing {key}" for key in own if key not in weights]
+    problems += [f"unexpected {key}" for key in weights if key not in own]
+    problems += [
+        f"{key} has shape {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ValueError(
+            f"{source} does not fit the model of this configuration: {shown}. "
+            f"Use the configuration that it was trained with"
+        )
+    model.load_state_dict(weights)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of all random generators, of types that load without unpickling code."""
+    _, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what ``random_state`` returned."""
+    random.setstate(state["python"])
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(state["cuda"])

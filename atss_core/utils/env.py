@@ -1,0 +1,73 @@
+"""Where a run happens: device, versions, seeds."""
+
+from __future__ import annotations
+
+import platform
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that MODEL.DEVICE names.
+
+    Args:
+        name: "auto" takes CUDA, else MPS, else the CPU; otherwise a PyTorch device.
+
+    Raises:
+        ValueError: if the device is unknown or not there; the message names the remedy.
+    """
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, is_there in has.items() if is_there)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from error
+    if not has.get(device.type, False):
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}, but PyTorch {torch.__version__} finds no such device; "
+            f"use MODEL.DEVICE auto or cpu, or check the driver and that this PyTorch was built for it"
+        )
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"MODEL.DEVICE is {name!r}, but there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Return the most memory in MiB that this process has had so far.
+
+    On CUDA that is what PyTorch has allocated there; elsewhere the memory of the process, as Linux counts it,
+    and None on other systems.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    kibibytes = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+    return int(kibibytes[1]) / 2**10 if kibibytes else None
+
+
+def environment_report(device: torch.device) -> str:
+    """Describe in a line what decides the speed and the last digits of a run."""
+    lines = [
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}",
+        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} CPU threads",
+    ]
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        lines.append(f"{name}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
+    return "; ".join([*lines, f"device: {device}"])

@@ -1,0 +1,148 @@
+"""Anchor boxes on the grids of the feature levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from atss_core.structures import boxes as box_ops
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Anchors of one padded image size.
+
+    They are ordered by level, then row, column and anchor of a place. The centres of a level form a grid:
+    row r, column c is centred at ``((c + 0.5) * stride, (r + 0.5) * stride)``.
+
+    Attributes:
+        boxes: inclusive pixels, shape (K, 4).
+        grid_sizes: (height, width) of each level in cells.
+        strides: pixels a cell of each level.
+        per_place: anchors that share a centre (A).
+    """
+
+    boxes: Tensor
+    grid_sizes: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+    per_place: int
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of anchors on each level."""
+        return [height * width * self.per_place for height, width in self.grid_sizes]
+
+
+class CellAnchors(nn.Module):
+    """Anchors of the first cell of each level, as buffers with the published names ``0``, ``1``, ..."""
+
+    def __init__(self, cell_anchors: Sequence[Tensor]) -> None:
+        super().__init__()
+        for level, boxes in enumerate(cell_anchors):
+            self.register_buffer(str(level), boxes)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.buffers()
+
+
+class AnchorGenerator(nn.Module):
+    """Lay anchors over feature grids.
+
+    Args:
+        sizes: anchor side in pixels on each level, or several, before octave scales.
+        strides: pixels a cell of each level.
+        aspect_ratios: height / width.
+        scales_per_octave: number of scales n of a size; scale i has side ``size * octave ** (i / n)``.
+        octave: factor between the scales of a whole octave.
+
+    Raises:
+        ValueError: if sizes and strides differ in number, levels in their number of sizes, or a number is not
+            positive.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[float | Sequence[float]],
+        strides: Sequence[int],
+        aspect_ratios: Sequence[float] = (1.0,),
+        scales_per_octave: int = 1,
+        octave: float = 2.0,
+    ) -> None:
+        super().__init__()
+        if len(sizes) != len(strides):
+            raise ValueError(
+                "ANCHOR_SIZES and ANCHOR_STRIDES need one number a level, "
+                f"got {len(sizes)} and {len(strides)}"
+            )
+        per_level = [tuple(s) if isinstance(s, Sequence) else (s,) for s in sizes]
+        if len({len(level) for level in per_level}) > 1:
+            raise ValueError(f"every level needs as many ANCHOR_SIZES as the others, got {tuple(sizes)}")
+        if min(*sum(per_level, ()), *strides, *aspect_ratios, scales_per_octave, octave) <= 0:
+            raise ValueError("anchor sizes, strides, ratios, scales and octave must be positive")
+        scales = [octave ** (i / scales_per_octave) for i in range(scales_per_octave)]
+        self.strides = tuple(strides)
+        self.per_place = len(aspect_ratios) * len(scales) * len(per_level[0])
+        self.cell_anchors = CellAnchors(
+            [
+                cell_anchors(
+                    stride, aspect_ratios, [size * scale / stride for size in level for scale in scales]
+                )
+                for level, stride in zip(per_level, strides, strict=True)
+            ]
+        )
+
+    def forward(self, grid_sizes: Sequence[tuple[int, int]]) -> Anchors:
+        """Return the anchors of grids of the given (height, width) in cells.
+
+        Raises:
+            ValueError: if the number of grids is not the number of levels.
+        """
+        if len(grid_sizes) != len(self.strides):
+            raise ValueError(f"expected {len(self.strides)} grid sizes, one a level, got {len(grid_sizes)}")
+        boxes = [
+            (grid_shifts(size, stride, cell.device)[:, None] + cell).flatten(0, 1)
+            for size, stride, cell in zip(grid_sizes, self.strides, self.cell_anchors, strict=True)
+        ]
+        sizes = tuple((int(height), int(width)) for height, width in grid_sizes)
+        return Anchors(torch.cat(boxes), sizes, self.strides, self.per_place)
+
+
+def cell_anchors(stride: int, aspect_ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
+    """Return the anchors of the first cell, ratio by ratio and within a ratio scale by scale.
+
+    Sides are rounded half to even before scaling, as the published anchors are.
+
+    Args:
+        stride: pixels; the cell is centred at (stride / 2, stride / 2).
+        aspect_ratios: height / width.
+        scales: side of a square anchor divided by the stride.
+
+    Returns:
+        Boxes, shape (A, 4).
+    """
+    sides = []
+    for ratio in aspect_ratios:
+        width = round(math.sqrt(stride**2 / ratio))
+        height = round(width * ratio)
+        sides += [(width * scale, height * scale) for scale in scales]
+    widths, heights = torch.tensor(sides, dtype=torch.float64).unbind(1)
+    center = torch.full((len(sides), 2), stride / 2, dtype=torch.float64)
+    return box_ops.around(center, widths, heights).float()
+
+
+def grid_shifts(grid_size: tuple[int, int], stride: int, device: torch.device) -> Tensor:
+    """Return how far each cell lies from the first, as (x, y, x, y) pixels, shape (H * W, 4)."""
+    height, width = grid_size
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device, dtype=torch.float32) * stride,
+        torch.arange(width, device=device, dtype=torch.float32) * stride,
+        indexing="ij",
+    )
+    return torch.stack([x, y, x, y], dim=-1).flatten(0, 1)

@@ -1,0 +1,294 @@
+"""How positives are chosen: the subject of the paper.
+
+An assigner maps anchors and the boxes of each image to one number per anchor: the index of its box, or
+``BACKGROUND`` or ``IGNORED``. Ties are settled by rule, because boxes on whole pixels tie often:
+
+* among anchors at the same distance from a box (or of the same rank score), the lowest anchor index wins;
+* among boxes that claim an anchor equally, the lowest box index wins.
+
+Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from atss_core.modeling.anchors import Anchors
+from atss_core.structures import boxes as box_ops
+
+BACKGROUND = -1
+IGNORED = -2
+
+# An anchor is in a box only if its centre is more than this many pixels from every side.
+INSIDE_MARGIN = 0.01
+
+# Object sizes that FCOS leaves to P3 ... P7: the largest distance to a side in pixels, both ends included.
+SSC_SIZES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, float("inf")))
+
+# What the detector calls: anchors and the boxes of each image, (G, 4) each -> (N, K) int64.
+Assigner = Callable[[Anchors, Sequence[Tensor]], Tensor]
+
+
+class AtssAssigner:
+    """Adaptive Training Sample Selection (paper, algorithm 1).
+
+    For each box, the ``topk`` anchors of each level that are nearest to its centre are candidates; those
+    whose IoU with it reaches the mean plus the standard deviation of the candidates' IoUs, and whose centre
+    is inside it, are positive. An anchor that several boxes want goes to the one it overlaps most.
+
+    The candidates are found on the grid, so memory and time grow with the boxes and not with boxes times
+    anchors.
+
+    Args:
+        topk: places per level and box; each counts with all the anchors that share its centre.
+    """
+
+    def __init__(self, topk: int = 9) -> None:
+        if topk < 1:
+            raise ValueError(f"MODEL.ATSS.TOPK must be at least 1, got {topk}")
+        self.topk = topk
+
+    def __call__(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
+        """Match the anchors to the boxes of each image, (G, 4) each; returns (N, K) int64."""
+        padded, is_box = pad(boxes)
+        if padded.shape[1] == 0:
+            return anchors.boxes.new_full((len(boxes), len(anchors)), BACKGROUND, dtype=torch.int64)
+        candidates = nearest_anchors(anchors, box_ops.centers(padded), self.topk)
+        candidate_boxes = anchors.boxes[candidates]
+        ious = box_ops.iou(candidate_boxes, padded[:, :, None])
+        # One candidate alone has no spread.
+        spread = ious.std(dim=-1, keepdim=True) if ious.shape[-1] > 1 else torch.zeros_like(ious)
+        is_positive = (ious >= ious.mean(dim=-1, keepdim=True) + spread) & is_box[..., None]
+        is_positive &= is_inside(box_ops.centers(candidate_boxes), padded[:, :, None])
+        return most_overlapping_box(candidates, ious, is_positive, len(anchors))
+
+
+class SscAssigner:
+    """Spatial and scale constraint of FCOS (arXiv 1904.01355, section 3.2).
+
+    An anchor is positive for the boxes that its centre is inside and whose size suits its level; the smallest
+    of them wins.
+
+    Args:
+        sizes: (low, high) of each level in pixels, both included.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[float, float]] = SSC_SIZES) -> None:
+        self.sizes = tuple(sizes)
+
+    def __call__(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
+        """Match the anchors to the boxes of each image, (G, 4) each; returns (N, K) int64.
+
+        Raises:
+            ValueError: if the number of levels is not that of ``sizes``.
+        """
+        if len(anchors.strides) != len(self.sizes):
+            raise ValueError(
+                f"POSITIVE_TYPE SSC knows the object sizes of {len(self.sizes)} levels, "
+                f"but there are {len(anchors.strides)} levels"
+            )
+        low, high = (
+            torch.cat([anchors.boxes.new_full((n,), x) for n, x in zip(anchors.counts, limits, strict=True)])
+            for limits in zip(*self.sizes, strict=True)
+        )
+        return per_image(lambda image_boxes: self._match(anchors, image_boxes, low, high), anchors, boxes)
+
+    @staticmethod
+    def _match(anchors: Anchors, boxes: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        distances = box_ops.distances_to_sides(box_ops.centers(anchors.boxes), boxes[:, None])  # (G, K, 4)
+        size = distances.amax(dim=-1)
+        is_positive = (distances.amin(dim=-1) > INSIDE_MARGIN) & (size >= low) & (size <= high)
+        areas = torch.where(is_positive, box_ops.area(boxes)[:, None], torch.inf)
+        smallest, box_index = areas.min(dim=0)
+        return torch.where(smallest < torch.inf, box_index, BACKGROUND)
+
+
+class IouAssigner:
+    """IoU thresholds of RetinaNet (arXiv 1708.02002, section 4), positives limited to their box.
+
+    An anchor is positive for the box it overlaps most if the IoU reaches the upper threshold, or if it is
+    one of some box's best anchors; it is background below the lower threshold. What lies between, and
+    positives whose centre is outside their box, is ignored.
+
+    Args:
+        positive_iou: the upper threshold.
+        negative_iou: the lower threshold.
+    """
+
+    def __init__(self, positive_iou: float = 0.5, negative_iou: float = 0.4) -> None:
+        if negative_iou > positive_iou:
+            raise ValueError(
+                f"BG_IOU_THRESHOLD must not exceed FG_IOU_THRESHOLD, got {negative_iou} > {positive_iou}"
+            )
+        self.positive_iou = positive_iou
+        self.negative_iou = negative_iou
+
+    def __call__(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
+        """Match the anchors to the boxes of each image, (G, 4) each; returns (N, K) int64."""
+        return per_image(lambda image_boxes: self._match(anchors, image_boxes), anchors, boxes)
+
+    def _match(self, anchors: Anchors, boxes: Tensor) -> Tensor:
+        ious = box_ops.iou(anchors.boxes, boxes[:, None])  # (G, K)
+        best_iou, box_index = ious.max(dim=0)
+        best_of_box = ious.amax(dim=1, keepdim=True)
+        # A box that overlaps no anchor would tie with all of them at IoU 0, hence the second condition.
+        is_best_of_a_box = ((ious == best_of_box) & (best_of_box > 0)).any(dim=0)
+        is_positive = (best_iou >= self.positive_iou) | is_best_of_a_box
+        inside = is_inside(box_ops.centers(anchors.boxes), boxes[box_index])
+        unmatched = torch.where(best_iou < self.negative_iou, BACKGROUND, IGNORED)
+        return torch.where(is_positive, torch.where(inside, box_index, IGNORED), unmatched)
+
+
+class TopkAssigner:
+    """A fixed number of positives per box: the highest IoUs, ties settled by distance.
+
+    The rank score is ``IoU - distance / largest distance / 1000``. Positives must have their centre inside
+    the box, and an anchor that several boxes want goes to the one it overlaps most.
+
+    Args:
+        topk: anchors per box over all levels.
+    """
+
+    def __init__(self, topk: int = 9) -> None:
+        if topk < 1:
+            raise ValueError(f"MODEL.ATSS.TOPK must be at least 1, got {topk}")
+        self.topk = topk
+
+    def __call__(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
+        """Match the anchors to the boxes of each image, (G, 4) each; returns (N, K) int64."""
+        return per_image(lambda image_boxes: self._match(anchors, image_boxes), anchors, boxes)
+
+    def _match(self, anchors: Anchors, boxes: Tensor) -> Tensor:
+        ious = box_ops.iou(anchors.boxes, boxes[:, None])  # (G, K)
+        between = box_ops.centers(anchors.boxes) - box_ops.centers(boxes)[:, None]
+        distances = between.square().sum(dim=-1).sqrt()
+        ranks = torch.arange(len(anchors), device=boxes.device)
+        order = sort_key(distances / distances.max() / 1000 - ious, ranks)
+        chosen = order.topk(min(self.topk, len(anchors)), largest=False).indices
+        inside = is_inside(box_ops.centers(anchors.boxes)[chosen], boxes[:, None])
+        chosen_ious = ious.gather(1, chosen)
+        return most_overlapping_box(chosen[None], chosen_ious[None], inside[None], len(anchors))[0]
+
+
+def pad(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Bring the boxes of N images, (G, 4) each, to one tensor (N, G, 4) and a mask (N, G) of real ones."""
+    padded = torch.nn.utils.rnn.pad_sequence(list(boxes), batch_first=True)
+    counts = torch.tensor([len(image_boxes) for image_boxes in boxes])
+    is_box = torch.arange(padded.shape[1]) < counts[:, None]
+    return padded, is_box.to(padded.device, non_blocking=True)
+
+
+def per_image(match: Callable[[Tensor], Tensor], anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
+    """Match image by image, for the rules that need all pairs of boxes and anchors; returns (N, K)."""
+    background = anchors.boxes.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
+    return torch.stack([match(b) if len(b) else background for b in boxes])
+
+
+def is_inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """Tell whether points (..., 2) are inside boxes (..., 4), more than the margin from every side."""
+    return box_ops.distances_to_sides(points, boxes).amin(dim=-1) > INSIDE_MARGIN
+
+
+def most_overlapping_box(candidates: Tensor, ious: Tensor, is_positive: Tensor, num_anchors: int) -> Tensor:
+    """Give each anchor to the box that it overlaps most among those it is positive for.
+
+    Args:
+        candidates: anchor indices, int64, shape (N, G, M).
+        ious: of each candidate with its box, shape (N, G, M).
+        is_positive: whether the candidate is positive for its box, shape (N, G, M).
+        num_anchors: K.
+
+    Returns:
+        The index of its box for each anchor, else ``BACKGROUND``; int64, shape (N, K).
+    """
+    num_images, num_boxes, num_candidates = candidates.shape
+    ious = torch.where(is_positive, ious, -1.0).flatten(1)
+    anchor_index = candidates.flatten(1)
+    best = ious.new_full((num_images, num_anchors), -1.0)
+    best = best.scatter_reduce(1, anchor_index, ious, "amax")
+    is_best = is_positive.flatten(1) & (ious == best.gather(1, anchor_index))
+    box_index = torch.arange(num_boxes, device=ious.device).repeat_interleave(num_candidates)
+    claims = torch.where(is_best, box_index, num_boxes)
+    matched = claims.new_full((num_images, num_anchors), num_boxes)
+    matched = matched.scatter_reduce(1, anchor_index, claims, "amin")
+    return torch.where(matched < num_boxes, matched, BACKGROUND)
+
+
+def nearest_anchors(anchors: Anchors, points: Tensor, topk: int) -> Tensor:
+    """Find the anchors of the ``topk`` nearest places of each level.
+
+    Args:
+        anchors: K anchors on L grids.
+        points: (x, y) pixels, shape (..., 2).
+        topk: places a level; a level with fewer gives all it has.
+
+    Returns:
+        Anchor indices, int64, shape (..., M) with M = A * sum over levels of min(topk, H * W).
+    """
+    found, start = [], 0
+    in_place = torch.arange(anchors.per_place, device=points.device)
+    for grid_size, stride, count in zip(anchors.grid_sizes, anchors.strides, anchors.counts, strict=True):
+        cells = nearest_cells(points / stride - 0.5, grid_size, topk)
+        found.append((cells[..., None] * anchors.per_place + in_place).flatten(-2) + start)
+        start += count
+    return torch.cat(found, dim=-1)
+
+
+def nearest_cells(points: Tensor, grid_size: tuple[int, int], topk: int) -> Tensor:
+    """Find the nearest cells of a grid without looking at all of them.
+
+    The cell in the i-th nearest column and the j-th nearest row (counted from 1) has i * j - 1 cells that are
+    no farther in both directions. So the ``topk`` nearest all have i * j <= topk, which leaves about
+    topk * ln(topk) cells to sort, whatever the size of the grid.
+
+    Args:
+        points: (x, y) in cells, with (0, 0) at the centre of the first cell; shape (..., 2).
+        grid_size: (height, width) in cells.
+        topk: how many to find.
+
+    Returns:
+        Cell indices ``row * width + column`` by rising distance, then index; shape (..., min(topk, H * W)).
+    """
+    height, width = grid_size
+    columns, across = nearest_on_axis(points[..., 0], width, topk)
+    rows, down = nearest_on_axis(points[..., 1], height, topk)
+    pairs = [(i, j) for i in range(columns.shape[-1]) for j in range(min(rows.shape[-1], topk // (i + 1)))]
+    i, j = torch.tensor(pairs).T.to(points.device, non_blocking=True)
+    cells = rows[..., j] * width + columns[..., i]
+    order = sort_key(across[..., i] + down[..., j], cells)
+    nearest = order.topk(min(topk, height * width), largest=False, sorted=True).values
+    return nearest & 0xFFFFFFFF
+
+
+def nearest_on_axis(positions: Tensor, length: int, topk: int) -> tuple[Tensor, Tensor]:
+    """Sort the whole numbers in [0, length) near each position by distance, then number.
+
+    Args:
+        positions: shape (...).
+        length: of the axis in cells.
+        topk: how many to return at most.
+
+    Returns:
+        The numbers, int64, and their squared distances, both of shape (..., min(topk, length)).
+    """
+    # Half the window on each side, one cell more for the rounding of ``floor``; shifted inward at the border.
+    window = min(topk + 2, length)
+    first = (positions.floor() - topk // 2).clamp(0, length - window).long()
+    numbers = first[..., None] + torch.arange(window, device=positions.device)
+    order = sort_key((numbers - positions[..., None]).square(), numbers)
+    numbers = order.topk(min(topk, length), largest=False, sorted=True).values & 0xFFFFFFFF
+    return numbers, (numbers - positions[..., None]).square()
+
+
+def sort_key(values: Tensor, indices: Tensor) -> Tensor:
+    """Pack float32 values and indices into int64 that sort by value, then index.
+
+    The bits of a float, read as a signed integer, are ordered like the float itself if it is positive; for
+    negative ones all but the sign are inverted. The index, below 2^32, is the low half of the key.
+    """
+    bits = (values.float() + 0.0).contiguous().view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    return (ordered << 32) + indices

@@ -1,0 +1,124 @@
+"""The dense head, shared by all levels (paper, section 3; the towers of FCOS, arXiv 1904.01355)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from atss_core.layers import DeformConv2d, Scale
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """Predictions of each level, in the anchors' order of channels: anchor-major.
+
+    Attributes:
+        cls_logits: (N, A * C, H, W) a level.
+        box_codes: (N, A * 4, H, W) a level, for the box coder.
+        centerness: logits, (N, A, H, W) a level.
+    """
+
+    cls_logits: list[Tensor]
+    box_codes: list[Tensor]
+    centerness: list[Tensor]
+
+    @property
+    def grid_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each level in cells."""
+        return [(level.shape[2], level.shape[3]) for level in self.cls_logits]
+
+
+def flatten_level(level: Tensor, num_values: int) -> Tensor:
+    """Bring (N, A * num_values, H, W) into the order of the anchors: (N, H * W * A, num_values)."""
+    num_images, _, height, width = level.shape
+    split = level.view(num_images, -1, num_values, height, width)
+    return split.permute(0, 3, 4, 1, 2).reshape(num_images, -1, num_values)
+
+
+class AtssHead(nn.Module):
+    """Two towers of convolutions and three predictions; the centerness comes from the box tower.
+
+    Args:
+        in_channels: channels of the features, a multiple of 32 from 64 on.
+        num_classes: object classes without background (C).
+        num_levels: feature levels, each with its own ``Scale`` of the box codes.
+        num_anchors: anchors of a place (A).
+        num_convs: convolutions in each tower.
+        deformable: make the last convolution of each tower a DCNv2.
+        prior_prob: class probability predicted everywhere at the start (arXiv 1708.02002, section 4.1).
+        positive_codes: pass the codes through a ReLU; for distances, which cannot be negative.
+
+    Raises:
+        ValueError: if ``in_channels`` is something else.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        num_levels: int = 5,
+        num_anchors: int = 1,
+        num_convs: int = 4,
+        deformable: bool = False,
+        prior_prob: float = 0.01,
+        positive_codes: bool = False,
+    ) -> None:
+        super().__init__()
+        if in_channels % 32 or in_channels < 64:
+            raise ValueError(
+                "the towers normalise 32 groups of at least 2 channels, so that one cell has a spread: "
+                f"MODEL.RESNETS.BACKBONE_OUT_CHANNELS must be 64, 96, 128, ..., got {in_channels}"
+            )
+        self.num_classes = num_classes
+        self.positive_codes = positive_codes
+        self.cls_tower = tower(in_channels, num_convs, deformable)
+        self.bbox_tower = tower(in_channels, num_convs, deformable)
+        self.cls_logits = conv3x3(in_channels, num_anchors * num_classes)
+        self.bbox_pred = conv3x3(in_channels, num_anchors * 4)
+        self.centerness = conv3x3(in_channels, num_anchors)
+        self.scales = nn.ModuleList([Scale(1.0) for _ in range(num_levels)])
+        nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior_prob) / prior_prob))  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
+        """Predict from the levels, each (N, in_channels, H, W)."""
+        outputs = HeadOutputs([], [], [])
+        for feature, scale in zip(features, self.scales, strict=True):
+            box_features = self.bbox_tower(feature)
+            codes = scale(self.bbox_pred(box_features))
+            outputs.cls_logits.append(self.cls_logits(self.cls_tower(feature)))
+            outputs.box_codes.append(F.relu(codes) if self.positive_codes else codes)
+            outputs.centerness.append(self.centerness(box_features))
+        return outputs
+
+
+def tower(channels: int, num_convs: int, deformable: bool) -> nn.Sequential:
+    """Build convolution, GroupNorm and ReLU ``num_convs`` times, the last deformable if asked for."""
+    layers: list[nn.Module] = []
+    for i in range(num_convs):
+        is_deformable = deformable and i == num_convs - 1
+        layers.append(deform_conv3x3(channels) if is_deformable else conv3x3(channels, channels))
+        layers += [nn.GroupNorm(32, channels), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Build a 3x3 convolution with the small normal weights that the focal loss starts from."""
+    layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def deform_conv3x3(channels: int) -> DeformConv2d:
+    """Build the deformable twin of ``conv3x3``."""
+    layer = DeformConv2d(channels, channels, modulated=True, bias=True)
+    with torch.no_grad():
+        layer.conv.weight.normal_(std=0.01)
+    nn.init.zeros_(layer.conv.bias)  # type: ignore[arg-type]
+    return layer

@@ -1,0 +1,180 @@
+"""Assignment: golden scenes, a dense twin, ties and unusual boxes."""
+
+import numpy as np
+import pytest
+import torch
+
+from atss_core.config import load_cfg
+from atss_core.modeling import build_assigner
+from atss_core.modeling.anchors import AnchorGenerator
+from atss_core.modeling.assigners import (
+    BACKGROUND,
+    IGNORED,
+    AtssAssigner,
+    IouAssigner,
+    SscAssigner,
+    TopkAssigner,
+    most_overlapping_box,
+    nearest_cells,
+    sort_key,
+)
+from tests import golden
+from tests.modeling import dense
+
+GRIDS = [(100, 152), (50, 76), (25, 38), (13, 19), (7, 10)]
+STRIDES = (8, 16, 32, 64, 128)
+SIZES = (64, 128, 256, 512, 1024)
+GENERATORS = {"A1": AnchorGenerator(SIZES, STRIDES), "A9": AnchorGenerator(SIZES, STRIDES, (0.5, 1, 2), 3)}
+ASSIGNERS = {
+    "ATSS9": AtssAssigner(9),
+    "ATSS3": AtssAssigner(3),
+    "ATSS27": AtssAssigner(27),
+    "SSC": SscAssigner(),
+    "IoU": IouAssigner(),
+    "TOPK": TopkAssigner(9),
+}
+SCENES = [*(f"{a}_G{g}" for a in GENERATORS for g in (1, 3, 17, 120)), "A1_edge"]
+
+
+def random_boxes(num_boxes, width, height, *, seed, whole_pixels):
+    random = torch.Generator().manual_seed(seed)
+    corner = torch.rand(num_boxes, 2, generator=random) * torch.tensor([width * 1.2, height * 1.2])
+    corner -= torch.tensor([width * 0.1, height * 0.1])
+    sides = torch.rand(num_boxes, 2, generator=random) ** 3 * 400
+    boxes = torch.cat([corner, corner + sides], dim=1)
+    return boxes.round() if whole_pixels else boxes
+
+
+@pytest.mark.parametrize("name", ASSIGNERS)
+@pytest.mark.parametrize("scene", SCENES)
+def test_golden_scene(scene, name):
+    expected = golden.arrays(f"assign_{scene}")
+    anchors = GENERATORS[scene[:2]](GRIDS)
+    matched = ASSIGNERS[name](anchors, [torch.from_numpy(expected["boxes"])])[0].numpy()
+    labels = np.where(
+        matched >= 0, expected["labels"][matched.clip(min=0)], np.where(matched == IGNORED, -1, 0)
+    )
+    published = np.zeros(len(anchors), dtype=np.int64)
+    published[expected[f"{name}/pos_idx"]] = expected[f"{name}/pos_label"]
+    published[expected[f"{name}/ign_idx"]] = -1
+    different = set(np.flatnonzero(labels != published)) - set(expected[f"{name}/unstable_idx"])
+    assert not different
+
+
+@pytest.mark.parametrize("whole_pixels", [False, True])
+@pytest.mark.parametrize("topk", [1, 3, 9, 27])
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_grid_candidates_equal_dense_candidates(kind, topk, whole_pixels):
+    anchors = GENERATORS[kind]([(13, 20), (7, 10), (4, 5), (2, 3), (1, 2)])
+    boxes = random_boxes(40, 160, 104, seed=topk, whole_pixels=whole_pixels)
+    found = AtssAssigner(topk)(anchors, [boxes])[0]
+    assert torch.equal(found, dense.assign(anchors, boxes, topk))
+    assert (found >= 0).any()
+
+
+@pytest.mark.parametrize("grid_size", [(1, 1), (1, 30), (30, 1), (2, 5), (3, 3), (17, 23)])
+@pytest.mark.parametrize("topk", [1, 2, 9, 27, 60])
+def test_nearest_cells_with_ties_and_far_points(grid_size, topk):
+    height, width = grid_size
+    random = torch.Generator().manual_seed(0)
+    # Halves of cells tie constantly; a third of the points lie outside the grid.
+    points = (
+        torch.rand(200, 2, generator=random) * 6 * torch.tensor([width, height])
+    ).round() / 2 - 0.5 * max(grid_size)
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    cells = torch.stack([column, row], dim=-1).view(-1, 2)
+    distances = (points[:, None] - cells).square().sum(dim=-1)
+    expected = distances.sort(dim=1, stable=True).indices[:, :topk]
+    assert torch.equal(nearest_cells(points, grid_size, topk), expected)
+
+
+def test_batch_equals_images_one_by_one():
+    anchors = GENERATORS["A1"](GRIDS)
+    boxes = [random_boxes(g, 1216, 800, seed=g, whole_pixels=True) for g in (5, 0, 60, 1)]
+    for assigner in ASSIGNERS.values():
+        together = assigner(anchors, boxes)
+        assert together.shape == (4, len(anchors))
+        for image, image_boxes in enumerate(boxes):
+            assert torch.equal(together[image], assigner(anchors, [image_boxes])[0])
+
+
+@pytest.mark.parametrize("name", ASSIGNERS)
+def test_images_without_boxes_are_background(name):
+    anchors = GENERATORS["A1"]([(13, 20), (7, 10), (4, 5), (2, 3), (1, 2)])
+    matched = ASSIGNERS[name](anchors, [torch.zeros(0, 4), torch.zeros(0, 4)])
+    assert matched.shape == (2, len(anchors))
+    assert (matched == BACKGROUND).all()
+
+
+def test_box_smaller_than_a_stride_gets_the_anchor_inside_it():
+    anchors = GENERATORS["A1"](GRIDS)
+    matched = AtssAssigner(9)(
+        anchors, [torch.tensor([[98.0, 98.0, 102.0, 102.0], [94.0, 94.0, 98.5, 98.5]])]
+    )[0]
+    # (100, 100) is the centre of row 12, column 12 of P3; the second box contains no centre at all.
+    assert (matched >= 0).nonzero().flatten().tolist() == [12 * 152 + 12]
+
+
+def test_box_partly_outside_the_image_and_box_outside_the_grid():
+    anchors = GENERATORS["A1"](GRIDS)
+    boxes = torch.tensor([[-40.0, -30.0, 60.0, 50.0], [5000.0, 5000.0, 5100.0, 5100.0]])
+    for assigner in ASSIGNERS.values():
+        matched = assigner(anchors, [boxes])[0]
+        assert (matched == 0).any()
+        assert not (matched == 1).any()
+        # A box that no anchor overlaps must not make the whole picture ignored or positive.
+        assert (matched == BACKGROUND).sum() > 19000
+
+
+@pytest.mark.parametrize("name", ["ATSS9", "TOPK", "IoU"])
+def test_anchor_that_two_equal_boxes_want_goes_to_the_first(name):
+    anchors = GENERATORS["A1"](GRIDS)
+    boxes = torch.tensor([[100.0, 100.0, 180.0, 180.0]]).repeat(3, 1)
+    matched = ASSIGNERS[name](anchors, [boxes])[0]
+    assert set(matched[matched >= 0].tolist()) == {0}
+
+
+def test_topk_takes_the_lowest_anchor_among_equals():
+    anchors = GENERATORS["A1"](GRIDS)
+    # Centred on the corner of four cells: four anchors tie in IoU and distance.
+    matched = TopkAssigner(2)(anchors, [torch.tensor([[80.0, 80.0, 144.0, 144.0]])])[0]
+    first = 13 * 152 + 13
+    assert (matched >= 0).nonzero().flatten().tolist() == [first, first + 1]
+
+
+def test_one_candidate_has_no_spread():
+    anchors = AnchorGenerator((64,), (8,))([(1, 1)])
+    assert AtssAssigner(9)(anchors, [torch.tensor([[-20.0, -20.0, 30.0, 30.0]])]).tolist() == [[0]]
+
+
+def test_highest_iou_wins_then_lowest_box():
+    candidates = torch.tensor([[[0, 1], [1, 2], [2, 1]]])
+    ious = torch.tensor([[[0.5, 0.6], [0.7, 0.4], [0.4, 0.7]]])
+    wanted = torch.tensor([[[True, True], [True, True], [True, True]]])
+    assert most_overlapping_box(candidates, ious, wanted, 4).tolist() == [[0, 1, 1, -1]]
+    wanted[0, 1] = False
+    assert most_overlapping_box(candidates, ious, wanted, 4).tolist() == [[0, 2, 2, -1]]
+
+
+def test_sort_key_orders_floats_then_indices():
+    values = torch.tensor([0.0, -0.0, -1.5, 3.25, -torch.inf, torch.inf, 3.25, -1e-30])
+    indices = torch.tensor([5, 4, 0, 9, 1, 2, 3, 7])
+    order = sort_key(values, indices).argsort().tolist()
+    assert order == [4, 2, 7, 1, 0, 6, 3, 5]
+
+
+def test_iou_assigner_ignores_positives_with_their_centre_outside():
+    anchors = AnchorGenerator((64,), (64,))([(1, 2)])  # centres (32, 32) and (96, 32)
+    matched = IouAssigner()(anchors, [torch.tensor([[0.0, 0.0, 31.5, 63.0]])])[0]
+    assert matched.tolist() == [IGNORED, BACKGROUND]
+
+
+def test_ssc_needs_five_levels():
+    with pytest.raises(ValueError, match="sizes of 5 levels, but there are 1"):
+        SscAssigner()(AnchorGenerator((64,), (8,))([(2, 2)]), [torch.zeros(1, 4)])
+
+
+def test_unknown_assigner_lists_the_choices():
+    cfg = load_cfg(opts=["MODEL.ATSS.POSITIVE_TYPE", "IOU"])
+    with pytest.raises(ValueError, match="POSITIVE_TYPE must be one of ATSS, SSC, IoU, TOPK, got 'IOU'"):
+        build_assigner(cfg)

@@ -1,0 +1,175 @@
+import pytest
+import torch
+from torch import nn
+
+from atss_core.config import load_cfg
+from atss_core.layers import FrozenBatchNorm2d
+from atss_core.modeling import build_detector
+from atss_core.modeling.anchors import AnchorGenerator
+from atss_core.modeling.registry import Registry
+from atss_core.structures import BoxList, ImageList
+from tests import golden
+
+R50 = golden.ROOT / "configs" / "atss" / "atss_R_50_FPN_1x.yaml"
+SMALL = [
+    *("MODEL.BACKBONE.CONV_BODY", "R-18-FPN-RETINANET", "MODEL.RESNETS.WIDTH_PER_GROUP", "16"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "64"),
+    *("MODEL.ATSS.NUM_CONVS", "1", "MODEL.ATSS.NUM_CLASSES", "4"),
+]
+
+
+def small(*opts):
+    return build_detector(load_cfg(R50, [*SMALL, *opts]))
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        [],
+        ["MODEL.BACKBONE.CONV_BODY", "R-34-FPN-RETINANET"],
+        [
+            "MODEL.RESNETS.TRANS_FUNC",
+            "BasicBlockWithBatchNorm",
+            "MODEL.RESNETS.STEM_FUNC",
+            "StemWithBatchNorm",
+        ],
+        ["MODEL.BACKBONE.USE_GN", "True", "MODEL.GROUP_NORM.NUM_GROUPS", "8"],
+        ["MODEL.FPN.USE_GN", "True", "MODEL.FPN.USE_RELU", "True"],
+        ["MODEL.RETINANET.USE_C5", "True"],
+        ["MODEL.ATSS.ASPECT_RATIOS", "(0.5, 1.0, 2.0)", "MODEL.ATSS.SCALES_PER_OCTAVE", "3"],
+        ["MODEL.ATSS.ANCHOR_SIZES", "((32, 45.3), (64, 91), (128, 181), (256, 362), (512, 724))"],
+        ["MODEL.ATSS.USE_DCN_IN_TOWER", "True"],
+        ["MODEL.ATSS.REGRESSION_TYPE", "POINT", "MODEL.ATSS.POSITIVE_TYPE", "SSC"],
+    ],
+)
+def test_variant_trains_and_detects(opts):
+    torch.manual_seed(0)
+    model = small(*opts)
+    images = ImageList.from_tensors([torch.randn(3, 70, 90), torch.randn(3, 64, 64)], 32)
+    targets = [
+        BoxList(torch.tensor([[5.0, 5.0, 50.0, 60.0]]), images.image_sizes[0], labels=torch.tensor([3])),
+        BoxList(torch.zeros(0, 4), images.image_sizes[1], labels=torch.zeros(0, dtype=torch.int64)),
+    ]
+    losses = model.train()(images, targets)
+    sum(losses.values()).backward()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trainable)
+    assert any((p.grad != 0).any() for p in trainable)
+    assert len(model.eval()(images)) == 2
+
+
+def test_bodies_have_the_norm_that_is_asked_for():
+    assert isinstance(small().backbone.body.stem.bn1, FrozenBatchNorm2d)
+    model = small("MODEL.RESNETS.TRANS_FUNC", "BasicBlockWithBatchNorm")
+    assert isinstance(model.backbone.body.layer1[0].bn1, nn.BatchNorm2d)
+    assert isinstance(model.backbone.body.stem.bn1, FrozenBatchNorm2d)
+    with pytest.raises(
+        ValueError, match=r"TRANS_FUNC must be one of BottleneckWithFixedBatchNorm, .* got 'Bottleneck'"
+    ):
+        small("MODEL.RESNETS.TRANS_FUNC", "Bottleneck")
+
+
+@pytest.mark.parametrize("frozen", [0, 2, 5])
+def test_frozen_stages_do_not_move(frozen):
+    norms = [
+        "MODEL.RESNETS.TRANS_FUNC",
+        "BasicBlockWithBatchNorm",
+        "MODEL.RESNETS.STEM_FUNC",
+        "StemWithBatchNorm",
+    ]
+    body = small(*norms, "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", str(frozen)).train().backbone.body
+    stages = [body.stem, body.layer1, body.layer2, body.layer3, body.layer4]
+    body(torch.randn(2, 3, 64, 64))
+    for number, stage in enumerate(stages):
+        norm = next(m for m in stage.modules() if isinstance(m, nn.BatchNorm2d))
+        assert (norm.running_mean.abs().sum() == 0) == (number < frozen)
+        assert all(p.requires_grad == (number >= frozen) for p in stage.parameters())
+
+
+def test_stride_is_where_it_should_be():
+    for in_1x1, strides in ((True, (2, 1)), (False, (1, 2))):
+        model = build_detector(load_cfg(R50, ["MODEL.RESNETS.STRIDE_IN_1X1", str(in_1x1)]))
+        block = model.backbone.body.layer2[0]
+        assert (block.conv1.stride[0], block.conv2.stride[0]) == strides
+
+
+def test_two_models_live_side_by_side():
+    first, second = small("MODEL.ATSS.TOPK", "3"), small("MODEL.ATSS.TOPK", "27")
+    assert first.rpn.loss.assigner.topk == 3
+    assert second.rpn.loss.assigner.topk == 27
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.MASK_ON", "True"], "MODEL.MASK_ON True belongs to another detector"),
+        (["MODEL.KEYPOINT_ON", "True"], "MODEL.KEYPOINT_ON True"),
+        (["MODEL.RETINANET_ON", "True"], "MODEL.RETINANET_ON True"),
+        (["MODEL.ATSS_ON", "False"], "MODEL.ATSS_ON must be True"),
+        (["MODEL.RPN_ONLY", "False"], "MODEL.RPN_ONLY must be True"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "must be 'GeneralizedRCNN', got 'RetinaNet'"),
+        (["MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION"),
+        (
+            ["MODEL.BACKBONE.CONV_BODY", "R-50-C4"],
+            "CONV_BODY must be one of R-18-FPN-RETINANET, .*got 'R-50-C4'",
+        ),
+        (["MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "6"], "FREEZE_CONV_BODY_AT must be 0 to 5, got 6"),
+        (
+            ["MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "48"],
+            "BACKBONE_OUT_CHANNELS must be 64, 96, 128, ..., got 48",
+        ),
+        (["MODEL.RESNETS.NUM_GROUPS", "32"], "no groups"),
+        (["MODEL.ATSS.ANCHOR_SIZES", "(64,)"], "one number a level, got 1 and 5"),
+        (["MODEL.ATSS.ANCHOR_SIZES", "((8, 9), 16, 32, 64, 128)"], "as many ANCHOR_SIZES as the others"),
+        (
+            ["MODEL.ATSS.ANCHOR_STRIDES", "(4, 8, 16, 32, 64)"],
+            "ANCHOR_STRIDES must be .*the strides of P3 to P7",
+        ),
+        (["MODEL.ATSS.TOPK", "0"], "TOPK must be at least 1"),
+        (
+            ["MODEL.ATSS.REGRESSION_TYPE", "POINT", "MODEL.ATSS.SCALES_PER_OCTAVE", "3"],
+            "POINT needs one anchor a place, but .* make 3",
+        ),
+        (["MODEL.ATSS.REGRESSION_TYPE", "box"], "REGRESSION_TYPE must be one of BOX, POINT, got 'box'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(opts, message):
+    with pytest.raises(ValueError, match=message):
+        small(*opts)
+
+
+def test_training_without_targets_is_refused():
+    with pytest.raises(ValueError, match="training needs targets"):
+        small().train()(ImageList.from_tensors([torch.zeros(3, 32, 32)]))
+
+
+def test_registry_refuses_duplicates():
+    registry = Registry("KEY")
+    registry.register("a")(dict)
+    with pytest.raises(ValueError, match="KEY 'a' is registered already"):
+        registry.register("a")(list)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("A1", {}), ("A9", {"aspect_ratios": (0.5, 1, 2), "scales_per_octave": 3})]
+)
+def test_anchors_golden(kind, options):
+    expected = golden.arrays("anchors")
+    strides = (8, 16, 32, 64, 128)
+    generator = AnchorGenerator((64, 128, 256, 512, 1024), strides, **options)
+    anchors = generator([(100, 152), (50, 76), (25, 38), (13, 19), (7, 10)])
+    levels = anchors.boxes.split(anchors.counts)
+    for level, (boxes, cell) in enumerate(zip(levels, generator.cell_anchors, strict=True)):
+        assert len(boxes) == expected[f"{kind}/L{level}/count"]
+        assert cell.tolist() == expected[f"{kind}/L{level}/cell"].tolist()
+        assert boxes[:12].tolist() == expected[f"{kind}/L{level}/first"].tolist()
+        assert boxes[-12:].tolist() == expected[f"{kind}/L{level}/last"].tolist()
+        assert boxes[expected[f"{kind}/L{level}/idx"]].tolist() == expected[f"{kind}/L{level}/rows"].tolist()
+
+
+def test_several_sizes_of_a_level_follow_each_other():
+    anchors = AnchorGenerator(((16, 40), (32, 80)), (8, 16), aspect_ratios=(1.0, 4.0))
+    assert anchors.per_place == 4
+    widths = [(cell[:, 2] - cell[:, 0]).tolist() for cell in anchors.cell_anchors]
+    # Ratio by ratio, then size by size; a ratio of 4 halves the width.
+    assert widths == [[15, 39, 7, 19], [31, 79, 15, 39]]

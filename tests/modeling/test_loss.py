@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+
+from atss_core.modeling.anchors import AnchorGenerator
+from atss_core.modeling.assigners import BACKGROUND, IGNORED, AtssAssigner
+from atss_core.modeling.box_coder import BoxCoder, PointCoder
+from atss_core.modeling.head import HeadOutputs, flatten_level
+from atss_core.modeling.loss import AtssLoss, centerness_target, giou_loss
+from atss_core.structures import BoxList
+from tests import golden
+from tests.modeling.test_assigners import GENERATORS, GRIDS, SCENES
+
+CODERS = {"BOX": BoxCoder(), "POINT": PointCoder(8.0)}
+SMALL_GRIDS = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
+
+
+def outputs(num_images=1, num_classes=3, grids=SMALL_GRIDS, seed=0):
+    random = torch.Generator().manual_seed(seed)
+
+    def maps(channels):
+        return [torch.randn(num_images, channels, h, w, generator=random).requires_grad_() for h, w in grids]
+
+    return HeadOutputs(maps(num_classes), maps(4), maps(1))
+
+
+def atss_loss(**options):
+    return AtssLoss(AtssAssigner(9), BoxCoder(), **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scene"),
+    [(k, s) for k in CODERS for s in SCENES if s.startswith("A1") and (k, s) != ("POINT", "A1_edge")],
+)
+def test_codes_golden(kind, scene):
+    expected = golden.arrays(f"assign_{scene}")
+    anchors = GENERATORS["A1"](GRIDS)
+    matched = AtssAssigner(9)(anchors, [torch.from_numpy(expected["boxes"])])[0]
+    positives = torch.from_numpy(expected["ATSS9/pos_idx"][expected["ATSS9/reg_sel"]]).long()
+    boxes = torch.from_numpy(expected["boxes"])[matched[positives]]
+    codes = CODERS[kind].encode(boxes, anchors.boxes[positives])
+    assert np.allclose(codes, expected[f"ATSS9/reg_{kind}"], rtol=1e-5, atol=1e-5)
+    assert torch.allclose(CODERS[kind].decode(codes, anchors.boxes[positives]), boxes, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", CODERS)
+def test_giou_golden(kind):
+    expected = golden.arrays("giou")
+    anchors, target, weight = (
+        torch.from_numpy(expected[f"{kind}/{k}"]) for k in ("anchors", "target", "weight")
+    )
+    codes = torch.from_numpy(expected[f"{kind}/pred"]).requires_grad_()
+    decoded = CODERS[kind].decode(codes, anchors)
+    losses = giou_loss(decoded, CODERS[kind].decode(target, anchors))
+    (losses * weight).sum().backward()
+    assert np.allclose(decoded.detach(), expected[f"{kind}/decoded_pred"], atol=1e-2, rtol=1e-6)
+    assert np.allclose(losses.detach(), expected[f"{kind}/loss_each"], atol=1e-5)
+    assert np.allclose(codes.grad, expected[f"{kind}/grad_pred"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CODERS)
+def test_centerness_golden(kind):
+    expected = golden.arrays("centerness")
+    anchors, codes = (torch.from_numpy(expected[f"{kind}/{k}"]) for k in ("anchors", "reg_targets"))
+    found = centerness_target(anchors, CODERS[kind].decode(codes, anchors))
+    assert np.allclose(found, expected[f"{kind}/centerness"], atol=1e-4)
+
+
+def test_box_codes_are_capped_and_stay_finite():
+    anchors = torch.tensor([[0.0, 0.0, 15.0, 15.0]])
+    decoded = BoxCoder().decode(torch.tensor([[0.0, 0.0, 1e4, 1e4]]), anchors)
+    assert (decoded[0, 2] - decoded[0, 0] + 1).item() == pytest.approx(1000)
+
+
+def test_flattening_follows_the_order_of_the_anchors():
+    level = torch.arange(2 * 6 * 2 * 3).view(2, 6, 2, 3)  # A = 2 anchors, 3 values
+    flat = flatten_level(level, 3)
+    assert flat.shape == (2, 12, 3)
+    # Row 1, column 2, anchor 1 is entry ((1 * 3) + 2) * 2 + 1.
+    assert torch.equal(flat[1, 11], level[1, 3:6, 1, 2])
+
+
+def test_batch_is_the_sum_of_its_images():
+    anchors = AnchorGenerator((16, 32, 64, 128, 256), (8, 16, 32, 64, 128))(SMALL_GRIDS)
+    targets = [
+        BoxList(torch.tensor([[4.0, 4.0, 30.0, 40.0]]), (64, 64), labels=torch.tensor([2])),
+        BoxList(
+            torch.tensor([[0.0, 0.0, 60.0, 60.0], [9.0, 9, 20, 20]]), (64, 64), labels=torch.tensor([1, 3])
+        ),
+    ]
+    both = outputs(num_images=2)
+    loss = atss_loss()
+    counts = [loss.targets(anchors, [t]).is_positive.sum().item() for t in targets]
+    together = loss(both, anchors, targets)["loss_cls"] * sum(counts)
+    alone = sum(
+        loss(
+            HeadOutputs(*([level[i : i + 1] for level in f] for f in vars(both).values())),
+            anchors,
+            [targets[i]],
+        )["loss_cls"]
+        * counts[i]
+        for i in range(2)
+    )
+    assert together.item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_boxes", [[0], [0, 0], [0, 2]])
+def test_images_without_boxes_train(num_boxes):
+    anchors = AnchorGenerator((16, 32, 64, 128, 256), (8, 16, 32, 64, 128))(SMALL_GRIDS)
+    boxes = torch.tensor([[4.0, 4.0, 30.0, 40.0], [20.0, 20.0, 50.0, 60.0]])
+    targets = [BoxList(boxes[:n], (64, 64), labels=torch.ones(n, dtype=torch.int64)) for n in num_boxes]
+    predicted = outputs(num_images=len(num_boxes))
+    losses = atss_loss()(predicted, anchors, targets)
+    sum(losses.values()).backward()
+    assert losses["loss_cls"] > 0
+    assert (losses["loss_reg"] > 0) == (sum(num_boxes) > 0)
+    for level in (*predicted.cls_logits, *predicted.box_codes, *predicted.centerness):
+        assert torch.isfinite(level.grad).all()
+
+
+def test_huge_codes_of_background_do_not_reach_the_gradient():
+    anchors = AnchorGenerator((16, 32, 64, 128, 256), (8, 16, 32, 64, 128))(SMALL_GRIDS)
+    predicted = outputs()
+    predicted.box_codes[0].data[0, :, 0, 0] = torch.inf
+    target = BoxList(torch.tensor([[30.0, 30.0, 60.0, 60.0]]), (64, 64), labels=torch.tensor([1]))
+    losses = atss_loss()(predicted, anchors, [target])
+    sum(losses.values()).backward()
+    assert torch.isfinite(losses["loss_reg"])
+    assert torch.isfinite(predicted.box_codes[0].grad).all()
+
+
+def test_ignored_anchors_count_for_nothing():
+    anchors = AnchorGenerator((16, 32, 64, 128, 256), (8, 16, 32, 64, 128))(SMALL_GRIDS)
+    matched = torch.full((1, len(anchors)), BACKGROUND)
+    target = BoxList(torch.tensor([[4.0, 4.0, 30.0, 40.0]]), (64, 64), labels=torch.tensor([2]))
+    predicted = outputs()
+
+    def class_loss():
+        return AtssLoss(lambda anchors, boxes: matched, BoxCoder())(predicted, anchors, [target])[
+            "loss_cls"
+        ].item()
+
+    everything = class_loss()
+    matched[:] = IGNORED
+    assert class_loss() == 0
+    matched[0, 0] = BACKGROUND
+    assert 0 < class_loss() < everything
+
+
+def test_targets_need_labels():
+    anchors = AnchorGenerator((16, 32, 64, 128, 256), (8, 16, 32, 64, 128))(SMALL_GRIDS)
+    with pytest.raises(ValueError, match="training needs labels"):
+        atss_loss()(outputs(), anchors, [BoxList(torch.zeros(1, 4), (64, 64))])

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from atss_core.modeling.anchors import AnchorGenerator
+from atss_core.modeling.box_coder import BoxCoder
+from atss_core.modeling.head import HeadOutputs
+from atss_core.modeling.postprocess import PostProcessor
+
+GENERATOR = AnchorGenerator((32, 64), (8, 16))
+GRIDS = [(8, 8), (4, 4)]
+
+
+def outputs(cls_logit=-20.0, num_classes=3):
+    return HeadOutputs(
+        [torch.full((1, num_classes, *g), cls_logit) for g in GRIDS],
+        [torch.zeros(1, 4, *g) for g in GRIDS],
+        [torch.zeros(1, 1, *g) for g in GRIDS],
+    )
+
+
+def run(predicted, **options):
+    return PostProcessor(BoxCoder(), **options)(predicted, GENERATOR(GRIDS), [(60, 62)])[0]
+
+
+def test_nothing_found_is_an_empty_list():
+    found = run(outputs())
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.image_size == (60, 62)
+
+
+def test_score_is_the_root_of_class_and_centerness_and_boxes_are_clipped():
+    predicted = outputs()
+    predicted.cls_logits[0][0, 2, 0, 1] = 1.0
+    predicted.centerness[0][0, 0, 0, 1] = -2.0
+    found = run(predicted)
+    assert found.labels.tolist() == [3]
+    assert found.scores.item() == pytest.approx(
+        (torch.sigmoid(torch.tensor(1.0)) * torch.sigmoid(torch.tensor(-2.0))).sqrt().item()
+    )
+    # The anchor of 32 px around (12, 4), clipped at the border.
+    assert found.boxes.tolist() == [[0.0, 0.0, 27.5, 19.5]]
+
+
+def test_threshold_is_for_the_class_probability_alone():
+    predicted = outputs()
+    predicted.cls_logits[0][0, 0, 4, 4] = torch.logit(torch.tensor(0.051))
+    predicted.cls_logits[0][0, 0, 0, 0] = torch.logit(torch.tensor(0.049))
+    for level in predicted.centerness:
+        level[:] = -5.0
+    found = run(predicted)
+    assert len(found) == 1
+    assert found.scores.item() < 0.05
+
+
+def test_nms_is_within_a_class():
+    predicted = outputs()
+    predicted.cls_logits[0][0, 0, 4, 4] = 2.0
+    predicted.cls_logits[0][0, 1, 4, 4] = 1.0
+    predicted.cls_logits[0][0, 0, 4, 5] = 1.5  # IoU with its neighbour: 24 of 40 columns, exactly 0.6
+    assert run(predicted).labels.tolist() == [1, 1, 2]
+    assert run(predicted, nms_threshold=0.59).labels.tolist() == [1, 2]
+
+
+def test_limits_before_and_after_nms():
+    predicted = outputs()
+    logits = torch.linspace(1, 2, 64).view(8, 8)
+    predicted.cls_logits[0][0, 0] = logits
+    predicted.cls_logits[1][0, 0] = 3.0
+    assert len(run(predicted, nms_threshold=1.0)) == 64 + 16
+    assert len(run(predicted, nms_threshold=1.0, max_detections=0)) == 64 + 16
+    assert len(run(predicted, nms_threshold=1.0, pre_nms_top_n=5)) == 5 + 5
+    best = run(predicted, nms_threshold=1.0, max_detections=20)
+    assert len(best) == 20
+    assert best.scores.tolist() == sorted(best.scores.tolist(), reverse=True)
+
+
+def test_ties_with_the_last_detection_stay():
+    predicted = outputs()
+    predicted.cls_logits[1][0, 0] = 3.0
+    assert len(run(predicted, nms_threshold=1.0, max_detections=10)) == 16

@@ -1,0 +1,43 @@
+"""Pictures and boxes, from files to batches."""
+
+from atss_core.data.batch import Batch, Sample, collate
+from atss_core.data.build import (
+    build_collate,
+    build_datasets,
+    build_test_loaders,
+    build_train_dataset,
+    build_train_loader,
+    build_transform,
+    check_num_classes,
+)
+from atss_core.data.coco import CocoDataset
+from atss_core.data.pictures import UnreadablePictureError, read_image, to_rgb
+from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler
+from atss_core.data.shapes import write_shapes
+from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, resize_size
+
+__all__ = [
+    "Batch",
+    "CocoDataset",
+    "Compose",
+    "Normalize",
+    "RandomHorizontalFlip",
+    "Resize",
+    "Sample",
+    "SampleKey",
+    "TestBatchSampler",
+    "TrainBatchSampler",
+    "UnreadablePictureError",
+    "build_collate",
+    "build_datasets",
+    "build_test_loaders",
+    "build_train_dataset",
+    "build_train_loader",
+    "build_transform",
+    "check_num_classes",
+    "collate",
+    "read_image",
+    "resize_size",
+    "to_rgb",
+    "write_shapes",
+]

@@ -1,0 +1,226 @@
+"""Read a COCO annotation file and refuse what training would silently learn from or crash on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+_NUM_SHOWN = 5  # ids named in a message
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The objects of a file, one row each, ordered by image.
+
+    Attributes:
+        ids: int64 (A,).
+        image_ids: int64 (A,), ascending.
+        category_ids: int64 (A,).
+        is_crowd: bool (A,).
+        boxes: (x, y, width, height) in pixels with positive sides, float64 (A, 4).
+    """
+
+    ids: np.ndarray
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    is_crowd: np.ndarray
+    boxes: np.ndarray
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Annotations:
+        return Annotations(
+            self.ids[rows],
+            self.image_ids[rows],
+            self.category_ids[rows],
+            self.is_crowd[rows],
+            self.boxes[rows],
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_coco_json(name: str, path: Path) -> dict[str, Any]:
+    """Parse an annotation file and check its images and categories.
+
+    Args:
+        name: of the data set, for messages.
+        path: the JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not JSON, or not a COCO file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data set {name} needs the annotation file {path}, which does not exist; set DATASETS.DATA_DIR"
+            " to the folder that holds the data sets, or link yours into it, such as datasets/coco"
+        )
+    try:
+        tree = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno};"
+            " it may be incomplete, fetch it again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}; fetch it again") from error
+    _check_tree(tree, path)
+    _check_images(tree["images"], path)
+    _check_categories(tree["categories"], path)
+    return tree
+
+
+def parse_annotations(tree: dict[str, Any], path: Path) -> Annotations:
+    """Return the objects of a parsed file, without those whose box has no area.
+
+    Args:
+        tree: as ``read_coco_json`` returns it; without "annotations" the result is empty.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: if an annotation is incomplete, has a malformed box or an unknown image or category.
+    """
+    entries = tree.get("annotations") or []
+    if not isinstance(entries, list):
+        raise ValueError(f'{path}: "annotations" must be a list, got {type(entries).__name__}')
+    ids, image_ids, category_ids = (
+        _integers(entries, key, "annotation", path) for key in ("id", "image_id", "category_id")
+    )
+    _check_known(image_ids, ids, [image["id"] for image in tree["images"]], "image", path)
+    _check_known(category_ids, ids, [entry["id"] for entry in tree["categories"]], "category", path)
+    for entry in entries:
+        # Polygons take most of the memory of a COCO file and are not used here.
+        entry.pop("segmentation", None)
+    is_crowd = np.fromiter((bool(entry.get("iscrowd", 0)) for entry in entries), bool, len(entries))
+    rows = Annotations(ids, image_ids, category_ids, is_crowd, _boxes(entries, ids, path))
+    rows = _drop_without_area(rows, path)
+    return rows[np.argsort(rows.image_ids, kind="stable")]
+
+
+def some(ids: Sequence[Any] | np.ndarray) -> str:
+    """Name the first few ids."""
+    shown = ", ".join(str(i) for i in ids[:_NUM_SHOWN])
+    return f"{shown}, ..." if len(ids) > _NUM_SHOWN else shown or "none"
+
+
+def _check_tree(tree: Any, path: Path) -> None:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold a COCO dictionary, got {type(tree).__name__}")
+    for key in ("images", "categories"):
+        entries = tree.get(key)
+        if not isinstance(entries, list) or not entries:
+            raise ValueError(f'{path} is not a COCO file: expected a list "{key}" with at least one entry')
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f'{path}: every entry of "{key}" must be a dictionary')
+
+
+def _check_images(images: list[dict[str, Any]], path: Path) -> None:
+    ids = _integers(images, "id", "image", path)
+    _check_unique(ids, "image", path)
+    for entry in images:
+        if not isinstance(entry.get("file_name"), str):
+            raise ValueError(
+                f'{path}: image {entry["id"]} needs a "file_name", got {entry.get("file_name")!r}'
+            )
+    heights, widths = (_integers(images, key, "image", path) for key in ("height", "width"))
+    wrong = np.flatnonzero((heights < 1) | (widths < 1))
+    if len(wrong):
+        i = wrong[0]
+        raise ValueError(
+            f"{path}: image {ids[i]} must have at least 1x1 pixels, got {widths[i]}x{heights[i]}"
+            " (width x height); correct its entry"
+        )
+
+
+def _check_categories(categories: list[dict[str, Any]], path: Path) -> None:
+    _check_unique(_integers(categories, "id", "category", path), "category", path)
+    for entry in categories:
+        if not isinstance(entry.get("name"), str):
+            raise ValueError(f'{path}: category {entry["id"]} needs a "name", got {entry.get("name")!r}')
+    names = [entry["name"] for entry in categories]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{path}: every category needs a name of its own, but {some(twice)} repeat(s)")
+
+
+def _check_unique(ids: np.ndarray, what: str, path: Path) -> None:
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        raise ValueError(f"{path}: every {what} id must be unique, but {some(values[counts > 1])} repeat(s)")
+
+
+def _check_known(
+    used: np.ndarray, annotation_ids: np.ndarray, known: list[int], what: str, path: Path
+) -> None:
+    unknown = np.flatnonzero(~np.isin(used, known))
+    if len(unknown):
+        i = unknown[0]
+        raise ValueError(
+            f"{path}: annotation {annotation_ids[i]} has {what}_id {used[i]}, which is not in the file"
+            f" ({len(unknown)} such annotation(s)); add the {what} or remove the annotation"
+        )
+
+
+def _integers(entries: list[Any], key: str, what: str, path: Path) -> np.ndarray:
+    """Return a field of all entries, int64 (entries,)."""
+    try:
+        values = [entry[key] for entry in entries]
+    except (KeyError, TypeError):
+        values = []
+    if len(values) < len(entries) or not all(type(value) is int for value in values):
+        number, entry = next(_without_integer(entries, key))
+        named = (
+            f"{what} {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"{what} no. {number}"
+        )
+        found = repr(entry[key]) if isinstance(entry, dict) and key in entry else "none"
+        raise ValueError(f'{path}: {named} needs a whole number as "{key}", got {found}')
+    return np.array(values, dtype=np.int64)
+
+
+def _without_integer(entries: list[Any], key: str) -> Iterator[tuple[int, Any]]:
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or type(entry.get(key)) is not int:
+            yield number, entry
+
+
+def _boxes(entries: list[dict[str, Any]], ids: np.ndarray, path: Path) -> np.ndarray:
+    """Return all boxes, float64 (entries, 4)."""
+    boxes = [entry.get("bbox") for entry in entries]
+    try:
+        values = np.array(boxes).reshape(len(boxes), 4)
+    except ValueError:  # of different lengths
+        values = np.empty((0, 4), dtype=object)
+    if not len(boxes) or (values.dtype.kind in "iuf" and np.isfinite(values).all()):
+        return values.astype(np.float64)
+    wrong = next(i for i, box in enumerate(boxes) if not _is_box(box))
+    raise ValueError(
+        f"{path}: annotation {ids[wrong]} must have 4 finite numbers (x, y, width, height) as bbox,"
+        f" got {boxes[wrong]!r}; correct or remove it"
+    )
+
+
+def _is_box(box: Any) -> bool:
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    return all(type(value) in (int, float) and np.isfinite(value) for value in box)
+
+
+def _drop_without_area(rows: Annotations, path: Path) -> Annotations:
+    has_area = (rows.boxes[:, 2:] > 0).all(axis=1)
+    if not has_area.all():
+        dropped = rows.ids[~has_area]
+        logger.warning(
+            "%s: %d box(es) have a width or height of 0 or less and are ignored (annotations %s)",
+            path,
+            len(dropped),
+            some(dropped),
+        )
+    return rows[np.flatnonzero(has_area)]

@@ -1,0 +1,201 @@
+"""From the configuration to data sets and loaders; the only file of this package that sees ``cfg``."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from yacs.config import CfgNode
+
+from atss_core.config.catalog import find_dataset
+from atss_core.data.batch import Batch, Sample, collate
+from atss_core.data.coco import CocoDataset
+from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler, divide_batch
+from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Step
+
+
+class JoinedDataset(Dataset[Sample]):
+    """Several data sets of the same classes, one after the other.
+
+    Args:
+        datasets: at least one.
+
+    Raises:
+        ValueError: if their classes differ.
+    """
+
+    def __init__(self, datasets: Sequence[CocoDataset]) -> None:
+        first = datasets[0]
+        for other in datasets[1:]:
+            if other.class_names != first.class_names:
+                raise ValueError(
+                    "data sets that are trained on together must have the same classes in the same order of"
+                    f" ids, but {first.name} has {_names(first)} and {other.name} has {_names(other)};"
+                    " correct DATASETS.TRAIN"
+                )
+        self.datasets = list(datasets)
+        self.name = "+".join(dataset.name for dataset in datasets)
+        self.class_names = first.class_names
+        self.num_classes = first.num_classes
+        self.aspect_ratios = np.concatenate([dataset.aspect_ratios for dataset in datasets])
+        self._ends = list(accumulate(len(dataset) for dataset in datasets))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        index, seed = key if isinstance(key, SampleKey) else (key, 0)
+        which = bisect_right(self._ends, index)
+        start = self._ends[which - 1] if which else 0
+        return self.datasets[which][SampleKey(index - start, seed)]
+
+
+def build_transform(cfg: CfgNode, training: bool) -> Compose:
+    """Build what happens to a picture, in the published order."""
+    settings = cfg.INPUT
+    normalize = Normalize(mean=settings.PIXEL_MEAN, std=settings.PIXEL_STD, to_bgr255=settings.TO_BGR255)
+    if not training:
+        return Compose([Resize([settings.MIN_SIZE_TEST], settings.MAX_SIZE_TEST)], normalize)
+    steps: list[Step] = [
+        Resize(_train_sizes(cfg), settings.MAX_SIZE_TRAIN),
+        RandomHorizontalFlip(settings.HORIZONTAL_FLIP_PROB_TRAIN),
+    ]
+    return Compose(steps, normalize)
+
+
+def build_datasets(cfg: CfgNode, training: bool) -> list[CocoDataset]:
+    """Build the data sets of DATASETS.TRAIN or DATASETS.TEST, and check that the detector has their classes.
+
+    Raises:
+        ValueError: if the key is empty, or as ``CocoDataset`` and ``check_num_classes``.
+        FileNotFoundError: if files are missing.
+    """
+    names = cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST
+    if not names:
+        key = "DATASETS.TRAIN" if training else "DATASETS.TEST"
+        raise ValueError(f"{key} must name at least one data set, such as ('coco_2017_val',), got {names!r}")
+    datasets = [
+        CocoDataset(
+            find_dataset(name, cfg.DATASETS.DATA_DIR),
+            transform=build_transform(cfg, training),
+            training=training,
+            skip_corrupt=cfg.DATALOADER.SKIP_CORRUPT,
+        )
+        for name in names
+    ]
+    for dataset in datasets:
+        check_num_classes(dataset, cfg)
+    return datasets
+
+
+def check_num_classes(dataset: CocoDataset, cfg: CfgNode) -> None:
+    """Check that the detector has as many classes as the data set.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    wanted, found = dataset.num_classes + 1, cfg.MODEL.ATSS.NUM_CLASSES
+    if wanted != found:
+        raise ValueError(
+            f"data set {dataset.name} has {_names(dataset)}, which needs MODEL.ATSS.NUM_CLASSES {wanted}"
+            f" (classes + background), but it is {found}"
+        )
+
+
+def build_collate(cfg: CfgNode) -> Callable[[Sequence[Sample]], Batch]:
+    """Build what pads samples to a batch."""
+    return partial(collate, size_divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY)
+
+
+def build_train_dataset(cfg: CfgNode) -> JoinedDataset:
+    """Build the training set of all names in DATASETS.TRAIN; raises as ``build_datasets``."""
+    return JoinedDataset(build_datasets(cfg, training=True))
+
+
+def build_train_loader(
+    cfg: CfgNode, dataset: JoinedDataset, start_iter: int = 0, rank: int = 0, world_size: int = 1
+) -> DataLoader[Sample]:
+    """Build the loader of the batches from iteration ``start_iter`` to SOLVER.MAX_ITER.
+
+    Args:
+        cfg: the configuration.
+        dataset: the training set.
+        start_iter: iterations already trained.
+        rank: of this process.
+        world_size: number of processes, which share SOLVER.IMS_PER_BATCH.
+
+    Returns:
+        A loader of ``Batch``; its ``dataset`` has ``class_names``.
+    """
+    divide_batch(cfg.SOLVER.IMS_PER_BATCH, world_size, "pictures in SOLVER.IMS_PER_BATCH")
+    sampler = TrainBatchSampler(
+        _aspect_groups(cfg, dataset),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_iters=cfg.SOLVER.MAX_ITER,
+        start_iter=start_iter,
+        seed=cfg.SEED,
+        rank=rank,
+        world_size=world_size,
+    )
+    return _build_loader(cfg, dataset, sampler)
+
+
+def build_test_loaders(cfg: CfgNode, rank: int = 0, world_size: int = 1) -> list[DataLoader[Sample]]:
+    """Build a loader of ``Batch`` for each data set of DATASETS.TEST; its ``dataset`` is a ``CocoDataset``.
+
+    Args:
+        cfg: the configuration.
+        rank: of this process.
+        world_size: number of processes, which share TEST.IMS_PER_BATCH and the pictures.
+    """
+    share = divide_batch(cfg.TEST.IMS_PER_BATCH, world_size, "pictures in TEST.IMS_PER_BATCH")
+    loaders = []
+    for dataset in build_datasets(cfg, training=False):
+        sampler = TestBatchSampler(_aspect_groups(cfg, dataset), share, rank=rank, world_size=world_size)
+        loaders.append(_build_loader(cfg, dataset, sampler))
+    return loaders
+
+
+def _build_loader(cfg: CfgNode, dataset: Dataset[Sample], sampler: Sampler) -> DataLoader[Sample]:
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=build_collate(cfg),
+        pin_memory=torch.cuda.is_available(),
+        # The workers' own seeds follow from this one, and the global generator is left alone. No sample
+        # depends on them: augmentation is seeded by the sampler.
+        generator=torch.Generator().manual_seed(cfg.SEED),
+    )
+
+
+def _aspect_groups(cfg: CfgNode, dataset: CocoDataset | JoinedDataset) -> list[int]:
+    """Return the aspect group of each picture: 0 wide, 1 tall or square."""
+    if not cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        return [0] * len(dataset)
+    return (dataset.aspect_ratios >= 1).astype(int).tolist()
+
+
+def _train_sizes(cfg: CfgNode) -> Sequence[int]:
+    """Return the short sides in pixels that training chooses from."""
+    limits = cfg.INPUT.MIN_SIZE_RANGE_TRAIN
+    if tuple(limits) == (-1, -1):
+        return cfg.INPUT.MIN_SIZE_TRAIN
+    if len(limits) != 2 or not 1 <= limits[0] <= limits[1]:
+        raise ValueError(
+            "INPUT.MIN_SIZE_RANGE_TRAIN must be two sizes (smallest, largest) of at least 1 pixel,"
+            f" or (-1, -1) to choose from INPUT.MIN_SIZE_TRAIN, got {tuple(limits)}"
+        )
+    return range(limits[0], limits[1] + 1)
+
+
+def _names(dataset: CocoDataset) -> str:
+    """Describe the classes: their number and the first three names."""
+    shown = ", ".join(dataset.class_names[:3])
+    noun = "class" if dataset.num_classes == 1 else "classes"
+    return f"{dataset.num_classes} {noun} ({shown}{', ...' if dataset.num_classes > 3 else ''})"

@@ -1,0 +1,58 @@
+"""Read picture files of any kind into 8-bit RGB."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+class UnreadablePictureError(ValueError):
+    """A picture is missing or damaged."""
+
+
+# What Pillow raises for a damaged file depends on its format and on where the damage is.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_image(path: str | Path, apply_exif: bool) -> Image.Image:
+    """Read a picture as RGB.
+
+    Grayscale, palette and CMYK pictures are converted, transparency is dropped, 16-bit grayscale is scaled
+    to 8 bit.
+
+    Args:
+        path: file.
+        apply_exif: turn the picture upright as its EXIF data says; else its pixels stay as they are stored.
+
+    Raises:
+        UnreadablePictureError: if it is missing, is not a picture or is damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image) if apply_exif else image)
+    except FileNotFoundError:
+        raise UnreadablePictureError(f"there is no picture {path}") from None
+    except _DAMAGED as error:
+        raise UnreadablePictureError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture of any Pillow mode to 8-bit RGB."""
+    if image.mode.startswith("I"):  # 16 bit; Pillow's own conversion would cut everything above 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # what Pillow asks for before transparency is dropped
+    return image if image.mode == "RGB" else image.convert("RGB")

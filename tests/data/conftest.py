@@ -1,0 +1,56 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atss_core.config.catalog import DatasetEntry
+from atss_core.data import CocoDataset, Compose, Normalize, Resize
+
+
+class CocoFolder:
+    """A small data set on disk: write pictures, change the JSON, open it."""
+
+    def __init__(self, root):
+        self.images = root / "images"
+        self.images.mkdir()
+        self.json = root / "annotations.json"
+        self.tree = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cat"}]}
+
+    def add_picture(self, *boxes, size=(40, 60), picture=None, name=None, **annotation):
+        """Add a picture of (height, width) with boxes (x, y, width, height); returns its id."""
+        image_id = len(self.tree["images"]) + 1
+        name = name or f"{image_id}.png"
+        if picture is None:
+            noise = np.random.default_rng(image_id).integers(0, 256, (*size, 3), dtype=np.uint8)
+            picture = Image.fromarray(noise)
+        picture.save(self.images / name)
+        entry = {"id": image_id, "file_name": name, "height": size[0], "width": size[1]}
+        self.tree["images"].append(entry)
+        for box in boxes:
+            self.add_box(image_id, box, **annotation)
+        return image_id
+
+    def add_box(self, image_id, box, category_id=7, **annotation):
+        number = 100 + len(self.tree["annotations"])
+        self.tree["annotations"].append(
+            {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box, **annotation}
+        )
+        return number
+
+    def open(self, training=False, skip_corrupt=False, transform=None):
+        self.json.write_text(json.dumps(self.tree))
+        return self.reopen(training, skip_corrupt, transform)
+
+    def reopen(self, training=False, skip_corrupt=False, transform=None):
+        return CocoDataset(
+            DatasetEntry("little", self.images, self.json),
+            transform=transform or Compose([Resize([32], 64)], Normalize([0, 0, 0], [1, 1, 1], True)),
+            training=training,
+            skip_corrupt=skip_corrupt,
+        )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return CocoFolder(tmp_path)

@@ -1,0 +1,278 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atss_core.data import SampleKey, UnreadablePictureError, collate
+
+BOX = [10, 5, 20, 8]
+
+
+def test_boxes_become_inclusive_labels_follow_category_ids(folder):
+    folder.tree["categories"] = [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}]
+    image_id = folder.add_picture()
+    folder.add_box(image_id, BOX, category_id=9)
+    folder.add_box(image_id, [0, 0, 5, 5], category_id=3)
+    folder.add_box(image_id, [1, 1, 9, 9], category_id=3, iscrowd=1)
+    dataset = folder.open()
+    assert dataset.class_names == ["cat", "dog"]
+    assert dataset.category_ids == [3, 9]
+    assert dataset.num_classes == 2
+    target = dataset.target(0)
+    assert target.boxes.tolist() == [[10, 5, 29, 12], [0, 0, 4, 4]]
+    assert target.labels.tolist() == [2, 1]
+    assert target.image_size == (40, 60)
+
+
+def test_boxes_are_clipped_and_those_outside_dropped(folder):
+    folder.add_picture([50, 30, 40, 40], [70, 50, 5, 5], [-10, -10, 20, 20])
+    assert folder.open().target(0).boxes.tolist() == [[50, 30, 59, 39], [0, 0, 9, 9]]
+
+
+def test_each_picture_gets_its_own_annotations_whatever_their_order(folder):
+    first, second = folder.add_picture(), folder.add_picture()
+    folder.add_box(second, [0, 0, 10, 10])
+    folder.add_box(first, [0, 0, 20, 20])
+    folder.add_box(second, [0, 0, 30, 30])
+    folder.tree["images"].reverse()
+    dataset = folder.open()
+    assert dataset.image_ids == [first, second]
+    assert dataset.target(0).boxes[:, 2].tolist() == [19]
+    assert dataset.target(1).boxes[:, 2].tolist() == [9, 29]
+
+
+def test_training_drops_pictures_without_a_usable_object(folder):
+    kept = folder.add_picture(BOX, [3, 3, 0.5, 9])
+    folder.add_picture()
+    folder.add_picture([3, 3, 1, 9], [3, 3, 9, 0.5])
+    folder.add_picture(BOX, iscrowd=1)
+    folder.add_picture([100, 100, 20, 20])
+    assert folder.open(training=True).image_ids == [kept]
+    assert len(folder.open(training=False)) == 5
+
+
+def test_training_without_any_usable_object_is_an_error(folder):
+    folder.add_picture(BOX, iscrowd=1)
+    with pytest.raises(ValueError, match=r"annotations\.json: no picture has an object"):
+        folder.open(training=True)
+
+
+def test_file_without_annotations_can_be_tested(folder):
+    folder.add_picture()
+    del folder.tree["annotations"]
+    dataset = folder.open()
+    assert not dataset.has_annotations
+    assert len(dataset[0].target) == 0
+    assert dataset[0].target.labels.dtype == torch.int64
+
+
+def test_aspect_ratio_is_height_by_width(folder):
+    folder.add_picture(size=(30, 60))
+    dataset = folder.open()
+    assert dataset.aspect_ratios.tolist() == [0.5]
+    assert dataset.image_info(0)["height"] == 30
+    assert dataset.image_path(0) == folder.images / "1.png"
+
+
+# What is wrong with an annotation file
+
+
+def test_missing_annotation_file(folder):
+    with pytest.raises(
+        FileNotFoundError, match=r"little needs .*annotations\.json.*DATASETS\.DATA_DIR.*link"
+    ):
+        folder.reopen()
+
+
+def test_missing_folder_of_pictures(folder):
+    folder.add_picture()
+    (folder.images / "1.png").unlink()
+    folder.images.rmdir()
+    with pytest.raises(FileNotFoundError, match=r"little needs the folder .*images.*annotations\.json"):
+        folder.open()
+
+
+def test_malformed_json(folder):
+    folder.json.write_text('{"images": [],\n"categories": [}')
+    with pytest.raises(ValueError, match=r"annotations\.json is not valid JSON: .* in line 2, column 16"):
+        folder.reopen()
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ([], "must hold a COCO dictionary, got list"),
+        ({"categories": [{"id": 1, "name": "a"}]}, 'expected a list "images"'),
+        ({"images": [{"id": 1, "file_name": "a", "height": 1, "width": 1}]}, 'expected a list "categories"'),
+        ({"images": [3], "categories": [{"id": 1, "name": "a"}]}, 'every entry of "images"'),
+    ],
+)
+def test_json_that_is_not_coco(folder, tree, message):
+    folder.json.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=rf"annotations\.json.*{message}"):
+        folder.reopen()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "1"}, "image 1 needs a whole number as \"id\", got '1'"),
+        ({"height": None}, 'image 1 needs a whole number as "height", got None'),
+        ({"width": 0}, "image 1 must have at least 1x1 pixels, got 0x40"),
+        ({"file_name": 5}, 'image 1 needs a "file_name", got 5'),
+        ({"id": 2}, "every image id must be unique, but 2 repeat"),
+    ],
+)
+def test_bad_image_entry(folder, change, message):
+    folder.add_picture()
+    folder.add_picture()
+    folder.tree["images"][0].update(change)
+    with pytest.raises(ValueError, match=rf"annotations\.json: {message}"):
+        folder.open()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 33}, "annotation 101 has image_id 33, which is not in the file"),
+        ({"category_id": 44}, "annotation 101 has category_id 44, which is not in the file"),
+        ({"category_id": "cat"}, "annotation 101 needs a whole number as \"category_id\", got 'cat'"),
+        ({"bbox": [1, 2, 3]}, r"annotation 101 must have 4 finite numbers .* got \[1, 2, 3\]"),
+        ({"bbox": [1, 2, "3", 4]}, "annotation 101 must have 4 finite numbers"),
+        ({"bbox": None}, "annotation 101 must have 4 finite numbers .* got None"),
+        ({"bbox": [1, float("nan"), 3, 4]}, "annotation 101 must have 4 finite numbers .* nan"),
+        ({"bbox": [1, 2, float("inf"), 4]}, "annotation 101 must have 4 finite numbers .* inf"),
+    ],
+)
+def test_bad_annotation(folder, change, message):
+    folder.add_picture(BOX, BOX, BOX)
+    folder.tree["annotations"][1].update(change)
+    with pytest.raises(ValueError, match=rf"annotations\.json: {message}"):
+        folder.open()
+
+
+def test_annotation_without_id_is_named_by_its_number(folder):
+    folder.add_picture(BOX, BOX)
+    del folder.tree["annotations"][1]["id"]
+    with pytest.raises(ValueError, match=r'annotation no\. 2 needs a whole number as "id", got none'):
+        folder.open()
+
+
+def test_boxes_without_area_are_dropped_with_one_warning(folder, caplog):
+    folder.add_picture(BOX, [1, 1, 0, 5], [1, 1, 5, -2])
+    with caplog.at_level(logging.WARNING):
+        dataset = folder.open(training=True)
+    assert len(caplog.records) == 1
+    assert "2 box(es)" in caplog.text
+    assert "101, 102" in caplog.text
+    assert len(dataset.target(0)) == 1
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (5, 7)])
+def test_tiny_pictures_pass_the_whole_transform(folder, size):
+    folder.add_picture([0, 0, size[1], size[0]], size=size)
+    sample = folder.open()[0]
+    assert min(sample.image.shape) >= 1
+    assert sample.target.image_size == tuple(sample.image.shape[1:])
+    assert sample.image.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_other_modes_become_rgb(folder, mode):
+    picture = Image.new("RGB", (60, 40), (200, 200, 200)).convert(mode)
+    folder.add_picture(BOX, picture=picture, name="a.tif" if mode == "CMYK" else "a.png")
+    image = folder.open().load_image(0)
+    assert image.mode == "RGB"
+    if mode != "1":
+        assert abs(np.asarray(image).mean() - 200) < 5
+
+
+def test_16_bit_grey_is_scaled_not_clipped(folder):
+    ramp = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    folder.add_picture(BOX, picture=Image.fromarray(ramp))
+    pixels = np.asarray(folder.open().load_image(0))[..., 0]
+    assert np.abs(pixels - ramp / 257.0).max() <= 1
+
+
+def rotated_jpeg():
+    """Stored 60x40 (width x height), to be shown as 40x60, with a white left half."""
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[:, :30] = 255
+    picture = Image.fromarray(pixels)
+    picture.getexif()[0x0112] = 6  # orientation: turn clockwise
+    return picture
+
+
+@pytest.mark.parametrize(("size", "white_corner"), [((40, 60), (39, 0)), ((60, 40), (0, 39))])
+def test_exif_orientation_that_fits_the_annotations_is_taken(folder, size, white_corner):
+    picture = rotated_jpeg()
+    folder.add_picture(BOX, picture=picture, size=size, name="a.jpg")
+    picture.save(folder.images / "a.jpg", exif=picture.getexif(), quality=95)
+    image = np.asarray(folder.open().load_image(0))
+    assert image.shape[:2] == size
+    assert image[white_corner].mean() > 200
+    assert image[-1, -1].mean() < 50
+
+
+def test_size_unlike_the_annotations_is_an_error_even_when_skipping(folder):
+    folder.add_picture(BOX, size=(40, 60))
+    folder.tree["images"][0].update(width=61)
+    with pytest.raises(ValueError, match=r"1\.png is 60x40 pixels .* image 1 are for 61x40"):
+        folder.open(skip_corrupt=True)[0]
+
+
+def break_picture(folder, image_id):
+    path = folder.images / f"{image_id}.png"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "text"])
+def test_unreadable_picture_is_named(folder, damage):
+    folder.add_picture(BOX, BOX)
+    path = folder.images / "1.png"
+    {"truncated": lambda: break_picture(folder, 1), "missing": path.unlink}.get(
+        damage, lambda: path.write_text("hello")
+    )()
+    message = r"1\.png.*image id 1, annotation ids 100, 101.*DATALOADER\.SKIP_CORRUPT True"
+    with pytest.raises(UnreadablePictureError, match=message):
+        folder.open()[0]
+
+
+def test_training_replaces_a_corrupt_picture_by_the_next(folder):
+    for _ in range(3):
+        folder.add_picture(BOX)
+    break_picture(folder, 3)
+    dataset = folder.open(training=True, skip_corrupt=True)
+    sample = dataset[SampleKey(2, seed=5)]
+    assert sample.image_id == 1
+    assert torch.equal(sample.image, dataset[SampleKey(0, seed=5)].image)
+    assert len(sample.skipped) == 1
+    assert "3.png" in sample.skipped[0]
+
+
+def test_training_gives_up_when_nothing_is_readable(folder):
+    for image_id in (folder.add_picture(BOX), folder.add_picture(BOX)):
+        break_picture(folder, image_id)
+    with pytest.raises(ValueError, match=r"2 pictures of little in a row cannot be read"):
+        folder.open(training=True, skip_corrupt=True)[0]
+
+
+def test_testing_leaves_corrupt_pictures_out_and_counts_them(folder):
+    for _ in range(3):
+        folder.add_picture(BOX)
+    break_picture(folder, 2)
+    dataset = folder.open(skip_corrupt=True)
+    batch = collate([dataset[i] for i in range(3)], size_divisibility=32)
+    assert batch.image_ids == [1, 3]
+    assert len(batch.targets) == len(batch.images) == len(batch) == 2
+    assert len(batch.skipped) == 1
+    assert "2.png" in batch.skipped[0]
+    nothing = collate([dataset[1]], size_divisibility=32).to("cpu")
+    assert len(nothing) == len(nothing.images) == 0
+    assert len(nothing.skipped) == 1

@@ -1,0 +1,294 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from atss_core.evaluation import CocoEvaluator, CocoMetrics, check_expected_results, save_results
+from atss_core.evaluation.coco import METRIC_NAMES
+from atss_core.structures import BoxList
+from atss_core.structures.boxes import from_xywh
+
+REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "coco_eval.json"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+
+
+def load_golden():
+    """Read the golden file; its records are arrays with the field names beside them."""
+    golden = json.loads(REFERENCE.read_text())
+
+    def records(plural, singular):
+        fields = golden[f"{singular}_fields"]
+        return [dict(zip(fields, row, strict=True)) for row in golden[plural]]
+
+    coco = {
+        "images": records("images", "image"),
+        "categories": records("categories", "category"),
+        "annotations": records("annotations", "annotation"),
+    }
+    return coco, records("detections", "detection"), golden["metrics"]
+
+
+def build(coco):
+    categories = sorted(coco["categories"], key=lambda c: c["id"])
+    return CocoEvaluator(
+        coco,
+        [c["id"] for c in categories],
+        [c["name"] for c in categories],
+        [image["id"] for image in coco["images"]],
+    )
+
+
+def feed(evaluator, coco, detections, ratio=1.0):
+    """Process COCO results as if the network input were ``ratio`` times as large as the picture."""
+    label_of = {category_id: label for label, category_id in enumerate(evaluator.category_ids, start=1)}
+    for image in coco["images"]:
+        mine = [d for d in detections if d["image_id"] == image["id"]]
+        result = BoxList(
+            from_xywh(torch.tensor([d["bbox"] for d in mine], dtype=torch.float64).reshape(-1, 4)),
+            image_size=(image["height"], image["width"]),
+            labels=torch.tensor([label_of[d["category_id"]] for d in mine], dtype=torch.int64),
+            scores=torch.tensor([d["score"] for d in mine], dtype=torch.float64),
+        )
+        evaluator.process(
+            image["id"], result.resize((round(image["height"] * ratio), round(image["width"] * ratio)))
+        )
+
+
+def tiny(**changes):
+    """Two pictures of 100x200 (height x width), categories 7 (cat) and 3 (dog), one object each."""
+    coco = {
+        "images": [{"id": 1, "height": 100, "width": 200}, {"id": 2, "height": 100, "width": 200}],
+        "annotations": [
+            {"id": 0, "image_id": 1, "category_id": 7, "bbox": [10, 20, 40, 50]},
+            {"id": 1, "image_id": 2, "category_id": 3, "bbox": [60, 10, 100, 80]},
+        ],
+    }
+    coco.update(changes)
+    return coco
+
+
+def tiny_evaluator(coco=None):
+    return CocoEvaluator(coco or tiny(), [7, 3], ["cat", "dog"], [1, 2])
+
+
+def detections(boxes, labels, scores=None, size=(100, 200)):
+    scores = torch.full((len(labels),), 0.9) if scores is None else torch.tensor(scores)
+    return BoxList(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        size,
+        torch.tensor(labels, dtype=torch.int64),
+        scores,
+    )
+
+
+NOTHING = detections([], [])
+CAT = detections([[10, 20, 49, 69]], [1])
+DOG = detections([[60, 10, 159, 89]], [2])
+
+
+@pytest.mark.parametrize("ratio", [1.0, 2.0])
+def test_twelve_numbers_equal_the_published_implementation(ratio):
+    coco, found, expected = load_golden()
+    evaluator = build(coco)
+    feed(evaluator, coco, found, ratio)
+    metrics = evaluator.evaluate()
+    assert list(metrics.overall) == list(METRIC_NAMES) == list(expected)
+    assert metrics.overall == pytest.approx(expected, abs=1e-6)
+    per_class = [ap for ap in metrics.per_class.values() if ap >= 0]
+    assert sum(per_class) / len(per_class) == pytest.approx(expected["AP"], abs=1e-6)
+    per_class_ap50 = [ap for ap in metrics.per_class_ap50.values() if ap >= 0]
+    assert sum(per_class_ap50) / len(per_class_ap50) == pytest.approx(expected["AP50"], abs=1e-6)
+
+
+def test_twelve_numbers_from_the_shared_files():
+    annotations = SHARED / "coco_tiny" / "annotations" / "instances_val2017.json"
+    if not annotations.is_file():
+        pytest.skip(f"needs {annotations}")
+    coco = json.loads(annotations.read_text())
+    evaluator = build(coco)
+    feed(evaluator, coco, json.loads((SHARED / "reference" / "coco_dets.json").read_text()))
+    expected = json.loads((SHARED / "reference" / "coco_eval.json").read_text())["metrics"]
+    assert evaluator.evaluate().overall == pytest.approx(expected, abs=1e-6)
+
+
+def test_results_are_in_original_pixels_and_categories():
+    evaluator = tiny_evaluator()
+    evaluator.process(2, detections([[20, 10, 39, 49]], [2], [0.25], size=(50, 50)))
+    # x times 4, y times 2, then the width of inclusive pixels.
+    expected = [{"image_id": 2, "category_id": 3, "bbox": [80, 20, 77, 79], "score": 0.25}]
+    assert evaluator.results == expected
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_detections_may_be_on_another_device():
+    evaluator = tiny_evaluator()
+    evaluator.process(1, CAT.to("cuda"))
+    assert evaluator.results[0]["bbox"] == [10, 20, 40, 50]
+
+
+def test_perfect_detections_of_categories_that_are_not_sorted():
+    evaluator = tiny_evaluator()
+    evaluator.process(1, CAT)
+    evaluator.process(2, NOTHING)
+    metrics = evaluator.evaluate()
+    # Annotation id 0 must count as a match.
+    assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 0.0})
+    assert metrics.overall["AP"] == pytest.approx(0.5)
+    assert metrics.overall["APs"] == -1
+
+
+def test_only_processed_pictures_count():
+    evaluator = tiny_evaluator()
+    evaluator.process(1, CAT)
+    metrics = evaluator.evaluate()
+    assert metrics.overall["AP"] == pytest.approx(1.0)
+    assert metrics.per_class["dog"] == -1
+
+
+def test_no_detections_give_zeros():
+    evaluator = tiny_evaluator()
+    for image_id in (1, 2):
+        evaluator.process(image_id, NOTHING)
+    metrics = evaluator.evaluate()
+    assert evaluator.results == []
+    assert metrics.overall["AP"] == metrics.overall["AR100"] == 0
+    assert metrics.per_class == {"cat": 0, "dog": 0}
+
+
+def test_a_picture_that_comes_twice_counts_once():
+    evaluator = tiny_evaluator()
+    for image_id, result in ((2, DOG), (1, CAT), (2, DOG)):
+        evaluator.process(image_id, result)
+    assert [r["image_id"] for r in evaluator.results] == [1, 2]
+    assert evaluator.evaluate().overall["AP"] == pytest.approx(1.0)
+
+
+def test_reset_forgets():
+    evaluator = tiny_evaluator()
+    evaluator.process(1, CAT)
+    evaluator.reset()
+    assert evaluator.results == []
+    with pytest.raises(ValueError, match=r"call process\(\) first"):
+        evaluator.evaluate()
+
+
+def test_evaluate_neither_prints_nor_changes_the_json(capsys):
+    coco = tiny()
+    before = copy.deepcopy(coco)
+    evaluator = tiny_evaluator(coco)
+    evaluator.process(1, CAT)
+    evaluator.evaluate()
+    assert coco == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("annotations", [[], None])
+def test_without_annotations_results_can_be_written_but_not_measured(annotations, tmp_path):
+    coco = tiny(annotations=annotations)
+    if annotations is None:
+        del coco["annotations"]
+    evaluator = tiny_evaluator(coco)
+    evaluator.process(1, CAT)
+    with pytest.raises(ValueError, match="has no annotations"):
+        evaluator.evaluate()
+    save_results(tmp_path / "new", evaluator.results)
+    assert json.loads((tmp_path / "new" / "bbox.json").read_text()) == evaluator.results
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["bbox.json"]
+
+
+def test_save_results_replaces_whole_files(tmp_path):
+    metrics = CocoMetrics({"AP": 0.5}, {"cat": 0.5}, {"cat": 0.75})
+    (tmp_path / "metrics.json").write_text("old")
+    save_results(tmp_path, [], metrics)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics.to_dict()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bbox.json", "metrics.json"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    save_results(tmp_path, [{"score": 1.0}])
+    with pytest.raises(TypeError):
+        save_results(tmp_path, [{"score": torch.ones(1)}])
+    assert json.loads((tmp_path / "bbox.json").read_text()) == [{"score": 1.0}]
+    assert len(list(tmp_path.iterdir())) == 1, "nothing half-written may stay"
+
+
+@pytest.mark.parametrize(
+    ("image_id", "result", "message"),
+    [
+        (3, CAT, "got 3"),
+        (1, detections([[0, 0, 9, 9]], [0]), r"labels in 1\.\.2, got 0"),
+        (1, detections([[0, 0, 9, 9]], [3]), r"labels in 1\.\.2, got 3"),
+        (1, BoxList(torch.zeros(1, 4), (100, 200), labels=torch.ones(1)), "not ground truth"),
+    ],
+)
+def test_process_refuses(image_id, result, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_evaluator().process(image_id, result)
+
+
+def test_constructor_refuses():
+    with pytest.raises(ValueError, match="got 1 names"):
+        CocoEvaluator(tiny(), [7, 3], ["cat"], [1, 2])
+    with pytest.raises(ValueError, match="got 9"):
+        CocoEvaluator(tiny(), [7, 3], ["cat", "dog"], [1, 9])
+
+
+def test_table_shows_every_number_within_100_columns():
+    coco, found, _ = load_golden()
+    evaluator = build(coco)
+    feed(evaluator, coco, found)
+    metrics = evaluator.evaluate()
+    lines = metrics.table().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split() == list(METRIC_NAMES)
+    assert lines[1].split()[:2] == ["30.3", "61.2"]
+    text = "\n".join(lines)
+    for name, ap in metrics.per_class.items():
+        assert f"{name} " in text
+        assert ap == -1 or f"{100 * ap:.1f}" in text
+
+
+def test_table_order_and_undefined():
+    metrics = CocoMetrics({"AP": 0.25, "APs": -1.0}, {"b": 0.1, "C": 0.3, "a": 0.2}, {"a": -1.0})
+
+    def order(table):
+        return [word for line in table.splitlines()[4:] for word in line.split() if word.isalpha()]
+
+    assert metrics.table().splitlines()[1].split() == ["25.0", "-"]
+    assert order(metrics.table()) == ["a", "b", "C"]
+    assert order(metrics.table(sort_by="AP")) == ["C", "a", "b"]
+    with pytest.raises(ValueError, match="name, AP"):
+        metrics.table(sort_by="size")
+
+
+@pytest.mark.parametrize("length", [1, 30, 85, 300])
+def test_table_keeps_its_width_with_long_names(length):
+    table = CocoMetrics({"AP": 0.5}, {letter * length: 0.5 for letter in "abc"}).table()
+    assert max(map(len, table.splitlines())) <= 100
+    assert table.count("50.0") == 4
+
+
+def test_expected_results_pass_and_fail():
+    metrics = CocoMetrics({"AP": 0.390, "AP50": 0.500})
+    expected = [("bbox", "AP", 0.393, 0.001), ["bbox", "AP50", 0.576, 0.001]]
+    assert check_expected_results(metrics, expected, sigma_tol=4) == [
+        "bbox AP50 is 0.5000, expected 0.5760 +- 0.0040"
+    ]
+    assert len(check_expected_results(metrics, expected, sigma_tol=2)) == 2
+    assert check_expected_results(metrics, [], sigma_tol=4) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (("segm", "AP", 0.3, 0.1), "task 'bbox', got 'segm'"),
+        (("bbox", "mAP", 0.3, 0.1), "AP, AP50, got 'mAP'"),
+        (("bbox", "AP", 0.3), "mean, std"),
+    ],
+)
+def test_expected_results_refuse(entry, message):
+    with pytest.raises(ValueError, match=message):
+        check_expected_results(CocoMetrics({"AP": 0.39, "AP50": 0.5}), [entry], sigma_tol=4)

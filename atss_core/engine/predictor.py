@@ -1,0 +1,90 @@
+"""The Python API: a configuration, weights and a picture in; detections out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from atss_core.config import load_cfg
+from atss_core.config.catalog import COCO_CLASSES
+from atss_core.data import Batch, Sample, build_collate, build_transform, read_image
+from atss_core.data.transforms import Transform
+from atss_core.engine.build import build_device
+from atss_core.modeling import Detector, build_detector
+from atss_core.structures import BoxList
+from atss_core.utils.checkpoint import load_weights_strictly, read_checkpoint
+
+
+class Predictor:
+    """Detect objects in single pictures.
+
+    Args:
+        detector: with its weights, on ``device``.
+        transform: resizes and normalises a picture, as ``build_transform`` returns.
+        collate: pads it, as ``build_collate`` returns.
+        device: where the detector is.
+        class_names: the name of label i at i - 1.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        transform: Transform,
+        collate: Callable[[Sequence[Sample]], Batch],
+        device: torch.device,
+        class_names: list[str],
+    ) -> None:
+        self.detector = detector.eval()
+        self.transform = transform
+        self.collate = collate
+        self.device = device
+        self.class_names = class_names
+
+    @classmethod
+    def from_config(cls, config: str | Path, weights: str | Path, opts: list[str] | None = None) -> Predictor:
+        """Build a predictor from a YAML file and a checkpoint.
+
+        Args:
+            config: path of the YAML file.
+            weights: path of the checkpoint.
+            opts: overrides, as on the command line.
+
+        Raises:
+            ValueError: if the configuration or the checkpoint is faulty, or they do not fit together.
+            FileNotFoundError: if one is not there.
+        """
+        settings = load_cfg(config, opts or [])
+        device = build_device(settings)
+        detector = build_detector(settings)
+        checkpoint = read_checkpoint(Path(weights))
+        load_weights_strictly(detector, checkpoint["model"], str(weights))
+        class_names = checkpoint.get("class_names") or default_class_names(detector.rpn.head.num_classes)
+        transform = build_transform(settings, training=False)
+        return cls(detector.to(device), transform, build_collate(settings), device, class_names)
+
+    @torch.inference_mode()
+    def __call__(self, image: Image.Image | str | Path) -> BoxList:
+        """Detect objects in a picture.
+
+        Args:
+            image: an RGB picture, or the path of one, which is turned upright as its EXIF data says.
+
+        Returns:
+            Detections by falling score in pixels of the picture, on the CPU.
+        """
+        if not isinstance(image, Image.Image):
+            image = read_image(Path(image), apply_exif=True)
+        nothing = BoxList(torch.zeros(0, 4), (image.height, image.width))
+        tensor, _ = self.transform(image, nothing, random.Random(0))
+        images = self.collate([Sample(tensor, nothing, image_id=0)]).images.to(self.device)
+        (result,) = self.detector.detect(self.detector.predict(images), images.image_sizes)
+        return result.to("cpu").resize((image.height, image.width))
+
+
+def default_class_names(num_classes: int) -> list[str]:
+    """Return the names of COCO's 80 classes, or numbers for another count: old checkpoints hold no names."""
+    return list(COCO_CLASSES) if num_classes == 80 else [f"class {i}" for i in range(1, num_classes + 1)]

@@ -1,0 +1,154 @@
+"""What a training run tells: console lines, metrics.jsonl, and the end of it when a loss is not finite."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import math
+import statistics
+import time
+from collections import defaultdict, deque
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from atss_core.utils import dist
+from atss_core.utils.env import peak_memory
+from atss_core.utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+# Iterations over which the console smooths (median); the mean of the whole run stands behind it.
+WINDOW = 20
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss term is NaN or infinite."""
+
+
+class TrainingLog:
+    """Collect losses on the device and look at them only at log steps, so that training does not wait.
+
+    Args:
+        metrics_file: JSON lines, one a log step; lines after ``start_iter`` (of a run that was killed later
+            than its last checkpoint) are dropped.
+        start_iter: iterations done before.
+        max_iter: iterations in all.
+        period: iterations between log steps.
+        device: of the losses. On the CPU looking costs nothing, so each iteration is checked at once.
+    """
+
+    def __init__(
+        self, metrics_file: Path, *, start_iter: int, max_iter: int, period: int, device: torch.device
+    ) -> None:
+        self.metrics_file = metrics_file
+        self.start_iter = start_iter
+        self.max_iter = max_iter
+        self.period = period
+        self.device = device
+        self._pending: list[tuple[int, Tensor, list[int]]] = []
+        self._names: list[str] = []
+        self._since_line: dict[str, list[float]] = defaultdict(list)
+        self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self._totals: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._clock, self._last_line = time.perf_counter(), start_iter
+        if dist.is_main():
+            _truncate(metrics_file, start_iter)
+
+    def add(self, iteration: int, losses: dict[str, Tensor], image_ids: list[int]) -> None:
+        """Remember the loss terms of an iteration, scalars on the device, and the images they come from."""
+        self._names = list(losses)
+        self._pending.append((iteration, torch.stack([loss.detach() for loss in losses.values()]), image_ids))
+        if self.device.type == "cpu":
+            self.check()
+
+    def add_data_seconds(self, seconds: float) -> None:
+        """Remember how long an iteration waited for data."""
+        self._record("data", seconds)
+
+    def check(self) -> None:
+        """Fetch the pending losses and stop if one is not finite.
+
+        Raises:
+            NonFiniteLossError: naming the first such iteration, its loss terms and its images.
+        """
+        if not self._pending:
+            return
+        values = dist.mean_over_processes(torch.stack([losses for _, losses, _ in self._pending])).tolist()
+        pending, self._pending = self._pending, []
+        for (iteration, _, image_ids), terms in zip(pending, values, strict=True):
+            losses = dict(zip(self._names, terms, strict=True))
+            if not all(map(math.isfinite, terms)):
+                listed = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+                raise NonFiniteLossError(
+                    f"the loss is not finite at iteration {iteration}: {listed}; images {image_ids}. Nothing "
+                    f"was saved since the last checkpoint. Look at these images, or lower SOLVER.BASE_LR"
+                )
+            self._record("loss", sum(terms))
+            for name, value in losses.items():
+                self._record(name, value)
+
+    def is_due(self, iteration: int) -> bool:
+        """Tell whether a line is written after this iteration."""
+        return iteration % self.period == 0 or iteration == self.max_iter
+
+    def write(self, iteration: int, lr: float) -> None:
+        """Write a line to the console and to the metrics file."""
+        self.check()  # after this the device has caught up, so the clock counts its work as well
+        now = time.perf_counter()
+        num_iterations = iteration - self._last_line
+        for _ in range(num_iterations):
+            self._record("time", (now - self._clock) / num_iterations)
+        self._clock, self._last_line = now, iteration
+        if dist.is_main():
+            eta = self._mean("time") * (self.max_iter - iteration)
+            memory = peak_memory(self.device)
+            self._write_console(iteration, lr, eta, memory)
+            self._write_metrics(iteration, lr, eta, memory)
+        self._since_line.clear()
+
+    def summary(self) -> str:
+        """Return the current loss in a few words, for the progress bar."""
+        return f"loss {statistics.median(self._recent['loss']):.3f}" if self._recent["loss"] else ""
+
+    def _record(self, name: str, value: float) -> None:
+        self._since_line[name].append(value)
+        self._recent[name].append(value)
+        self._totals[name] += value
+        self._counts[name] += 1
+
+    def _mean(self, name: str) -> float:
+        return self._totals[name] / max(self._counts[name], 1)
+
+    def _write_console(self, iteration: int, lr: float, eta: float, memory: float | None) -> None:
+        parts = [f"eta {datetime.timedelta(seconds=int(eta))}", f"iter {iteration}/{self.max_iter}"]
+        for name in ["loss", *self._names, "time", "data"]:
+            parts.append(f"{name} {statistics.median(self._recent[name]):.4f} ({self._mean(name):.4f})")
+        parts.append(f"lr {lr:.6f}")
+        if memory is not None:
+            parts.append(f"max mem {memory:.0f} MiB")
+        logger.info("  ".join(parts))
+
+    def _write_metrics(self, iteration: int, lr: float, eta: float, memory: float | None) -> None:
+        line: dict[str, float | int | None] = {"iteration": iteration, "lr": lr}
+        line |= {name: statistics.fmean(values) for name, values in self._since_line.items()}
+        line |= {"eta_seconds": eta, "max_memory_mib": memory, "wall_time": time.time()}
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _truncate(metrics_file: Path, last_iteration: int) -> None:
+    """Keep the lines up to an iteration; a line that a killed run left half-written goes too."""
+    kept = []
+    if metrics_file.is_file():
+        for line in metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["iteration"] <= last_iteration:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError, TypeError):
+                logger.warning("Dropped a broken line of %s: %.60s", metrics_file, line)
+    with atomic_write(metrics_file, "w") as file:
+        file.writelines(kept)

@@ -1,0 +1,86 @@
+"""What the commands share: their error handling, their common flags, and the start of a run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from atss_core.config import load_cfg
+from atss_core.engine.build import build_device
+from atss_core.utils import dist
+from atss_core.utils.env import environment_report
+from atss_core.utils.logging import setup_logging
+
+logger = logging.getLogger(__name__)
+
+
+def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
+    """Run a command; what a user can cause ends in one line and status 2, not in a traceback.
+
+    The log file gets the traceback, and ``ATSS_TRACEBACK=1`` shows it.
+    """
+    try:
+        command(argv)
+        dist.stop_process_group()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except (ValueError, OSError, ArithmeticError) as error:
+        if os.environ.get("ATSS_TRACEBACK"):
+            raise
+        logger.debug("stopped by an error", exc_info=True)  # in the log file alone
+        print(f"error: {in_own_words(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def in_own_words(error: Exception) -> str:
+    """Return the message of an error; PyTorch wraps that of a data worker in the worker's traceback."""
+    return (
+        str(error)
+        .rsplit(f"\n{type(error).__qualname__}: ", 1)[-1]
+        .rsplit(f".{type(error).__name__}: ", 1)[-1]
+        .strip()
+    )
+
+
+def start(cfg: CfgNode, log_file: str) -> torch.device:
+    """Choose the device, join the job of a launcher, and start logging to ``OUTPUT_DIR/log_file``."""
+    device = dist.start_process_group(build_device(cfg))
+    setup_logging(Path(cfg.OUTPUT_DIR), log_file)
+    logger.info("%s; %d processes", environment_report(device), dist.world_size())
+    return device
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add ``--config-file`` and the overrides that follow all flags."""
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        default=default,
+        required=default is None,
+        help="YAML file" + (f" (default {default})" if default else ""),
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="overrides of the configuration, such as SOLVER.BASE_LR 0.005; after all flags",
+    )
+
+
+def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
+    """Accept the local rank in each of the forms that launchers have used; the environment has it as well."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
+
+
+def load_config(arguments: argparse.Namespace) -> CfgNode:
+    """Load the configuration that the arguments name."""
+    if arguments.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+    return load_cfg(arguments.config_file, [word for word in arguments.opts if word != "--"])

@@ -1,0 +1,92 @@
+"""Make the data set "shapes", train a small detector on it, test it and draw what it finds."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from yacs.config import CfgNode
+
+from atss_core.cli.test import test_detector
+from atss_core.cli.train import train_detector
+from atss_core.config import load_cfg
+from atss_core.config.catalog import find_dataset
+from atss_core.data import CocoDataset, build_test_loaders, write_shapes
+from atss_core.structures import BoxList
+from atss_core.utils.curves import plot_curves
+from atss_core.utils.visualize import contact_sheet, draw_boxes, readable_scale, save_image
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "configs/quick/atss_R_18_shapes.yaml"
+NUM_PICTURES = 12  # on the sheet, two pairs in a row
+SCORE_THRESHOLD = 0.5
+
+EXAMPLE = """example:
+  python tools/quickstart.py SOLVER.MAX_ITER 200 OUTPUT_DIR training_dir/quicker"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with command-line words, by default those of this process."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=f"overrides of {CONFIG}")
+    cfg = load_cfg(CONFIG, parser.parse_args(argv).opts)
+    write_shapes(find_dataset(cfg.DATASETS.TRAIN[0], cfg.DATASETS.DATA_DIR).images.parent)
+    detector, device = train_detector(cfg)
+    metrics = test_detector(cfg, detector, device)
+
+    folder = Path(cfg.OUTPUT_DIR)
+    plot_curves(folder / "metrics.jsonl", folder / "loss_curves.png")
+    draw_detections(cfg, folder / "detections.png", NUM_PICTURES)
+    for name, found in metrics.items():
+        logger.info("%s: AP %.3f, AP50 %.3f", name, found.overall["AP"], found.overall["AP50"])
+    logger.info("Detections beside the ground truth: %s", folder / "detections.png")
+    logger.info("Loss curves: %s", folder / "loss_curves.png")
+    logger.info("Metrics: %s", folder / "inference" / cfg.DATASETS.TEST[0] / "metrics.json")
+
+
+def draw_detections(cfg: CfgNode, path: Path, num_pictures: int, blank: bool = False) -> None:
+    """Draw the first test pictures, ground truth beside the saved detections, on one sheet.
+
+    Args:
+        cfg: the configuration of the run that saved the detections.
+        path: the sheet.
+        num_pictures: how many, an even number.
+        blank: draw the boxes on grey, for documents that must not show the pictures themselves.
+    """
+    dataset = build_test_loaders(cfg)[0].dataset
+    assert isinstance(dataset, CocoDataset)
+    predictions = torch.load(
+        Path(cfg.OUTPUT_DIR) / "inference" / dataset.name / "predictions.pth", weights_only=True
+    )
+    pairs = []
+    for index in range(num_pictures):
+        image = dataset.load_image(index)
+        canvas = Image.new("RGB", image.size, "gainsboro") if blank else image
+        pairs.append(draw_pair(canvas, dataset, index, predictions[dataset.image_ids[index]]))
+    rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
+    save_image(contact_sheet(rows, title=f"{dataset.name}: ground truth, and detections beside it"), path)
+
+
+def draw_pair(
+    image: Image.Image, dataset: CocoDataset, index: int, prediction: dict[str, Any]
+) -> list[tuple[str, Image.Image]]:
+    """Return captions and pictures: the ground truth of an image, and its detections."""
+    scale = readable_scale((image.height, image.width), short_side=256)
+    result = BoxList(
+        prediction["boxes"],
+        prediction["image_size"],
+        labels=prediction["labels"],
+        scores=prediction["scores"],
+    )
+    names = dataset.class_names
+    truth = draw_boxes(image, dataset.target(index), names, scale=scale)
+    found = draw_boxes(image, result, names, SCORE_THRESHOLD, scale=scale)
+    return [(f"{dataset.image_ids[index]}: ground truth", truth), ("detections", found)]

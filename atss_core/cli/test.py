@@ -1,0 +1,120 @@
+"""Test a detector on the data sets of DATASETS.TEST with the COCO metrics."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config, start
+from atss_core.data import CocoDataset, build_test_loaders
+from atss_core.engine import run_inference
+from atss_core.evaluation import CocoEvaluator, CocoMetrics, check_expected_results, save_results
+from atss_core.modeling import Detector, build_detector
+from atss_core.structures import BoxList
+from atss_core.utils import dist
+from atss_core.utils.checkpoint import last_checkpoint, load_weights_strictly, read_checkpoint
+from atss_core.utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE = """example:
+  python tools/test_net.py --config-file configs/atss/atss_R_50_FPN_1x.yaml \\
+      MODEL.WEIGHT ATSS_R_50_FPN_1x.pth TEST.IMS_PER_BATCH 4"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with command-line words, by default those of this process."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_launcher_argument(parser)
+    add_config_arguments(parser)
+    cfg = load_config(parser.parse_args(argv))
+    device = start(cfg, "test_log.txt")
+    weights = find_weights_to_test(cfg)
+    detector = build_detector(cfg)
+    load_weights_strictly(detector, read_checkpoint(weights)["model"], str(weights))
+    logger.info("Testing %s", weights)
+    test_detector(cfg, detector.to(device), device)
+
+
+def find_weights_to_test(cfg: CfgNode) -> Path:
+    """Return MODEL.WEIGHT, or the last checkpoint of OUTPUT_DIR where that names ImageNet weights or nothing.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    weights = cfg.MODEL.WEIGHT
+    if weights and not weights.startswith("catalog://") and not weights.endswith(".pkl"):
+        return Path(weights)
+    checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR))
+    if checkpoint is None:
+        raise ValueError(
+            f"nothing to test: MODEL.WEIGHT is {weights!r} and OUTPUT_DIR {cfg.OUTPUT_DIR!r} has no "
+            f"checkpoint; give MODEL.WEIGHT the .pth of a detector"
+        )
+    return checkpoint
+
+
+def test_detector(cfg: CfgNode, detector: Detector, device: torch.device) -> dict[str, CocoMetrics]:
+    """Run the detector on each test set, write its results, and return the metrics by data set name.
+
+    Results go to ``OUTPUT_DIR/inference/<data set>/``: ``predictions.pth`` (detections by image id, boxes in
+    pixels of the original image), ``bbox.json`` (COCO results) and ``metrics.json``.
+    """
+    metrics = {}
+    for loader in build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size()):
+        dataset = loader.dataset
+        assert isinstance(dataset, CocoDataset)
+        found = test_on(dataset, loader, detector, device, Path(cfg.OUTPUT_DIR) / "inference" / dataset.name)
+        if found is not None:
+            metrics[dataset.name] = found
+            check_expected_results(found, cfg.TEST.EXPECTED_RESULTS, cfg.TEST.EXPECTED_RESULTS_SIGMA_TOL)
+    return metrics
+
+
+def test_on(
+    dataset: CocoDataset, loader: DataLoader, detector: Detector, device: torch.device, folder: Path
+) -> CocoMetrics | None:
+    """Test on one data set; returns the metrics on the main process if the data set has annotations."""
+    results, timing = run_inference(detector, loader, device, num_batches=len(loader))
+    logger.info("%s: %s", dataset.name, timing)
+    gathered: dict[int, BoxList] = {}
+    for part in dist.gather_objects(results):
+        gathered |= part
+    if not dist.is_main():
+        return None
+    evaluator = CocoEvaluator(dataset.coco_dict, dataset.category_ids, dataset.class_names, dataset.image_ids)
+    for image_id in sorted(gathered):
+        evaluator.process(image_id, gathered[image_id])
+    save_predictions(folder / "predictions.pth", gathered, dataset)
+    save_results(folder, evaluator.results)
+    if not dataset.has_annotations:
+        logger.info("%s has no annotations: results are in %s", dataset.name, folder)
+        return None
+    metrics = evaluator.evaluate()
+    save_results(folder, evaluator.results, metrics)
+    logger.info("%s\n%s", dataset.name, metrics.table())
+    return metrics
+
+
+def save_predictions(path: Path, results: dict[int, BoxList], dataset: CocoDataset) -> None:
+    """Write detections by image id, as tensors in pixels of the original image."""
+    sizes = {i["id"]: (i["height"], i["width"]) for i in dataset.coco_dict["images"]}
+    predictions = {}
+    for image_id, result in results.items():
+        result = result.resize(sizes[image_id])
+        predictions[image_id] = {
+            "boxes": result.boxes,
+            "scores": result.scores,
+            "labels": result.labels,
+            "image_size": result.image_size,
+        }
+    with atomic_write(path) as file:
+        torch.save(predictions, file)

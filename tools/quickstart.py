@@ -1,0 +1,7 @@
+"""Make a small data set, train on it, test and draw; see ``atss_core/cli/quickstart.py``."""
+
+from atss_core.cli import quickstart
+from atss_core.cli.common import run
+
+if __name__ == "__main__":
+    run(quickstart.main)

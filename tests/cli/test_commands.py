@@ -1,0 +1,308 @@
+"""The commands, as a user calls them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from atss_core.cli import demo, quickstart, test, train
+from atss_core.cli.common import run
+from atss_core.engine import Predictor
+from atss_core.utils.checkpoint import read_checkpoint
+from tests.conftest import QUICK
+from tests.golden import ROOT
+
+TRAIN = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(QUICK), "--skip-test"]
+
+
+def weights(folder):
+    return read_checkpoint(folder / "run" / "model_final.pth")["model"]
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    different = [key for key in first if not torch.equal(first[key], second[key])]
+    assert not different
+
+
+@pytest.fixture
+def trained(tiny, tmp_path):
+    train.main(["--config-file", str(QUICK), "--skip-test", *tiny])
+    return tmp_path / "run"
+
+
+def test_train_writes_what_it_promises_and_tests(tiny, tmp_path, capsys):
+    train.main(["--config-file", str(QUICK), *tiny])
+    folder = tmp_path / "run"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        *("config.yml", "log.txt", "metrics.jsonl", "last_checkpoint"),
+        *("model_0000002.pth", "model_0000004.pth", "model_final.pth"),
+        *(f"inference/shapes_val/{name}" for name in ("bbox.json", "metrics.json", "predictions.pth")),
+    }
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    output = capsys.readouterr().out
+    for word in (
+        "eta 0:00:",
+        "iter 6/6",
+        "loss_centerness",
+        "data 0.",
+        "network",
+        "post-processing",
+        "AP50",
+        "star",
+    ):
+        assert word in output
+        assert word in (folder / "log.txt").read_text()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [2, 4, 6]
+    assert len(json.loads((folder / "inference/shapes_val/metrics.json").read_text())["overall"]) == 12
+
+
+def test_test_net_agrees_with_the_test_after_training(tiny, tmp_path):
+    train.main(["--config-file", str(QUICK), *tiny])
+    folder = tmp_path / "run"
+    after_training = (folder / "inference/shapes_val/bbox.json").read_text()
+    opts = [*tiny[:-1], str(tmp_path / "elsewhere"), "MODEL.WEIGHT", str(folder / "model_final.pth")]
+    test.main(["--config-file", str(QUICK), *opts])
+    results = tmp_path / "elsewhere" / "inference" / "shapes_val"
+    assert (results / "bbox.json").read_text() == after_training
+    predictions = torch.load(results / "predictions.pth", weights_only=True)
+    assert len(predictions) == 8
+    found = sum(len(p["scores"]) for p in predictions.values())
+    assert found == len(json.loads(after_training)) > 0
+
+
+def test_test_net_takes_the_last_checkpoint_of_the_folder(tiny, trained, capsys):
+    test.main(["--config-file", str(QUICK), *tiny])
+    assert f"Testing {trained / 'model_final.pth'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "moment"), [(0, "config.yml"), (0, "model_0000004.pth"), (2, "model_0000004.pth")]
+)
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny, tmp_path, num_workers, moment):
+    opts = [*tiny, "DATALOADER.NUM_WORKERS", str(num_workers), "SOLVER.MAX_ITER", "30"]
+    train.main(["--config-file", str(QUICK), "--skip-test", *opts])
+    expected = weights(tmp_path)
+    interrupted = tmp_path / "interrupted"
+    opts[opts.index("OUTPUT_DIR") + 1] = str(interrupted / "run")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*TRAIN, *opts], env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (interrupted / "run" / moment).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (interrupted / "run" / "model_final.pth").exists()
+    train.main(["--config-file", str(QUICK), "--skip-test", *opts])
+    assert_equal(weights(interrupted), expected)
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "interrupted/run")]
+    first, second = (
+        [{k: json.loads(line)[k] for k in ("iteration", "loss", "lr")} for line in m.splitlines()]
+        for m in metrics
+    )
+    assert first == second
+
+
+def test_finished_run_is_not_trained_again(tiny, trained, capsys):
+    before = (trained / "model_final.pth").stat().st_mtime_ns
+    train.main(["--config-file", str(QUICK), "--skip-test", *tiny])
+    assert "is trained already (6 iterations)" in capsys.readouterr().out
+    assert (trained / "model_final.pth").stat().st_mtime_ns == before
+
+
+def test_training_goes_on_from_other_weights(tiny, trained, tmp_path, capsys):
+    opts = [*tiny[:-1], str(tmp_path / "second" / "run"), "MODEL.WEIGHT", str(trained / "model_final.pth")]
+    train.main(["--config-file", str(QUICK), "--skip-test", *opts, "SOLVER.BASE_LR", "0.0"])
+    loaded, now = weights(tmp_path), weights(tmp_path / "second")
+    assert torch.equal(loaded["rpn.head.cls_logits.weight"], now["rpn.head.cls_logits.weight"])
+    assert "Loaded" in capsys.readouterr().out
+
+
+def test_non_finite_loss_stops_and_overwrites_nothing(tiny, tmp_path, capsys):
+    # The rate explodes after two good iterations and a checkpoint.
+    opts = [*tiny, "SOLVER.STEPS", "(2,)", "SOLVER.GAMMA", "1e30", "SOLVER.MAX_ITER", "40"]
+    with pytest.raises(SystemExit) as stop:
+        run(train.main, ["--config-file", str(QUICK), "--skip-test", *opts])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "the loss is not finite at iteration" in message
+    assert "loss_cls" in message
+    assert "images [" in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run" / "model_final.pth").exists()
+    checkpoints = list((tmp_path / "run").glob("*.pth"))
+    assert [c.name for c in checkpoints] == ["model_0000002.pth"]
+    assert all(v.isfinite().all() for v in read_checkpoint(checkpoints[0])["model"].values())
+    assert "NonFiniteLossError" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def spoil(kind, own_shapes):
+    folder, edit = own_shapes
+    annotations = folder / "shapes" / "annotations" / "train.json"
+    if kind == "missing annotations":
+        annotations.unlink()
+    elif kind == "malformed JSON":
+        annotations.write_text(annotations.read_text()[:500])
+    elif kind == "unknown image":
+        edit(lambda c: c["annotations"][3].update(image_id=999))
+    elif kind == "unknown category":
+        edit(lambda c: c["annotations"][3].update(category_id=77))
+    elif kind == "NaN box":
+        edit(lambda c: c["annotations"][3].update(bbox=[1.0, float("nan"), 5.0, 5.0]))
+    elif kind == "classes":
+        edit(lambda c: c["categories"].append({"id": 9, "name": "blob"}))
+    elif kind == "missing picture":
+        next((folder / "shapes" / "train").iterdir()).unlink()
+    elif kind == "truncated picture":
+        picture = next((folder / "shapes" / "train").iterdir())
+        picture.write_bytes(picture.read_bytes()[:300])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing annotations", ["train.json", "DATASETS.DATA_DIR"]),
+        ("malformed JSON", ["train.json is not valid JSON"]),
+        ("unknown image", ["train.json", "999"]),
+        ("unknown category", ["train.json", "77"]),
+        ("NaN box", ["train.json", "nan", "finite"]),
+        ("classes", ["7 classes", "NUM_CLASSES", "8", "it is 7"]),
+        ("missing picture", ["image id", "annotation ids", "SKIP_CORRUPT"]),
+        ("truncated picture", ["image id", "annotation ids", "SKIP_CORRUPT"]),
+    ],
+)
+def test_bad_data_ends_in_one_line(kind, words, num_workers, own_shapes, tiny, capsys):
+    spoil(kind, own_shapes)
+    opts = [*tiny, "DATASETS.DATA_DIR", str(own_shapes[0]), "DATALOADER.NUM_WORKERS", str(num_workers)]
+    with pytest.raises(SystemExit):
+        run(train.main, ["--config-file", str(QUICK), *opts])
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    for word in words:
+        assert word in message
+
+
+def test_boxes_without_area_are_counted_and_dropped(own_shapes, tiny, capsys):
+    folder, edit = own_shapes
+
+    def flatten(content):
+        content["annotations"][0]["bbox"] = [5.0, 5.0, 0.0, 9.0]
+        content["annotations"][1]["bbox"] = [5.0, 5.0, -3.0, 9.0]
+
+    edit(flatten)
+    train.main(["--config-file", str(QUICK), "--skip-test", *tiny, "DATASETS.DATA_DIR", str(folder)])
+    assert "2 box" in capsys.readouterr().out
+
+
+def test_corrupt_pictures_are_skipped_on_demand(own_shapes, tiny, capsys):
+    spoil("truncated picture", own_shapes)
+    opts = [*tiny, "DATASETS.DATA_DIR", str(own_shapes[0]), "DATALOADER.SKIP_CORRUPT", "True"]
+    train.main(["--config-file", str(QUICK), "--skip-test", *opts])
+    assert "Skipped picture 1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (train.main, ["SOLVER.BASE_RL", "1"], "did you mean SOLVER.BASE_LR"),
+        (train.main, ["MODEL.WEIGHT", "nowhere.pth"], "no weights at nowhere.pth"),
+        (train.main, ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
+        (train.main, ["DATASETS.TRAIN", "('shape_train',)"], "did you mean shapes_train"),
+        (train.main, ["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH"),
+        (test.main, [], "nothing to test: MODEL.WEIGHT is ''"),
+    ],
+)
+def test_wrong_settings_end_in_one_line(command, words, message, tiny, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(command, ["--config-file", str(QUICK), *tiny, *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_architecture_is_refused(tiny, trained, capsys):
+    opts = [*tiny, "MODEL.WEIGHT", str(trained / "model_final.pth"), "MODEL.ATSS.NUM_CONVS", "2"]
+    with pytest.raises(SystemExit):
+        run(test.main, ["--config-file", str(QUICK), *opts])
+    assert "missing rpn.head.cls_tower.3.weight" in capsys.readouterr().err
+
+
+def test_demo_draws_every_picture(tiny, trained, pictures, tmp_path, capsys):
+    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(pictures)]
+    flags += ["--output-dir", str(tmp_path / "out"), "--score-threshold", "0.0", "--config-file", str(QUICK)]
+    demo.main([*flags, *tiny])
+    for name in ("a.jpg", "b.png"):
+        drawn, original = Image.open(tmp_path / "out" / name), Image.open(pictures / name)
+        assert drawn.width > original.width
+        assert drawn.width / drawn.height == original.width / original.height
+    output = capsys.readouterr().out
+    assert "ms a picture (median of 2" in output
+    assert "a.jpg: " in output
+
+
+def test_demo_without_weights_says_where_to_get_them():
+    process = subprocess.run(
+        [sys.executable, "demo/atss_demo.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    assert process.stderr.count("\n") == 1
+    for word in ("ATSS_R_50_FPN_1x.pth", "https://", "--weights FILE"):
+        assert word in process.stderr
+
+
+def test_demo_without_pictures_is_explained(trained, tmp_path):
+    (tmp_path / "empty").mkdir()
+    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(tmp_path / "empty")]
+    with pytest.raises(ValueError, match=r"no pictures in .*empty"):
+        demo.main(flags)
+
+
+def test_predictor_finds_boxes_in_the_pixels_of_the_picture(tiny, trained, pictures):
+    predictor = Predictor.from_config(
+        QUICK, trained / "model_final.pth", [*tiny, "MODEL.ATSS.INFERENCE_TH", "0.0"]
+    )
+    assert predictor.class_names == ["circle", "square", "triangle", "star", "ring", "cross"]
+    result = predictor(pictures / "a.jpg")
+    assert result.image_size == (60, 80)
+    assert len(result) > 0
+    assert result.boxes.min() >= 0
+    assert result.boxes[:, 2].max() <= 80
+    assert result.scores.tolist() == sorted(result.scores.tolist(), reverse=True)
+    again = predictor(Image.open(pictures / "a.jpg"))
+    assert torch.equal(again.boxes, result.boxes)
+
+
+def test_quickstart_leaves_pictures_curves_and_numbers(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(
+        quickstart, "write_shapes", lambda folder: None
+    )  # the session's small data set is there already
+    monkeypatch.setattr(quickstart, "NUM_PICTURES", 4)
+    quickstart.main(tiny)
+    folder = tmp_path / "run"
+    output = capsys.readouterr().out
+    for name in ("detections.png", "loss_curves.png"):
+        assert min(Image.open(folder / name).size) > 300
+        assert str(folder / name) in output
+    assert "AP50 " in output
+
+
+@pytest.mark.parametrize(
+    "tool", ["tools/train_net.py", "tools/test_net.py", "tools/quickstart.py", "demo/atss_demo.py"]
+)
+def test_help_fits_a_screen_and_shows_an_example(tool):
+    output = subprocess.run(
+        [sys.executable, str(ROOT / tool), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "example:" in output
+    assert output.count("\n") < 40

@@ -1,0 +1,168 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from atss_core.utils.checkpoint import (
+    Checkpointer,
+    last_checkpoint,
+    load_weights_strictly,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+)
+
+
+def make(folder, seed=0, width=3):
+    torch.manual_seed(seed)
+    model = nn.Linear(2, width)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5**i)
+    return Checkpointer(folder, model, optimizer, scheduler, ["cat", "dog", "cow"])
+
+
+def step(run):
+    run.optimizer.zero_grad()
+    run.model(torch.rand(4, 2)).square().sum().backward()
+    run.optimizer.step()
+    run.scheduler.step()
+
+
+def test_resumed_run_continues_bit_for_bit(tmp_path):
+    run = make(tmp_path)
+    step(run)
+    run.save("model_0000001", 1)
+    for _ in range(3):
+        step(run)
+    other = make(tmp_path, seed=1)
+    assert other.resume() == 1
+    for _ in range(3):
+        step(other)
+    assert torch.equal(other.model.weight, run.model.weight)
+    assert other.scheduler.get_last_lr() == run.scheduler.get_last_lr()
+
+
+def test_changed_settings_count_after_resuming(tmp_path):
+    run = make(tmp_path)
+    step(run)
+    run.save("model_0000001", 1)
+    other = make(tmp_path)
+    other.optimizer.param_groups[0]["momentum"] = 0.5
+    other.scheduler.base_lrs[0] = 0.2
+    other.resume()
+    assert other.optimizer.param_groups[0]["momentum"] == 0.5
+    assert other.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)  # 0.2 halved once
+    step(other)
+    assert other.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    run = make(tmp_path)
+    run.save("model_0000001", 1)
+    run.model.weight.data[0, 0] = torch.nan
+    with pytest.raises(ArithmeticError, match="1 weights are not finite after iteration 2, first weight"):
+        run.save("model_0000002", 2)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
+    make(tmp_path).save("model_0000001", 1)
+    (tmp_path / ".model_0000002.pth.123.tmp").write_bytes(b"half")
+    make(tmp_path).resume()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
+
+
+def test_random_generators_are_restored():
+    state = random_state()
+    drawn = (random.random(), np.random.rand(), torch.rand(1).item())
+    set_random_state(state)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
+
+
+def test_empty_folder_has_nothing_to_resume(tmp_path):
+    assert make(tmp_path).resume() is None
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    run = make(tmp_path)
+    run.save("model_0000001", 1)
+    real_save = torch.save
+
+    def cut_off(state, file):
+        real_save(state, file)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run.save("model_0000002", 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
+    assert make(tmp_path).resume() == 1
+
+
+def test_published_pointer_with_a_path_is_understood(tmp_path):
+    make(tmp_path).save("model_0000007", 7)
+    (tmp_path / "last_checkpoint").write_text("/somewhere/else/model_0000007.pth")
+    assert last_checkpoint(tmp_path) == tmp_path / "model_0000007.pth"
+    (tmp_path / "model_0000007.pth").unlink()
+    with pytest.raises(ValueError, match=r"names model_0000007.pth, which is not there"):
+        last_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: m, lambda m: {"model": m}, lambda m: {"model": m, "iteration": 5}]
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_old_formats_are_read(tmp_path, wrap, prefix):
+    weights = nn.Linear(2, 3).state_dict()
+    torch.save(wrap({prefix + key: value for key, value in weights.items()}), tmp_path / "old.pth")
+    model = nn.Linear(2, 3)
+    load_weights_strictly(model, read_checkpoint(tmp_path / "old.pth")["model"], "old.pth")
+    assert all(torch.equal(model.state_dict()[key], weights[key]) for key in weights)
+
+
+def test_another_architecture_is_listed_and_leaves_the_model_alone():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    other = {"0.weight": torch.zeros(4, 2), "0.bias": torch.zeros(3), "9.bias": torch.zeros(1)}
+    with pytest.raises(ValueError, match="does not fit") as error:
+        load_weights_strictly(model, other, "other.pth")
+    for part in ("missing 1.weight", "unexpected 9.bias", "0.weight has shape (4, 2) instead of (3, 2)"):
+        assert part in str(error.value)
+    assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
+
+
+def test_truncated_checkpoint_is_explained(tmp_path):
+    make(tmp_path).save("model_0000001", 1)
+    file = tmp_path / "model_0000001.pth"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"model_0000001.pth cannot be read as a checkpoint .*truncated"):
+        make(tmp_path).resume()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_other_files_are_explained(tmp_path, content):
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        read_checkpoint(tmp_path / "file.pth")
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*none.pth"):
+        read_checkpoint(tmp_path / "none.pth")
+
+
+def test_code_in_a_checkpoint_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    torch.save({"model": {"weight": Evil()}}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        read_checkpoint(tmp_path / "evil.pth")
+
+
+def test_weights_alone_cannot_be_resumed(tmp_path):
+    torch.save({"model": nn.Linear(2, 3).state_dict()}, tmp_path / "released.pth")
+    (tmp_path / "last_checkpoint").write_text("released.pth")
+    with pytest.raises(ValueError, match=r"has no optimizer, .* set MODEL.WEIGHT to it"):
+        make(tmp_path).resume()

@@ -35,7 +35,7 @@ unit: $(MARK)-test
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else 'needs Python 3.10 or newer, got %d.%d: set PYTHON' % v[:2])"
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf .venv; echo "install python3-venv, or set PYTHON to a Python that has it"; exit 1; }
 
 $(MARK)-install: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable .

@@ -20,6 +20,7 @@ from atss_core.cli.test import test_detector
 from atss_core.cli.train import train_detector
 from atss_core.config import load_cfg
 from atss_core.config.catalog import find_dataset
+from atss_core.data.annotations import read_coco_json
 from atss_core.utils.files import atomic_write
 
 CONFIG = "configs/quick/atss_R_18_coco.yaml"
@@ -30,7 +31,7 @@ NUM_PICTURES = 16
 def write_subset(data_dir, folder):
     """Write the first pictures with objects as training and as test set, in COCO's layout."""
     entry = find_dataset("coco_2017_train", data_dir)
-    content = json.loads(entry.annotations.read_text())
+    content = read_coco_json(entry.name, entry.annotations)
     with_objects = {a["image_id"] for a in content["annotations"] if not a["iscrowd"]}
     images = [image for image in content["images"] if image["id"] in with_objects][:NUM_PICTURES]
     ids = {image["id"] for image in images}
@@ -63,8 +64,9 @@ def main(argv=None):
     detector, device = train_detector(cfg)
     metrics = test_detector(cfg, detector, device)["coco_2017_val"]
     minutes = (time.perf_counter() - start) / 60
-    quickstart.draw_detections(cfg, FOLDER / "detections.png", NUM_PICTURES)
-    quickstart.draw_detections(cfg, FOLDER / "boxes.png", 4, blank=True)
+    title = f"{NUM_PICTURES} pictures, trained and tested on"
+    quickstart.draw_detections(cfg, FOLDER / "detections.png", NUM_PICTURES, title)
+    quickstart.draw_detections(cfg, FOLDER / "boxes.png", 4, title, blank=True)
     found = metrics.overall
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
     print(

@@ -52,13 +52,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     logger.info("Metrics: %s", folder / "inference" / cfg.DATASETS.TEST[0] / "metrics.json")
 
 
-def draw_detections(cfg: CfgNode, path: Path, num_pictures: int, blank: bool = False) -> None:
+def draw_detections(
+    cfg: CfgNode, path: Path, num_pictures: int, title: str = "", blank: bool = False
+) -> None:
     """Draw the first test pictures, ground truth beside the saved detections, on one sheet.
 
     Args:
         cfg: the configuration of the run that saved the detections.
         path: the sheet.
         num_pictures: how many, an even number.
+        title: over the sheet, by default the name of the data set.
         blank: draw the boxes on grey, for documents that must not show the pictures themselves.
     """
     dataset = build_test_loaders(cfg)[0].dataset
@@ -72,7 +75,9 @@ def draw_detections(cfg: CfgNode, path: Path, num_pictures: int, blank: bool = F
         canvas = Image.new("RGB", image.size, "gainsboro") if blank else image
         pairs.append(draw_pair(canvas, dataset, index, predictions[dataset.image_ids[index]]))
     rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
-    save_image(contact_sheet(rows, title=f"{dataset.name}: ground truth, and detections beside it"), path)
+    save_image(
+        contact_sheet(rows, title=f"{title or dataset.name}: ground truth, and detections beside it"), path
+    )
 
 
 def draw_pair(

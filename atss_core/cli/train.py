@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config, start
 from atss_core.cli.test import test_detector
-from atss_core.data import build_train_dataset, build_train_loader
+from atss_core.data import build_test_loaders, build_train_dataset, build_train_loader
 from atss_core.engine import train
 from atss_core.modeling import Detector, build_detector
 from atss_core.solver import build_optimizer, build_scheduler
@@ -40,13 +40,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_config_arguments(parser)
     arguments = parser.parse_args(argv)
     cfg = load_config(arguments)
-    detector, device = train_detector(cfg)
+    detector, device = train_detector(cfg, will_test=not arguments.skip_test)
     if not arguments.skip_test:
         test_detector(cfg, detector, device)
 
 
-def train_detector(cfg: CfgNode) -> tuple[Detector, torch.device]:
-    """Train as configured; returns the trained detector and its device."""
+def check_settings(cfg: CfgNode) -> None:
+    """Refuse numbers that training cannot work with.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for key, lowest in (("MAX_ITER", 1), ("CHECKPOINT_PERIOD", 1), ("LOG_PERIOD", 1)):
+        if cfg.SOLVER[key] < lowest:
+            raise ValueError(f"SOLVER.{key} must be at least {lowest}, got {cfg.SOLVER[key]}")
+
+
+def train_detector(cfg: CfgNode, will_test: bool = True) -> tuple[Detector, torch.device]:
+    """Train as configured.
+
+    Args:
+        cfg: the configuration.
+        will_test: the test sets are checked as well before training starts.
+
+    Returns:
+        The trained detector and its device.
+    """
+    check_settings(cfg)
     device = start(cfg, "log.txt")
     folder = Path(cfg.OUTPUT_DIR)
     if dist.is_main():
@@ -54,6 +74,8 @@ def train_detector(cfg: CfgNode) -> tuple[Detector, torch.device]:
             file.write(cfg.dump())
 
     dataset = build_train_dataset(cfg)
+    if will_test:
+        build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size())
     seed_everything(cfg.SEED)
     detector = build_detector(cfg).to(device)
     optimizer = build_optimizer(cfg, detector)

@@ -162,6 +162,8 @@ def build_test_loaders(cfg: CfgNode, rank: int = 0, world_size: int = 1) -> list
 
 
 def _build_loader(cfg: CfgNode, dataset: Dataset[Sample], sampler: Sampler) -> DataLoader[Sample]:
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise ValueError(f"DATALOADER.NUM_WORKERS must be 0 or more, got {cfg.DATALOADER.NUM_WORKERS}")
     return DataLoader(
         dataset,
         batch_sampler=sampler,

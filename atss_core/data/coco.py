@@ -152,7 +152,7 @@ class CocoDataset(Dataset[Sample]):
             except UnreadablePictureError as error:
                 if not self.skip_corrupt:
                     raise
-                skipped.append(str(error))
+                skipped.append(str(error).rsplit(";", 1)[0])  # without the advice to skip it
                 if not self.training:
                     return Sample(None, self.target(index), self.image_ids[index], tuple(skipped))
                 index = (index + 1) % len(self)

@@ -54,7 +54,9 @@ class Resize:
 
     def __init__(self, min_sizes: Sequence[int], max_size: int) -> None:
         if not len(min_sizes) or min(min_sizes) < 1:
-            raise ValueError(f"the short side needs at least one positive size, got {tuple(min_sizes)}")
+            raise ValueError(
+                f"INPUT.MIN_SIZE_TRAIN and _TEST must be positive short sides, got {tuple(min_sizes)}"
+            )
         self.min_sizes = min_sizes
         self.max_size = max_size
 
@@ -121,7 +123,8 @@ class Normalize:
     def __init__(self, mean: Sequence[float], std: Sequence[float], to_bgr255: bool) -> None:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
-                f"mean and std must each hold 3 numbers, std above 0, got {tuple(mean)} and {tuple(std)}"
+                f"INPUT.PIXEL_MEAN and PIXEL_STD need 3 numbers each, STD above 0, "
+                f"got {tuple(mean)} and {tuple(std)}"
             )
         self.to_bgr255 = to_bgr255
         # (x / 255 - mean) / std is (x - 255 * mean) / (255 * std), which is one pass over the pixels less.

@@ -48,7 +48,7 @@ def train(
         max_iter: iterations in all.
         checkpoint_period: iterations between checkpoints.
         log_period: iterations between log lines.
-        metrics_file: receives a JSON line every ``log_period`` iterations.
+        metrics_file: receives a JSON line every ``log_period`` iterations and at checkpoints.
 
     Raises:
         NonFiniteLossError: if a loss is NaN or infinite; no checkpoint is written after that iteration.
@@ -79,11 +79,12 @@ def train(
         scheduler.step()
 
         bar.update()
-        if log.is_due(iteration):
+        is_saved = iteration % checkpoint_period == 0 and iteration != max_iter
+        # Also at checkpoints, so that the lines of a resumed run are those of an uninterrupted one.
+        if log.is_due(iteration) or is_saved:
             log.write(iteration, lr=optimizer.param_groups[0]["lr"])
             bar.set_postfix_str(log.summary())
-        if iteration % checkpoint_period == 0 and iteration != max_iter:
-            log.check()
+        if is_saved:
             checkpointer.save(f"model_{iteration:07d}", iteration)
         end = time.perf_counter()
     bar.close()

@@ -48,5 +48,8 @@ def group_norm(
         )
     groups = num_groups if num_groups > 0 else num_channels // channels_per_group
     if groups == 0 or num_channels % groups:
-        raise ValueError(f"{num_channels} channels cannot be split into {groups} equal groups")
+        raise ValueError(
+            f"{num_channels} channels cannot be split into {groups} equal groups; change "
+            f"MODEL.GROUP_NORM.NUM_GROUPS or DIM_PER_GP, or the width of the layer"
+        )
     return nn.GroupNorm(groups, num_channels, eps=eps)

@@ -88,7 +88,15 @@ def test_test_net_takes_the_last_checkpoint_of_the_folder(tiny, trained, capsys)
     ("num_workers", "moment"), [(0, "config.yml"), (0, "model_0000004.pth"), (2, "model_0000004.pth")]
 )
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny, tmp_path, num_workers, moment):
-    opts = [*tiny, "DATALOADER.NUM_WORKERS", str(num_workers), "SOLVER.MAX_ITER", "30"]
+    opts = [
+        *tiny,
+        "DATALOADER.NUM_WORKERS",
+        str(num_workers),
+        "SOLVER.MAX_ITER",
+        "30",
+        "SOLVER.LOG_PERIOD",
+        "3",
+    ]
     train.main(["--config-file", str(QUICK), "--skip-test", *opts])
     expected = weights(tmp_path)
     interrupted = tmp_path / "interrupted"
@@ -192,6 +200,17 @@ def test_bad_data_ends_in_one_line(kind, words, num_workers, own_shapes, tiny, c
         assert word in message
 
 
+def test_faults_of_the_test_set_are_found_before_training(own_shapes, tiny, tmp_path, capsys):
+    file = own_shapes[0] / "shapes" / "annotations" / "val.json"
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 9, "name": "blob"})
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        run(train.main, ["--config-file", str(QUICK), *tiny, "DATASETS.DATA_DIR", str(own_shapes[0])])
+    assert "shapes_val has 7 classes" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
 def test_boxes_without_area_are_counted_and_dropped(own_shapes, tiny, capsys):
     folder, edit = own_shapes
 
@@ -219,6 +238,9 @@ def test_corrupt_pictures_are_skipped_on_demand(own_shapes, tiny, capsys):
         (train.main, ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
         (train.main, ["DATASETS.TRAIN", "('shape_train',)"], "did you mean shapes_train"),
         (train.main, ["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH"),
+        (train.main, ["TEST.IMS_PER_BATCH", "0"], "TEST.IMS_PER_BATCH"),
+        (train.main, ["SOLVER.LOG_PERIOD", "0"], "SOLVER.LOG_PERIOD must be at least 1, got 0"),
+        (train.main, ["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be at least 1, got 0"),
         (test.main, [], "nothing to test: MODEL.WEIGHT is ''"),
     ],
 )

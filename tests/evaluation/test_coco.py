@@ -11,7 +11,6 @@ from atss_core.structures import BoxList
 from atss_core.structures.boxes import from_xywh
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "coco_eval.json"
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
 
 def load_golden():
@@ -100,17 +99,6 @@ def test_twelve_numbers_equal_the_published_implementation(ratio):
     assert sum(per_class) / len(per_class) == pytest.approx(expected["AP"], abs=1e-6)
     per_class_ap50 = [ap for ap in metrics.per_class_ap50.values() if ap >= 0]
     assert sum(per_class_ap50) / len(per_class_ap50) == pytest.approx(expected["AP50"], abs=1e-6)
-
-
-def test_twelve_numbers_from_the_shared_files():
-    annotations = SHARED / "coco_tiny" / "annotations" / "instances_val2017.json"
-    if not annotations.is_file():
-        pytest.skip(f"needs {annotations}")
-    coco = json.loads(annotations.read_text())
-    evaluator = build(coco)
-    feed(evaluator, coco, json.loads((SHARED / "reference" / "coco_dets.json").read_text()))
-    expected = json.loads((SHARED / "reference" / "coco_eval.json").read_text())["metrics"]
-    assert evaluator.evaluate().overall == pytest.approx(expected, abs=1e-6)
 
 
 def test_results_are_in_original_pixels_and_categories():

@@ -51,9 +51,9 @@ def check_settings(cfg: CfgNode) -> None:
     Raises:
         ValueError: naming the key.
     """
-    for key, lowest in (("MAX_ITER", 1), ("CHECKPOINT_PERIOD", 1), ("LOG_PERIOD", 1)):
-        if cfg.SOLVER[key] < lowest:
-            raise ValueError(f"SOLVER.{key} must be at least {lowest}, got {cfg.SOLVER[key]}")
+    for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "LOG_PERIOD"):
+        if cfg.SOLVER[key] < 1:
+            raise ValueError(f"SOLVER.{key} must be at least 1, got {cfg.SOLVER[key]}")
 
 
 def train_detector(cfg: CfgNode, will_test: bool = True) -> tuple[Detector, torch.device]:

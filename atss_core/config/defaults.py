@@ -70,7 +70,7 @@ def _resnets() -> Node:
     return Node(
         {
             # Groups of the 3x3 convolution and channels a group in layer1 (1x64 ResNet, 32x8 and 64x4
-            # ResNeXt). Their product is the width of a basic block.
+            # ResNeXt). A basic block is WIDTH_PER_GROUP wide.
             "NUM_GROUPS": 1,
             "WIDTH_PER_GROUP": 64,
             # Where a bottleneck strides: its first 1x1 (Caffe2 and MSRA weights) or its 3x3 (torchvision).

@@ -132,7 +132,6 @@ def build_train_loader(
     Returns:
         A loader of ``Batch``; its ``dataset`` has ``class_names``.
     """
-    divide_batch(cfg.SOLVER.IMS_PER_BATCH, world_size, "pictures in SOLVER.IMS_PER_BATCH")
     sampler = TrainBatchSampler(
         _aspect_groups(cfg, dataset),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,

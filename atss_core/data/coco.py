@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from atss_core.config.catalog import DatasetEntry
@@ -18,10 +16,9 @@ from atss_core.data.annotations import parse_annotations, read_coco_json, some
 from atss_core.data.batch import Sample
 from atss_core.data.pictures import UnreadablePictureError, read_image
 from atss_core.data.samplers import SampleKey
+from atss_core.data.transforms import Transform
 from atss_core.structures import BoxList
 from atss_core.structures.boxes import from_xywh
-
-Transform = Callable[[Image.Image, BoxList | None, Random], tuple[Tensor, BoxList | None]]
 
 # So many unreadable pictures in a row are not a few broken files, but a wrong folder.
 _MAX_REPLACEMENTS = 100

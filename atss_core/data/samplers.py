@@ -58,7 +58,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     ) -> None:
         if not len(groups):
             raise ValueError("the training set has no pictures with usable annotations")
-        share = divide_batch(batch_size, world_size)
+        share = divide_batch(batch_size, world_size, "pictures in SOLVER.IMS_PER_BATCH")
         self.groups = [int(group) for group in groups]
         self.batch_size = batch_size
         self.num_iters = num_iters
@@ -114,7 +114,7 @@ class TestBatchSampler(Sampler[list[SampleKey]]):
         return iter(self.batches)
 
 
-def divide_batch(batch_size: int, world_size: int, what: str = "pictures") -> int:
+def divide_batch(batch_size: int, world_size: int, what: str) -> int:
     """Return the share of one process in a batch.
 
     Raises:

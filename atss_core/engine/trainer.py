@@ -76,19 +76,19 @@ def train(
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
+        lr = optimizer.param_groups[0]["lr"]
         scheduler.step()
 
         bar.update()
         is_saved = iteration % checkpoint_period == 0 and iteration != max_iter
         # Also at checkpoints, so that the lines of a resumed run are those of an uninterrupted one.
         if log.is_due(iteration) or is_saved:
-            log.write(iteration, lr=optimizer.param_groups[0]["lr"])
+            log.write(iteration, lr)
             bar.set_postfix_str(log.summary())
         if is_saved:
             checkpointer.save(f"model_{iteration:07d}", iteration)
         end = time.perf_counter()
     bar.close()
-    log.check()
     checkpointer.save("model_final", max_iter)
 
 

@@ -72,11 +72,9 @@ class AtssLoss:
         """Return the scalars ``loss_cls``, ``loss_reg`` and ``loss_centerness``; their sum is the loss."""
         wanted = self.targets(anchors, targets)
         num_classes = outputs.cls_logits[0].shape[1] // anchors.per_place
-        logits = torch.cat([flatten_level(level, num_classes) for level in outputs.cls_logits], dim=1).float()
-        codes = torch.cat([flatten_level(level, 4) for level in outputs.box_codes], dim=1).float()
-        centerness = torch.cat([flatten_level(level, 1) for level in outputs.centerness], dim=1)[
-            ..., 0
-        ].float()
+        logits = flatten_levels(outputs.cls_logits, num_classes)
+        codes = flatten_levels(outputs.box_codes, 4)
+        centerness = flatten_levels(outputs.centerness, 1).squeeze(-1)
 
         is_positive = wanted.is_positive
         quality = torch.where(is_positive, centerness_target(anchors.boxes, wanted.boxes), 0.0)
@@ -125,6 +123,11 @@ class AtssLoss:
             labels=torch.where(is_positive, padded_labels.gather(1, index), unmatched),
             boxes=torch.where(is_positive[..., None], matched_boxes, anchor_boxes),
         )
+
+
+def flatten_levels(levels: Sequence[Tensor], num_values: int) -> Tensor:
+    """Bring levels of (N, A * num_values, H, W) to one float32 tensor (N, K, num_values)."""
+    return torch.cat([flatten_level(level, num_values) for level in levels], dim=1).float()
 
 
 def centerness_target(anchor_boxes: Tensor, boxes: Tensor) -> Tensor:

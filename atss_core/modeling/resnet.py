@@ -133,7 +133,7 @@ class ResNet(nn.Module):
         stem_norm: the same for the stem, ``norm`` if None.
         stem_channels: output channels of the stem.
         out_channels: output channels of layer1 of a bottleneck body; each later stage doubles them. A body of
-            basic blocks starts at ``groups * width_per_group`` instead.
+            basic blocks starts at ``width_per_group`` instead.
         groups: groups of the 3x3 convolutions.
         width_per_group: channels a group in layer1.
         stride_in_1x1: see ``Bottleneck``.
@@ -173,32 +173,31 @@ class ResNet(nn.Module):
         if not 0 <= frozen_stages <= 5:
             raise ValueError(f"FREEZE_CONV_BODY_AT must be 0 to 5, got {frozen_stages}")
         make_deform_conv = partial(deform_conv, offset_groups=offset_groups, modulated=modulated)
-        self.stem = Stem(stem_channels, stem_norm or norm)
-        channels, stage_channels = stem_channels, []
-        for stage, num_blocks in enumerate(DEPTHS[depth]):
+
+        def block(in_channels: int, stage: int, stride: int) -> nn.Module:
             width = groups * width_per_group * 2**stage
-            blocks: list[nn.Module] = []
-            for block in range(num_blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                if depth in BASIC_DEPTHS:
-                    blocks.append(BasicBlock(channels, width, stride=stride, norm=norm))
-                    channels = width
-                    continue
-                blocks.append(
-                    Bottleneck(
-                        channels,
-                        width,
-                        out_channels * 2**stage,
-                        stride=stride,
-                        norm=norm,
-                        groups=groups,
-                        stride_in_1x1=stride_in_1x1,
-                        make_deform_conv=make_deform_conv if deformable[stage] else None,
-                    )
-                )
-                channels = out_channels * 2**stage
+            if depth in BASIC_DEPTHS:
+                return BasicBlock(in_channels, width, stride=stride, norm=norm)
+            return Bottleneck(
+                in_channels,
+                width,
+                out_channels * 2**stage,
+                stride=stride,
+                norm=norm,
+                groups=groups,
+                stride_in_1x1=stride_in_1x1,
+                make_deform_conv=make_deform_conv if deformable[stage] else None,
+            )
+
+        self.stem = Stem(stem_channels, stem_norm or norm)
+        first = width_per_group if depth in BASIC_DEPTHS else out_channels
+        stage_channels = [first * 2**stage for stage in range(4)]
+        in_channels = stem_channels
+        for stage, (num_blocks, channels) in enumerate(zip(DEPTHS[depth], stage_channels, strict=True)):
+            blocks = [block(in_channels, stage, stride=1 if stage == 0 else 2)]
+            blocks += [block(channels, stage, stride=1) for _ in range(num_blocks - 1)]
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-            stage_channels.append(channels)
+            in_channels = channels
         self.out_channels = tuple(stage_channels[1:])
         self.frozen_stages = frozen_stages
         for module in self._stages()[:frozen_stages]:

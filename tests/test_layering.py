@@ -21,7 +21,7 @@ ALLOWED = {
     "data": {"config", "structures", "utils"},
     "evaluation": {"structures", "utils"},
     "engine": {"config", "data", "evaluation", "layers", "modeling", "structures", "utils"},
-    "cli": {"config", "data", "engine", "evaluation", "modeling", "solver", "structures", "utils"},
+    "cli": {"config", "data", "engine", "evaluation", "layers", "modeling", "solver", "structures", "utils"},
 }
 
 

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from atss_core.config import load_cfg
 from atss_core.engine.build import build_device
+from atss_core.layers import ops_info
 from atss_core.utils import dist
 from atss_core.utils.env import environment_report
 from atss_core.utils.logging import setup_logging
@@ -53,7 +54,7 @@ def start(cfg: CfgNode, log_file: str) -> torch.device:
     """Choose the device, join the job of a launcher, and start logging to ``OUTPUT_DIR/log_file``."""
     device = dist.start_process_group(build_device(cfg))
     setup_logging(Path(cfg.OUTPUT_DIR), log_file)
-    logger.info("%s; %d processes", environment_report(device), dist.world_size())
+    logger.info("%s; %s; %d processes", environment_report(device), ops_info(), dist.world_size())
     return device
 
 

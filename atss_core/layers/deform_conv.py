@@ -1,8 +1,67 @@
 """Deformable convolution (DCNv1, arXiv 1703.06211; DCNv2, arXiv 1811.11168)."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision import ops
+
+from atss_core.layers.extension import COMPILED_DEVICES, is_compiled
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = (1, 1),
+    padding: int | tuple[int, int] = (0, 0),
+    dilation: int | tuple[int, int] = (1, 1),
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Convolve at moved places, interpolating bilinearly; zero lies beyond the input.
+
+    A sample at exactly one pixel outside (-1) is zero and so is its gradient. Under autocast everything is
+    computed in its type, places in float32.
+
+    Args:
+        input: shape (N, C_in, H, W).
+        offset: (dy, dx) of every tap in pixels for each offset group, shape
+            (N, offset groups * 2 * taps, H', W').
+        weight: shape (C_out, C_in / groups, kernel height, kernel width).
+        bias: shape (C_out,).
+        stride: pixels, of both axes or (vertical, horizontal); so are padding and dilation.
+        padding: zeros around the input.
+        dilation: distance of the taps.
+        mask: a factor for each sample (DCNv2), shape (N, offset groups * taps, H', W').
+
+    Returns:
+        Shape (N, C_out, H', W').
+
+    Raises:
+        ValueError: if shapes, types or devices do not fit.
+    """
+    stride, padding, dilation = (
+        (value, value) if isinstance(value, int) else value for value in (stride, padding, dilation)
+    )
+    dtype = input.dtype
+    tensors: Sequence[Tensor | None] = (input, offset, weight, bias, mask)
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        tensors = _cast(tensors, dtype)
+    if is_compiled(input.device):
+        return torch.ops.atss.deform_conv2d(*tensors, stride, padding, dilation)
+    # torchvision does not know the half types on the CPU.
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    *values, mask = _cast(tensors, torch.float32) if is_half else tensors
+    return ops.deform_conv2d(*values, stride, padding, dilation, mask).to(dtype)
+
+
+def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 class DeformConv2d(nn.Module):
@@ -58,6 +117,55 @@ class DeformConv2d(nn.Module):
         predicted = self.offset(x)
         offset, mask_logits = predicted.tensor_split([self.num_offsets], dim=1)
         mask = torch.sigmoid(mask_logits) if mask_logits.shape[1] else None
-        return ops.deform_conv2d(
+        return deform_conv2d(
             x, offset, self.conv.weight, self.conv.bias, stride=self.stride, padding=self.padding, mask=mask
         )
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    images, offset, weight, bias, mask, *ctx.geometry = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(images, offset, weight, mask)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    images, offset, weight, mask = ctx.saved_tensors
+    by_input, by_offset, by_weight, by_mask = torch.ops.atss.deform_conv2d_backward(
+        grad, images, offset, weight, mask, *ctx.geometry
+    )
+    by_bias = grad.sum((0, 2, 3)) if ctx.has_bias else None
+    return by_input, by_offset, by_weight, by_bias, None if mask is None else by_mask, None, None, None
+
+
+if COMPILED_DEVICES:
+    torch.library.register_autograd("atss::deform_conv2d", _differentiate, setup_context=_remember)
+
+    @torch.library.register_fake("atss::deform_conv2d")
+    def _(
+        images: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+    ) -> Tensor:
+        size = (images.shape[0], weight.shape[0], offset.shape[2], offset.shape[3])
+        return images.new_empty(size).to(memory_format=torch._prims_common.suggest_memory_format(images))
+
+    @torch.library.register_fake("atss::deform_conv2d_backward")
+    def _(
+        grad: Tensor,
+        images: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        by_input = images.new_empty(images.shape)
+        by_input = by_input.to(memory_format=torch._prims_common.suggest_memory_format(images))
+        by_mask = offset.new_empty(0 if mask is None else mask.shape)
+        return by_input, offset.new_empty(offset.shape), weight.new_empty(weight.shape), by_mask

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from atss_core.layers import batched_nms
+from atss_core.layers import batched_nms_padded
 from atss_core.modeling.anchors import Anchors
 from atss_core.modeling.box_coder import Coder
 from atss_core.modeling.head import HeadOutputs, flatten_level
@@ -21,7 +21,7 @@ class PostProcessor:
     Args:
         box_coder: decodes the head's box codes.
         score_threshold: a class probability must exceed this to be a candidate, before centerness counts.
-        nms_threshold: IoU of the class-wise NMS.
+        nms_threshold: IoU of the class-wise NMS; 0 or less leaves it out.
         pre_nms_top_n: candidates a level and image that enter the NMS.
         max_detections: detections an image, 0 for all; ties with the last one stay as well.
     """
@@ -37,7 +37,7 @@ class PostProcessor:
     ) -> None:
         self.box_coder = box_coder
         self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
+        self.nms_threshold = nms_threshold if nms_threshold > 0 else 1.0  # no IoU is above 1
         self.pre_nms_top_n = pre_nms_top_n
         self.max_detections = max_detections
 
@@ -54,10 +54,15 @@ class PostProcessor:
         )
         candidates = [self._select(*level, anchors.per_place) for level in levels]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
-        return [
-            self._deduplicate(*candidates_of_image)
-            for candidates_of_image in zip(boxes, scores, labels, image_sizes, strict=True)
-        ]
+        boxes = torch.stack([box_ops.clip(b, size) for b, size in zip(boxes, image_sizes, strict=True)])
+        keep, counts = batched_nms_padded(boxes, scores, labels, self.nms_threshold, self.max_detections)
+        results = []
+        for i, count in enumerate(counts.tolist()):  # the only wait for the device
+            kept = keep[i, :count]
+            results.append(
+                BoxList(boxes[i, kept], image_sizes[i], labels=labels[i, kept], scores=scores[i, kept])
+            )
+        return results
 
     def _select(
         self, cls_logits: Tensor, box_codes: Tensor, centerness: Tensor, anchors: Tensor, per_place: int
@@ -73,15 +78,3 @@ class PostProcessor:
         boxes = self.box_coder.decode(codes, anchors[anchor_index])
         scores = torch.where(products < 0, -1.0, products.clamp(min=0).sqrt())
         return boxes, scores, index % num_classes + 1
-
-    def _deduplicate(
-        self, boxes: Tensor, scores: Tensor, labels: Tensor, image_size: tuple[int, int]
-    ) -> BoxList:
-        is_candidate = scores >= 0
-        boxes = box_ops.clip(boxes[is_candidate], image_size)
-        scores, labels = scores[is_candidate], labels[is_candidate]
-        keep = batched_nms(boxes, scores, labels, self.nms_threshold)
-        if 0 < self.max_detections < len(keep):
-            last_score = scores[keep[self.max_detections - 1]]
-            keep = keep[scores[keep] >= last_score]
-        return BoxList(boxes[keep], image_size, labels=labels[keep], scores=scores[keep])

@@ -53,6 +53,11 @@ def to_exclusive(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1)
 
 
+def to_inclusive(boxes: Tensor) -> Tensor:
+    """Undo ``to_exclusive``."""
+    return torch.cat([boxes[..., :2], boxes[..., 2:] - 1], dim=-1)
+
+
 def from_xywh(boxes: Tensor) -> Tensor:
     """Convert (x, y, width, height), as COCO stores them, to inclusive (x1, y1, x2, y2)."""
     return torch.cat([boxes[..., :2], boxes[..., :2] + (boxes[..., 2:] - 1).clamp(min=0)], dim=-1)

@@ -1,0 +1,123 @@
+import pytest
+import torch
+from hypothesis import given, settings
+
+from atss_core.layers import box_vote
+from tests import golden
+from tests.devices import DEVICES, needs_compiled
+from tests.layers import oracles
+from tests.layers.test_nms import THRESHOLDS, crowds
+
+devices = pytest.mark.parametrize("device", DEVICES)
+
+
+def as_rows(boxes, scores, labels):
+    """Rows (score, label, box), sorted so that near ties may come in any order."""
+    rows = torch.cat([scores[:, None].cpu().double(), labels[:, None].cpu(), boxes.cpu().double()], dim=1)
+    return torch.tensor(sorted(rows.tolist(), key=lambda row: [round(v, 3) for v in row])).reshape(-1, 6)
+
+
+def assert_same(found, expected):
+    assert found[1].tolist() == sorted(found[1].tolist(), reverse=True)
+    torch.testing.assert_close(as_rows(*found), as_rows(*expected), rtol=1e-5, atol=1e-4)
+
+
+@devices
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("threshold", ["0.66", "0.50"])
+@pytest.mark.parametrize("case", ["n2", "n6", "n40", "n300", "n300loose"])
+def test_golden(case, threshold, soft, device):
+    published = golden.arrays("vote")
+    boxes, scores = (torch.from_numpy(published[f"{case}/{key}"]) for key in ("boxes", "scores"))
+    name = f"{case}/{'soft_' if soft else ''}bbox_vote/{threshold}"
+    expected = [torch.from_numpy(published[f"{name}/{key}"]) for key in ("boxes", "scores")]
+    labels = torch.full((len(scores),), 7, dtype=torch.int16, device=device)
+    found = box_vote(boxes.to(device), scores.to(device), labels, float(threshold), soft)
+    assert_same(found, (*expected, torch.full((len(expected[1]),), 7)))
+
+
+@devices
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("case", ["merge0", "merge1"])
+def test_golden_of_all_classes(case, soft, device):
+    published = golden.arrays("vote")
+    values = [
+        torch.from_numpy(published[f"{case}/{key}"]).to(device) for key in ("boxes", "scores", "labels")
+    ]
+    name = f"{case}/{'soft-vote' if soft else 'vote'}"
+    expected = [torch.from_numpy(published[f"{name}/{key}"]) for key in ("boxes", "scores", "labels")]
+    found = box_vote(*values, 0.66, soft)
+    # The published code keeps the best 1000.
+    assert len(found[1]) >= len(expected[1])
+    assert_same([value[: len(expected[1])] for value in found], expected)
+
+
+@given(crowds(), THRESHOLDS)
+@settings(max_examples=150, deadline=None)
+def test_equals_a_loop_with_ties_everywhere(crowd, threshold):
+    for soft in (False, True):
+        votes = oracles.box_vote(*crowd, threshold, soft)
+        expected = (
+            torch.tensor([box.tolist() for _, _, box in votes]).reshape(-1, 4),
+            torch.tensor([score for score, _, _ in votes]),
+            torch.tensor([label for _, label, _ in votes], dtype=torch.int64),
+        )
+        assert_same(box_vote(*crowd, threshold, soft), expected)
+
+
+@devices
+def test_many_boxes_of_one_class_equal_the_definition(device):
+    boxes = oracles.random_boxes(1500, span=300)
+    scores = torch.rand(1500, generator=torch.Generator().manual_seed(0))
+    labels = torch.ones(1500, dtype=torch.int64)
+    overlaps = oracles.ious(boxes)
+    left = torch.ones(1500, dtype=torch.bool)
+    means = []
+    for best in scores.argsort(descending=True).tolist():
+        if left[best]:
+            cluster = left & (overlaps[best] >= 0.6)
+            left &= ~cluster
+            means.append((boxes[cluster] * scores[cluster, None]).sum(0) / scores[cluster].sum())
+    found = box_vote(boxes.to(device), scores.to(device), labels.to(device), 0.6, False)
+    torch.testing.assert_close(found[0].cpu(), torch.stack(means), rtol=1e-5, atol=1e-3)
+
+
+@devices
+def test_nothing_one_and_what_is_no_box(device):
+    nothing = torch.zeros(0, device=device)
+    boxes, scores, labels = box_vote(torch.zeros(0, 4, device=device), nothing, nothing.long(), 0.5, True)
+    assert (boxes.shape, scores.shape, labels.shape, labels.dtype) == ((0, 4), (0,), (0,), torch.int64)
+    one = (torch.tensor([[1.0, 2, 3, 4]], device=device), torch.tensor([0.5], device=device))
+    boxes, scores, labels = box_vote(*one, torch.tensor([3], device=device), 0.5, True)
+    assert (boxes.tolist(), scores.tolist(), labels.tolist()) == ([[1, 2, 3, 4]], [0.5], [3])
+    broken = torch.tensor([[float("nan"), 0, 1, 1], [0, 0, float("inf"), 1]], device=device).repeat(2, 1)
+    _, scores, _ = box_vote(
+        broken, torch.ones(4, device=device), torch.zeros(4, device=device).long(), 0.5, True
+    )
+    assert scores.tolist() == [1.0] * 4
+
+
+@devices
+def test_scores_of_zero_leave_the_best_box(device):
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8]], device=device)
+    found = box_vote(boxes, torch.zeros(2, device=device), torch.zeros(2, device=device).long(), 0.5, False)
+    assert found[0].tolist() == [[0, 0, 9, 9]]
+
+
+@needs_compiled
+@devices
+def test_operator_keeps_the_rules_of_pytorch_and_exports(device):
+    boxes = oracles.random_boxes(30).to(device)
+    scores, labels = torch.linspace(1, 0.1, 30, device=device), torch.arange(30, device=device) % 3
+    torch.library.opcheck(torch.ops.atss.box_vote.default, (boxes, scores, labels, 0.5, True, 0.05))
+
+    class Door(torch.nn.Module):
+        def forward(self, *inputs):
+            return box_vote(*inputs, 0.5, True)
+
+    expected = Door()(boxes, scores, labels)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(Door(), fullgraph=True, backend="aot_eager")(boxes, scores, labels)
+    exported = torch.export.export(Door(), (boxes, scores, labels)).module()(boxes, scores, labels)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(exported, expected)

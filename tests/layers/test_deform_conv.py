@@ -1,0 +1,300 @@
+import numpy as np
+import pytest
+import torch
+from torchvision import ops
+
+from atss_core.layers import DeformConv2d, deform_conv2d
+from tests import golden
+from tests.devices import DEVICES, needs_compiled
+from tests.layers import oracles
+
+devices = pytest.mark.parametrize("device", DEVICES)
+
+# name: channels in, out, groups, offset groups, kernel, stride, padding, dilation, modulated
+GEOMETRIES = {
+    "plain": (3, 4, 1, 1, (3, 3), (1, 1), (1, 1), (1, 1), True),
+    "DCNv1": (4, 3, 1, 1, (3, 3), (1, 1), (1, 1), (1, 1), False),
+    "groups": (8, 4, 2, 4, (3, 3), (1, 1), (1, 1), (1, 1), True),
+    "offset groups across groups": (12, 8, 4, 3, (3, 3), (1, 1), (1, 1), (1, 1), True),
+    "odd": (6, 6, 3, 2, (2, 3), (2, 1), (0, 2), (1, 2), True),
+    "wide": (2, 2, 1, 2, (1, 5), (1, 3), (2, 0), (2, 1), False),
+    "point": (16, 8, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1), True),
+    "many taps": (2, 2, 1, 1, (6, 6), (1, 1), (3, 3), (1, 1), True),
+}
+geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
+
+
+def inputs(geometry, *, num=2, size=(5, 7), dtype=torch.float64, device="cpu", seed=0):
+    """Return input, offset, weight, bias, mask (or None), and stride, padding, dilation."""
+    c_in, c_out, groups, offset_groups, kernel, stride, padding, dilation, modulated = GEOMETRIES[geometry]
+    random = torch.Generator().manual_seed(seed)
+    out = [(size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    taps = kernel[0] * kernel[1]
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=random, dtype=torch.float64).to(device, dtype).requires_grad_()
+
+    x, offset = draw(num, c_in, *size), draw(num, offset_groups * 2 * taps, *out)
+    weight, bias = draw(c_out, c_in // groups, *kernel), draw(c_out)
+    mask = draw(num, offset_groups * taps, *out) if modulated else None
+    return (x, offset, weight, bias, mask), (stride, padding, dilation)
+
+
+def call(values, shape):
+    x, offset, weight, bias, mask = values
+    return deform_conv2d(x, offset, weight, bias, *shape, mask)
+
+
+@devices
+@geometries
+def test_equals_a_loop(geometry, device):
+    values, shape = inputs(geometry, size=(4, 5), device=device)
+    x, offset, weight, bias, mask = (v if v is None else v.detach().cpu() for v in values)
+    expected = oracles.deform_conv2d(x, offset, weight, bias, *shape, mask)
+    torch.testing.assert_close(call(values, shape).detach().cpu(), expected, rtol=1e-9, atol=1e-9)
+
+
+@devices
+@geometries
+def test_output_and_all_gradients_equal_torchvision(geometry, device):
+    values, shape = inputs(geometry, device=device)
+    x, offset, weight, bias, mask = (v if v is None else v.detach().cpu().requires_grad_() for v in values)
+    expected = ops.deform_conv2d(x, offset, weight, bias, *shape, mask)
+    gradient = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected.backward(gradient)
+    found = call(values, shape)
+    found.backward(gradient.to(device))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(values, (x, offset, weight, bias, mask), strict=True):
+        if ours is not None:
+            torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-9, atol=1e-9)
+
+
+@devices
+@pytest.mark.parametrize("geometry", ["plain", "DCNv1", "offset groups across groups", "odd"])
+def test_gradcheck(geometry, device):
+    values, shape = inputs(geometry, num=1, size=(3, 4), device=device)
+    inputs_with_gradient = [v for v in values if v is not None]
+
+    def function(*some):
+        return call([*some, None] if len(some) == 4 else some, shape)
+
+    # On CUDA the gradient of the input is summed in any order.
+    assert torch.autograd.gradcheck(
+        function, inputs_with_gradient, nondet_tol=1e-9 if device == "cuda" else 0.0, fast_mode=True
+    )
+
+
+@devices
+@pytest.mark.parametrize("case", [0, 1])
+def test_golden(case, device):
+    expected = golden.arrays("deform_conv")
+    value = {
+        k: torch.from_numpy(expected[f"{case}/{k}"]).to(device)
+        for k in ("x", "offset", "mask", "weight", "bias", "grad_out")
+    }
+    stride, _, groups = expected[f"{case}/stride_pad_groups"].tolist()
+    out_channels, in_channels = value["weight"].shape[0], value["x"].shape[1]
+    layer = DeformConv2d(in_channels, out_channels, stride=stride, groups=groups, bias=True)
+    layer.conv.weight.data, layer.conv.bias.data = value["weight"], value["bias"]
+    # Feed offsets and mask logits past the layer's own prediction.
+    mask = value["mask"]
+    predicted = torch.cat([value["offset"], torch.logit(mask.double()).float()], dim=1).requires_grad_()
+    layer.offset = torch.nn.Identity()
+    layer.offset.forward = lambda x: predicted
+    x = value["x"].clone().requires_grad_()
+    out = layer(x)
+    out.backward(value["grad_out"])
+
+    def close(found, name, tolerance):
+        return np.allclose(found.detach().cpu(), expected[f"{case}/{name}"], atol=tolerance)
+
+    assert close(out, "out", 1e-4)
+    assert close(x.grad, "grad_x", 1e-4)
+    grad_offset, grad_logits = predicted.grad.split([mask.shape[1] * 2, mask.shape[1]], dim=1)
+    assert close(grad_offset, "grad_offset", 1e-3)
+    assert close(grad_logits / (mask * (1 - mask)), "grad_mask", 1e-3)
+    assert close(layer.conv.weight.grad, "grad_weight", 1e-3)
+
+
+@devices
+def test_more_rows_than_a_band(device):
+    # 9 * 256 columns of 4 bytes: a band of 16 MiB holds 1820 pixels of an output that has 3 * 1024.
+    random = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=random).to(device)  # noqa: E731
+    x, offset, weight = draw(3, 256, 32, 32), draw(3, 18, 32, 32), draw(16, 256, 3, 3) / 48
+    mask = torch.rand(3, 9, 32, 32, generator=random).to(device)
+    expected = ops.deform_conv2d(x.cpu(), offset.cpu(), weight.cpu(), padding=1, mask=mask.cpu())
+    found = deform_conv2d(x, offset, weight, padding=1, mask=mask)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
+    one_by_one = [
+        deform_conv2d(x[i : i + 1], offset[i : i + 1], weight, padding=1, mask=mask[i : i + 1])
+        for i in range(3)
+    ]
+    torch.testing.assert_close(torch.cat(one_by_one), found, rtol=1e-5, atol=1e-5)
+
+
+@devices
+def test_zero_offsets_are_a_convolution(device):
+    x, weight = torch.randn(2, 4, 9, 8, device=device), torch.randn(6, 2, 3, 3, device=device)
+    found = deform_conv2d(x, torch.zeros(2, 18, 5, 4, device=device), weight, stride=2, padding=1)
+    expected = torch.nn.functional.conv2d(x, weight, stride=2, padding=1, groups=2)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@devices
+def test_samples_beyond_the_input_are_zero(device):
+    x = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
+    weight = torch.ones(1, 1, 1, 1, device=device)
+    for moved, value in [
+        ((0, 0), 1),
+        ((-0.5, 0), 0.5),
+        ((-1, 0), 0),
+        ((2.5, 2.5), 0.25),
+        ((3, 0), 0),
+        ((1e9, 0), 0),
+    ]:
+        offset = torch.zeros(1, 2, 3, 3, device=device)
+        offset[0, :, 0, 0] = torch.tensor(moved)
+        assert deform_conv2d(x, offset, weight)[0, 0, 0, 0].item() == value
+
+
+@needs_compiled
+@devices
+def test_offsets_that_are_no_number_sample_zero(device):
+    x = torch.ones(1, 1, 2, 2, device=device, requires_grad=True)
+    offset = torch.full((1, 2, 2, 2), float("nan"), device=device, requires_grad=True)
+    out = deform_conv2d(x, offset, torch.ones(1, 1, 1, 1, device=device))
+    out.sum().backward()
+    assert (out == 0).all()
+    assert (offset.grad == 0).all()
+
+
+@devices
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types(dtype, device):
+    values, shape = inputs("groups", dtype=torch.float32)
+    half = [v.detach().to(device, dtype).requires_grad_() for v in values]
+    exact = [v.detach().float().cpu().requires_grad_() for v in half]
+    found, expected = call(half, shape), call(exact, shape)
+    assert found.dtype == dtype
+    tolerance = {"rtol": 2e-2, "atol": 0.15 if dtype == torch.bfloat16 else 0.03}
+    torch.testing.assert_close(found.float().cpu(), expected, **tolerance)
+    found.sum().backward()
+    expected.sum().backward()
+    for ours, theirs in zip(half, exact, strict=True):
+        torch.testing.assert_close(ours.grad.float().cpu(), theirs.grad, **tolerance)
+
+
+@needs_compiled
+@devices
+def test_memory_format_of_the_input_is_kept(device):
+    values, shape = inputs("plain", device=device)
+    last = [v.detach().to(memory_format=torch.channels_last) if v.dim() == 4 else v for v in values]
+    found = call(last, shape)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, call(values, shape))
+
+
+@devices
+def test_no_images(device):
+    values, shape = inputs("plain", num=0, device=device)
+    out = call(values, shape)
+    assert out.shape == (0, 4, 5, 7)
+    out.sum().backward()
+    assert (values[2].grad == 0).all()
+
+
+@needs_compiled
+def test_results_do_not_depend_on_the_threads():
+    values, shape = inputs("groups", size=(40, 40), dtype=torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaves = [v.detach().requires_grad_() for v in values]
+        call(leaves, shape).sum().backward()
+        results.append([leaves[0].grad, leaves[1].grad, leaves[4].grad])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        for ours, theirs in zip(other, results[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@needs_compiled
+def test_wrong_arguments_are_named():
+    (x, offset, weight, bias, mask), shape = inputs("plain")
+    with pytest.raises(ValueError, match=r"offset must have 2 \* 9 channels for each group .*, got 17"):
+        deform_conv2d(x, offset[:, :17], weight, bias, *shape, mask)
+    with pytest.raises(ValueError, match=r"offset must be \[2, 18, 5, 7\], got \[2, 18, 4, 7\]"):
+        deform_conv2d(x, offset[:, :, :4], weight, bias, *shape, mask)
+    with pytest.raises(ValueError, match=r"mask must be \[2, 9, 5, 7\], got \[2, 8, 5, 7\]"):
+        deform_conv2d(x, offset, weight, bias, *shape, mask[:, :8])
+    with pytest.raises(ValueError, match="do not divide into groups"):
+        deform_conv2d(x, offset, weight[:, :2], bias, *shape, mask)
+    with pytest.raises(ValueError, match="one type and device, got Double on cpu and Float on cpu"):
+        deform_conv2d(x, offset, weight.float(), bias, *shape, mask)
+
+
+@devices
+def test_autocast_computes_in_its_type(device):
+    values, shape = inputs("plain", dtype=torch.float32, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        found = call([values[0].bfloat16(), values[1].bfloat16(), *values[2:]], shape)
+    torch.testing.assert_close(found.float(), call(values, shape), rtol=5e-2, atol=0.2)
+    found.float().sum().backward()
+    assert values[2].grad.dtype == torch.float32
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_deterministic_mode_refuses_the_backward_pass():
+    values, shape = inputs("plain", device="cuda")
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(
+            RuntimeError, match="deform_conv2d_backward on CUDA does not have a deterministic"
+        ):
+            call(values, shape).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@needs_compiled
+@devices
+@pytest.mark.parametrize("geometry", ["groups", "DCNv1"])
+def test_operator_keeps_the_rules_of_pytorch_and_exports(geometry, device):
+    values, shape = inputs(geometry, device=device, dtype=torch.float32)
+    x, offset, weight, bias, mask = values
+    torch.library.opcheck(torch.ops.atss.deform_conv2d.default, (x, offset, weight, bias, mask, *shape))
+
+    class Door(torch.nn.Module):
+        def forward(self, *values):
+            return call(values, shape)
+
+    expected = call(values, shape)
+    compiled = torch.compile(Door(), fullgraph=True, backend="aot_eager")(*values)
+    compiled.sum().backward()
+    gradient, x.grad = x.grad, None
+    expected.sum().backward()
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(gradient, x.grad)
+    torch.testing.assert_close(torch.export.export(Door(), values).module()(*values), expected)
+
+
+@pytest.mark.parametrize("modulated", [True, False])
+def test_layer_starts_as_a_convolution(modulated):
+    layer = DeformConv2d(8, 4, modulated=modulated, offset_groups=2, stride=2)
+    assert layer.offset.out_channels == (54 if modulated else 36)
+    x = torch.randn(2, 8, 9, 7)
+    plain = torch.nn.functional.conv2d(x, layer.conv.weight, stride=2, padding=1)
+    assert torch.allclose(layer(x), plain * (0.5 if modulated else 1), atol=1e-5)
+
+
+def test_layer_splits_offsets_of_all_groups_before_masks():
+    layer = DeformConv2d(4, 4, offset_groups=2)
+    layer.offset.bias.data[36 + 9 :] = -100.0  # the masks of the second group
+    x = torch.randn(1, 4, 5, 5)
+    x_first = x.clone()
+    x_first[:, 2:] = 0
+    assert torch.allclose(layer(x), layer(x_first), atol=1e-6)

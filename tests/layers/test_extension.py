@@ -1,0 +1,114 @@
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from atss_core.layers import ops_info
+from atss_core.layers.extension import COMPILED_DEVICES
+from tests.golden import ROOT
+
+
+def python(code, **environment):
+    """Run code in a fresh interpreter; returns its exit status and all that it prints."""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ATSS_OPS": "", **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+SHOW = "from atss_core.layers import ops_info; print(ops_info())"
+# As if the extension had never been built.
+HIDE = (
+    "import importlib.util as u; f = u.find_spec; "
+    "u.find_spec = lambda name, *a: None if name == 'atss_core._C' else f(name, *a); "
+)
+
+
+def test_info_says_what_runs():
+    assert f"operators: {'compiled' if 'cpu' in COMPILED_DEVICES else 'torchvision'} on cpu" in ops_info()
+
+
+def test_variable_chooses_torchvision():
+    status, printed = python(SHOW, ATSS_OPS="torchvision")
+    assert status == 0
+    assert printed == "operators: torchvision on cpu (ATSS_OPS=torchvision asks for it)\n"
+
+
+def test_without_extension_one_line_tells_how_to_build_it():
+    status, printed = python(HIDE + SHOW)
+    assert status == 0
+    warning, info = (
+        printed.splitlines() if printed.startswith("torchvision's") else printed.splitlines()[::-1]
+    )
+    assert warning.startswith(
+        "torchvision's operators are used: atss_core._C was not built; `make ext` builds it"
+    )
+    assert info.startswith("operators: torchvision on cpu (atss_core._C was not built")
+    assert python(HIDE + SHOW, LOCAL_RANK="1")[1] == info + "\n"  # one process tells
+
+
+def test_without_extension_compiled_is_refused():
+    status, printed = python(HIDE + SHOW, ATSS_OPS="compiled")
+    assert status == 1
+    assert "ImportError: ATSS_OPS=compiled, but atss_core._C was not built" in printed
+
+
+def test_wrong_choice_is_refused():
+    status, printed = python(SHOW, ATSS_OPS="fast")
+    assert status == 1
+    assert "ATSS_OPS must be compiled or torchvision, or not be set; got 'fast'" in printed
+
+
+def test_extension_that_does_not_load_is_an_error(tmp_path):
+    package = tmp_path / "atss_core"
+    shutil.copytree(ROOT / "atss_core", package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    (package / f"_C{suffix}").write_bytes(b"not a library")
+    status, printed = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {SHOW}")
+    assert status == 1
+    assert "ImportError: the compiled operators do not load" in printed
+    assert "build them again with `make ext`, or set ATSS_OPS=torchvision" in printed
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"ATSS_EXTENSION": "1", "CXX": "no-such-compiler"},
+            "ATSS_EXTENSION=1, but there is no C++ compiler",
+        ),
+        ({"ATSS_EXTENSION": "yes"}, "ATSS_EXTENSION must be 0 or 1, got 'yes'"),
+        ({"ATSS_CUDA": "1", "CUDA_HOME": "/nowhere"}, "ATSS_CUDA=1 needs a torch with CUDA"),
+    ],
+)
+def test_build_that_cannot_be_is_refused(environment, message):
+    run = subprocess.run(
+        [sys.executable, "setup.py", "--name"],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert message in run.stderr
+
+
+def test_build_without_compiler_leaves_the_extension_out_and_says_so():
+    run = subprocess.run(
+        [sys.executable, "setup.py", "--name"],
+        env={**os.environ, "CXX": "no-such-compiler", "ATSS_EXTENSION": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "compiled operators are left out: there is no C++ compiler 'no-such-compiler'" in run.stderr

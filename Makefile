@@ -1,6 +1,9 @@
 # make quickstart   train, test and draw on a small data set that it makes itself
-# make test         lint, types and all tests
-# make install      only install
+# make test         lint, types and all tests, with the compiled operators and with torchvision's
+# make install      only install, with the compiled operators if there is a C++ compiler
+# make ext          build the compiled operators again, after a change to csrc or another PyTorch
+# make cuda-check   compile and link the CUDA operators, without a GPU; installs a CUDA compiler
+# make sanitize     run the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # An active virtual environment is used; otherwise .venv is made. PYTHON chooses the interpreter it is made with.
 
 PYTHON ?= python3
@@ -14,14 +17,14 @@ endif
 BIN := $(VENV)/bin
 MARK := $(VENV)/.atss
 
-.PHONY: install quickstart test lint types unit clean
+.PHONY: install ext cuda-check sanitize quickstart test lint types unit fallback clean
 
 install: $(MARK)-install
 
 quickstart: $(MARK)-install
 	$(BIN)/python tools/quickstart.py
 
-test: lint types unit
+test: lint types unit fallback
 
 lint: $(MARK)-test
 	$(BIN)/ruff check .
@@ -33,17 +36,34 @@ types: $(MARK)-test
 unit: $(MARK)-test
 	$(BIN)/python -m pytest
 
+# What uses operators, once more without the compiled ones.
+fallback: $(MARK)-test
+	ATSS_OPS=torchvision $(BIN)/python -m pytest tests/layers tests/modeling tests/engine
+
+ext: $(MARK)-install
+	$(BIN)/python setup.py build_ext --inplace
+
+cuda-check: $(MARK)-install
+	eval "$$(PYTHON=$(BIN)/python csrc/cuda_toolkit.sh)" && \
+	ATSS_CUDA=1 $(BIN)/python setup.py build_ext --build-lib build/cuda --build-temp build/cuda-objects
+	$(BIN)/python csrc/check_cuda_library.py build/cuda
+
+sanitize: $(MARK)-test
+	PYTHON=$(BIN)/python csrc/sanitize.sh
+
 $(BIN)/python:
 	$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else 'needs Python 3.10 or newer, got %d.%d: set PYTHON' % v[:2])"
 	$(PYTHON) -m venv $(VENV) || { rm -rf .venv; echo "install python3-venv, or set PYTHON to a Python that has it"; exit 1; }
 
-$(MARK)-install: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --editable .
+# PyTorch comes first: the operators are compiled against it.
+$(MARK)-install: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*) | $(BIN)/python
+	$(BIN)/python -m pip install --requirement csrc/build-requirements.txt
+	$(BIN)/python -m pip install --no-build-isolation --editable .
 	@touch $@
 
 $(MARK)-test: $(MARK)-install
-	$(BIN)/python -m pip install --editable ".[test]"
+	$(BIN)/python -m pip install --no-build-isolation --editable ".[test]"
 	@touch $@
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis atss_core/_C*.so

@@ -74,7 +74,8 @@ def extension():
     compile_openmp, link = openmp_flags()
     # The warnings are for our code: a directory given with -isystem counts as the system's, also for -I.
     system = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
-    flags = {"cxx": [*CPU_FLAGS, *compile_openmp, *system]}
+    # Naming the version makes ninja compile again when it changes.
+    flags = {"cxx": [*CPU_FLAGS, *compile_openmp, *system, f"-DATSS_TORCH={torch.__version__}"]}
     if not wants_cuda():
         return cpp_extension.CppExtension(
             "atss_core._C", sources, extra_compile_args=flags, extra_link_args=link
@@ -82,7 +83,7 @@ def extension():
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     sources += sorted(str(path) for path in CSRC.glob("cuda/*.cu"))
-    flags["nvcc"] = ["-O3", "-Xcompiler", "-Wall"]
+    flags["nvcc"] = ["-O3", "-Xcompiler", "-Wall", f"-DATSS_TORCH={torch.__version__}"]
     return cpp_extension.CUDAExtension(
         "atss_core._C", sources, extra_compile_args=flags, extra_link_args=link
     )

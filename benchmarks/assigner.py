@@ -7,10 +7,9 @@ IoUs of G boxes and K anchors as matrices, contiguous along the anchors, vectori
 """
 
 import argparse
-import statistics
-import time
 
 import torch
+from measure import medians, peak_memory
 
 from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.assigners import AtssAssigner
@@ -49,35 +48,6 @@ def random_boxes(num_boxes, device):
     return torch.cat([corner, corner + sides], dim=1).to(device)
 
 
-def peak_memory(function, device):
-    """Bytes that ``function`` takes at its peak beyond what is there before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415  # the CPU alone needs it
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    now = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
-
-
-def seconds(function, device):
-    """Seconds of one call."""
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def main():
     """Print one row for each number of boxes."""
     parser = argparse.ArgumentParser(
@@ -99,8 +69,7 @@ def main():
         ways = (lambda b=boxes: dense_assign(anchors, b), lambda b=boxes: grid_assigner(anchors, [b])[0])
         first, second = (way() for way in ways)
         assert (first != second).float().mean() < 1e-4, "the two must agree but for rounding"
-        times = [[seconds(way, device) for way in ways] for _ in range(arguments.repeats)]
-        dense_time, grid_time = (statistics.median(column) for column in zip(*times, strict=True))
+        dense_time, grid_time = medians(ways, device, arguments.repeats)
         dense_bytes, grid_bytes = (peak_memory(way, device) for way in ways)
         print(
             f"| {num_boxes} | {dense_time * 1e3:.2f} | {grid_time * 1e3:.2f} | {dense_time / grid_time:.1f} "

@@ -2,6 +2,8 @@
 #pragma once
 #include <c10/macros/Macros.h>
 
+#include "inline.h"
+
 namespace atss {
 
 struct Box {
@@ -9,7 +11,7 @@ struct Box {
 };
 
 // A product that is rounded before it is added to anything.
-C10_HOST_DEVICE inline float product(float a, float b) {
+C10_HOST_DEVICE ATSS_FORCE_INLINE float product(float a, float b) {
 #ifdef __CUDA_ARCH__
   return __fmul_rn(a, b);
 #else
@@ -17,21 +19,21 @@ C10_HOST_DEVICE inline float product(float a, float b) {
 #endif
 }
 
-C10_HOST_DEVICE inline float area(const Box& box) {
+C10_HOST_DEVICE ATSS_FORCE_INLINE float area(const Box& box) {
   return product(box.x2 - box.x1, box.y2 - box.y1);
 }
 
-C10_HOST_DEVICE inline float larger(float a, float b) {
+C10_HOST_DEVICE ATSS_FORCE_INLINE float larger(float a, float b) {
   return a > b ? a : b;
 }
 
-C10_HOST_DEVICE inline float smaller(float a, float b) {
+C10_HOST_DEVICE ATSS_FORCE_INLINE float smaller(float a, float b) {
   return a < b ? a : b;
 }
 
 // Intersection over union in float32, every operation rounded by itself so that all machines decide alike. It is
 // NaN or 0 where a box has a coordinate that is not finite, or no area; such boxes overlap nothing.
-C10_HOST_DEVICE inline float iou(const Box& a, float area_a, const Box& b, float area_b) {
+C10_HOST_DEVICE ATSS_FORCE_INLINE float iou(const Box& a, float area_a, const Box& b, float area_b) {
   const float width = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), 0.f);
   const float height = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), 0.f);
   const float intersection = product(width, height);

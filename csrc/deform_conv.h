@@ -10,6 +10,8 @@
 
 #include <cmath>
 
+#include "inline.h"
+
 namespace atss::deform_conv {
 
 // What a kernel needs to know; passed by value to CUDA kernels.
@@ -49,7 +51,7 @@ struct Sample {
   Sample() = default;
 
   template <typename Value>
-  C10_HOST_DEVICE Sample(
+  C10_HOST_DEVICE ATSS_FORCE_INLINE Sample(
       const Shape& shape, const Value* offsets, const Value* masks, int64_t row, int64_t offset_group, int64_t tap) {
     const int64_t image = row / shape.pixels(), pixel = row % shape.pixels();
     const int64_t first_tap = (image * shape.offset_groups + offset_group) * shape.taps();

@@ -73,7 +73,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_vote(
   at::parallel_for(0, num_labels, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
       votes_of_label[i] = vote_class(
-          box_data, score_data, label_data[order[starts[i]]], &order[starts[i]], starts[i + 1] - starts[i],
+          box_data, score_data, label_data[order[starts[i]]], order.data() + starts[i], starts[i + 1] - starts[i],
           static_cast<float>(threshold), soft, static_cast<float>(min_score));
   });
 

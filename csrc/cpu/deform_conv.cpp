@@ -1,13 +1,12 @@
-#include "../deform_conv.h"
-
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <vector>
 
-#include "../inline.h"
 #include "multiversion.h"
+ATSS_ALLOW_FMA
+#include "../deform_conv.h"
 
 namespace atss::deform_conv {
 namespace {
@@ -49,106 +48,146 @@ struct Band {
   }
 };
 
-template <typename T>
-ATSS_FORCE_INLINE void sample_row(const Band<T>& band, const std::vector<Run>& runs, int64_t row, T* columns) {
-  for (int64_t tap = 0; tap < band.shape.taps(); ++tap)
+// Calls function(sample, channel, length, tap) for all taps and runs of a row; the runs of one offset group share a
+// sample. length is a constant in the compiler's eyes if kLength is not 0, for runs that are shorter than vectors.
+template <int kLength, typename T, typename Function>
+ATSS_FORCE_INLINE void for_each_sample(
+    const Band<T>& band, const std::vector<Run>& runs, int64_t row, const Function& function) {
+  for (int64_t tap = 0; tap < band.shape.taps(); ++tap) {
+    int64_t offset_group = runs.front().offset_group;
+    Sample<T> sample = band.sample(row, offset_group, tap);
     for (const Run& run : runs) {
-      const Sample<T> sample = band.sample(row, run.offset_group, tap);
-      const T *v0 = band.neighbor(sample, 0, run.channel), *v1 = band.neighbor(sample, 1, run.channel);
-      const T *v2 = band.neighbor(sample, 2, run.channel), *v3 = band.neighbor(sample, 3, run.channel);
-      const T w0 = sample.mask * sample.weight[0], w1 = sample.mask * sample.weight[1];
-      const T w2 = sample.mask * sample.weight[2], w3 = sample.mask * sample.weight[3];
-      T* const out = columns + band.column(row, run.channel, tap);
-#pragma omp simd
-      for (int64_t c = 0; c < run.length; ++c) out[c] = w0 * v0[c] + w1 * v1[c] + w2 * v2[c] + w3 * v3[c];
+      if (run.offset_group != offset_group) {
+        offset_group = run.offset_group;
+        sample = band.sample(row, offset_group, tap);
+      }
+      function(sample, run.channel, kLength ? kLength : run.length, tap);
     }
+  }
 }
+
+// Each of these treats rows from `begin` to before `end` of a band.
+struct SampleRows {
+  template <int kLength, typename T>
+  static ATSS_FORCE_INLINE void run(
+      const Band<T>& band, const std::vector<Run>& runs, int64_t begin, int64_t end, T* columns) {
+    for (int64_t row = begin; row < end; ++row)
+      for_each_sample<kLength>(band, runs, row, [&](const Sample<T>& sample, int64_t channel, int64_t length, int64_t tap)
+                                                    ATSS_INLINE_LAMBDA {
+        const T *v0 = band.neighbor(sample, 0, channel), *v1 = band.neighbor(sample, 1, channel);
+        const T *v2 = band.neighbor(sample, 2, channel), *v3 = band.neighbor(sample, 3, channel);
+        const T w0 = sample.mask * sample.weight[0], w1 = sample.mask * sample.weight[1];
+        const T w2 = sample.mask * sample.weight[2], w3 = sample.mask * sample.weight[3];
+        T* const out = columns + band.column(row, channel, tap);
+#pragma omp simd
+        for (int64_t c = 0; c < length; ++c) out[c] = w0 * v0[c] + w1 * v1[c] + w2 * v2[c] + w3 * v3[c];
+      });
+  }
+};
 
 // Gradients of offsets and mask: both are sums of the neighbours' shares in the gradient of the sample.
-template <typename T>
-ATSS_FORCE_INLINE void differentiate_row(
-    const Band<T>& band, const std::vector<Run>& runs, int64_t row, const T* grad_columns, T* grad_offset,
-    T* grad_mask) {
-  for (int64_t tap = 0; tap < band.shape.taps(); ++tap)
-    for (const Run& run : runs) {
-      const Sample<T> sample = band.sample(row, run.offset_group, tap);
-      const T *v0 = band.neighbor(sample, 0, run.channel), *v1 = band.neighbor(sample, 1, run.channel);
-      const T *v2 = band.neighbor(sample, 2, run.channel), *v3 = band.neighbor(sample, 3, run.channel);
-      const T* const grad = grad_columns + band.column(row, run.channel, tap);
-      T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+struct DifferentiateRows {
+  template <int kLength, typename T>
+  static ATSS_FORCE_INLINE void run(
+      const Band<T>& band, const std::vector<Run>& runs, int64_t begin, int64_t end, const T* grad_columns,
+      T* grad_offset, T* grad_mask) {
+    for (int64_t row = begin; row < end; ++row)
+      for_each_sample<kLength>(band, runs, row, [&](const Sample<T>& sample, int64_t channel, int64_t length, int64_t tap)
+                                                    ATSS_INLINE_LAMBDA {
+        const T *v0 = band.neighbor(sample, 0, channel), *v1 = band.neighbor(sample, 1, channel);
+        const T *v2 = band.neighbor(sample, 2, channel), *v3 = band.neighbor(sample, 3, channel);
+        const T* const grad = grad_columns + band.column(row, channel, tap);
+        T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
-      for (int64_t c = 0; c < run.length; ++c) {
-        s0 += grad[c] * v0[c];
-        s1 += grad[c] * v1[c];
-        s2 += grad[c] * v2[c];
-        s3 += grad[c] * v3[c];
-      }
-      const T share[] = {s0, s1, s2, s3};
-      T by_mask = 0, by_y = 0, by_x = 0;
-      for (int k = 0; k < 4; ++k) {
-        by_mask += share[k] * sample.weight[k];
-        by_y += share[k] * sample.by_y[k];
-        by_x += share[k] * sample.by_x[k];
-      }
-      grad_offset[sample.offset_index] += sample.mask * by_y;
-      grad_offset[sample.offset_index + band.shape.pixels()] += sample.mask * by_x;
-      if (band.shape.has_mask) grad_mask[sample.mask_index] += by_mask;
-    }
-}
+        for (int64_t c = 0; c < length; ++c) {
+          s0 += grad[c] * v0[c];
+          s1 += grad[c] * v1[c];
+          s2 += grad[c] * v2[c];
+          s3 += grad[c] * v3[c];
+        }
+        const T share[] = {s0, s1, s2, s3};
+        T by_mask = 0, by_y = 0, by_x = 0;
+        for (int k = 0; k < 4; ++k) {
+          by_mask += share[k] * sample.weight[k];
+          by_y += share[k] * sample.by_y[k];
+          by_x += share[k] * sample.by_x[k];
+        }
+        grad_offset[sample.offset_index] += sample.mask * by_y;
+        grad_offset[sample.offset_index + band.shape.pixels()] += sample.mask * by_x;
+        if (band.shape.has_mask) grad_mask[sample.mask_index] += by_mask;
+      });
+  }
+};
 
-template <typename T>
-ATSS_FORCE_INLINE void scatter_row(
-    const Band<T>& band, const std::vector<Run>& runs, int64_t row, const T* grad_columns, T* grad_input) {
-  for (int64_t tap = 0; tap < band.shape.taps(); ++tap)
-    for (const Run& run : runs) {
-      const Sample<T> sample = band.sample(row, run.offset_group, tap);
-      const T* const grad = grad_columns + band.column(row, run.channel, tap);
-      for (int k = 0; k < 4; ++k) {
-        if (sample.neighbor[k] < 0) continue;
-        T* const out = grad_input + sample.neighbor[k] * band.shape.channels + run.channel;
-        const T weight = sample.mask * sample.weight[k];
+struct ScatterRows {
+  template <int kLength, typename T>
+  static ATSS_FORCE_INLINE void run(
+      const Band<T>& band, const std::vector<Run>& runs, int64_t begin, int64_t end, const T* grad_columns,
+      T* grad_input) {
+    for (int64_t row = begin; row < end; ++row)
+      for_each_sample<kLength>(band, runs, row, [&](const Sample<T>& sample, int64_t channel, int64_t length, int64_t tap)
+                                                    ATSS_INLINE_LAMBDA {
+        const T* const grad = grad_columns + band.column(row, channel, tap);
+        for (int k = 0; k < 4; ++k) {
+          if (sample.neighbor[k] < 0) continue;
+          T* const out = grad_input + sample.neighbor[k] * band.shape.channels + channel;
+          const T weight = sample.mask * sample.weight[k];
 #pragma omp simd
-        for (int64_t c = 0; c < run.length; ++c) out[c] += weight * grad[c];
-      }
-    }
+          for (int64_t c = 0; c < length; ++c) out[c] += weight * grad[c];
+        }
+      });
+  }
+};
+
+template <typename Rows, typename T, typename... Arguments>
+ATSS_FORCE_INLINE void run_any_length(const Band<T>& band, const std::vector<Run>& runs, Arguments... arguments) {
+  const auto have_length = [&](int64_t length) {
+    return std::all_of(runs.begin(), runs.end(), [=](const Run& run) { return run.length == length; });
+  };
+  if (have_length(8))
+    Rows::template run<8>(band, runs, arguments...);
+  else if (have_length(16))
+    Rows::template run<16>(band, runs, arguments...);
+  else
+    Rows::template run<0>(band, runs, arguments...);
 }
 
-// The same for ranges of rows, in float32 for several instruction sets.
+// In float32 compiled for several instruction sets, which a template cannot be.
 using Runs = std::vector<Run>;
 
 ATSS_MULTIVERSION
 void sample_rows(const Band<float>& band, const Runs& runs, int64_t begin, int64_t end, float* columns) {
-  for (int64_t row = begin; row < end; ++row) sample_row(band, runs, row, columns);
+  run_any_length<SampleRows>(band, runs, begin, end, columns);
 }
 
 void sample_rows(const Band<double>& band, const Runs& runs, int64_t begin, int64_t end, double* columns) {
-  for (int64_t row = begin; row < end; ++row) sample_row(band, runs, row, columns);
+  run_any_length<SampleRows>(band, runs, begin, end, columns);
 }
 
 ATSS_MULTIVERSION
 void differentiate_rows(
     const Band<float>& band, const Runs& runs, int64_t begin, int64_t end, const float* grad_columns,
     float* grad_offset, float* grad_mask) {
-  for (int64_t row = begin; row < end; ++row)
-    differentiate_row(band, runs, row, grad_columns, grad_offset, grad_mask);
+  run_any_length<DifferentiateRows>(band, runs, begin, end, grad_columns, grad_offset, grad_mask);
 }
 
 void differentiate_rows(
     const Band<double>& band, const Runs& runs, int64_t begin, int64_t end, const double* grad_columns,
     double* grad_offset, double* grad_mask) {
-  for (int64_t row = begin; row < end; ++row)
-    differentiate_row(band, runs, row, grad_columns, grad_offset, grad_mask);
+  run_any_length<DifferentiateRows>(band, runs, begin, end, grad_columns, grad_offset, grad_mask);
 }
 
 ATSS_MULTIVERSION
 void scatter_rows(
-    const Band<float>& band, const Runs& runs, int64_t rows, const float* grad_columns, float* grad_input) {
-  for (int64_t row = 0; row < rows; ++row) scatter_row(band, runs, row, grad_columns, grad_input);
+    const Band<float>& band, const Runs& runs, int64_t begin, int64_t end, const float* grad_columns,
+    float* grad_input) {
+  run_any_length<ScatterRows>(band, runs, begin, end, grad_columns, grad_input);
 }
 
 void scatter_rows(
-    const Band<double>& band, const Runs& runs, int64_t rows, const double* grad_columns, double* grad_input) {
-  for (int64_t row = 0; row < rows; ++row) scatter_row(band, runs, row, grad_columns, grad_input);
+    const Band<double>& band, const Runs& runs, int64_t begin, int64_t end, const double* grad_columns,
+    double* grad_input) {
+  run_any_length<ScatterRows>(band, runs, begin, end, grad_columns, grad_input);
 }
 
 struct CpuKernels {
@@ -193,7 +232,7 @@ struct CpuKernels {
         differentiate_rows(band_, runs, begin, end, grad, by_offset, by_mask);
       });
       at::parallel_for(0, shape.channels, 16, [&](int64_t begin, int64_t end) {
-        scatter_rows(band_, runs_of_channels(shape, begin, end), count, grad, by_input);
+        scatter_rows(band_, runs_of_channels(shape, begin, end), 0, count, grad, by_input);
       });
     });
   }

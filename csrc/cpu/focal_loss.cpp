@@ -13,8 +13,9 @@
 #include <vector>
 
 #include "../checks.h"
-#include "../focal_math.h"
 #include "multiversion.h"
+ATSS_ALLOW_FMA
+#include "../focal_math.h"
 
 namespace atss {
 namespace {

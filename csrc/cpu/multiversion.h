@@ -6,3 +6,13 @@
 #else
 #define ATSS_MULTIVERSION
 #endif
+
+// From here to the end of the file a product and a sum may become one instruction with one rounding. The build forbids
+// that elsewhere, so that decisions about boxes are the same on every machine.
+#if defined(__clang__)
+#define ATSS_ALLOW_FMA _Pragma("clang fp contract(fast)")
+#elif defined(__GNUC__)
+#define ATSS_ALLOW_FMA _Pragma("GCC optimize(\"fp-contract=fast\")")
+#else
+#define ATSS_ALLOW_FMA
+#endif

@@ -19,18 +19,19 @@ const Box* box_data(const at::Tensor& boxes) {
 // Those of the boxes listed by falling score that NMS keeps, in the same order. Null labels: one class.
 std::vector<int32_t> keep_boxes(
     const Box* boxes, std::vector<int32_t> by_score, const int64_t* labels, float threshold) {
+  if (by_score.empty()) return by_score;
   const int64_t count = by_score.size();
   std::vector<int32_t> by_label = by_score;
   const std::vector<int64_t> starts = labels ? group_by_label(by_label, labels) : std::vector<int64_t>{0, count};
   const int64_t num_labels = starts.size() - 1;
-  const int32_t last_index = count ? *std::max_element(by_score.begin(), by_score.end()) : 0;
+  const int32_t last_index = *std::max_element(by_score.begin(), by_score.end());
   std::vector<int32_t> owner(count);
   std::vector<char> is_suppressed(last_index + 1);
-  const int64_t grain = std::max<int64_t>(1, num_labels * kBoxesPerThread / std::max<int64_t>(count, 1));
+  const int64_t grain = std::max<int64_t>(1, num_labels * kBoxesPerThread / count);
   at::parallel_for(0, num_labels, grain, [&](int64_t first, int64_t last) {
     for (int64_t label = first; label < last; ++label) {
       const int64_t start = starts[label], size = starts[label + 1] - start;
-      find_owners(boxes, &by_label[start], size, threshold, Owner::kAny, &owner[start]);
+      find_owners(boxes, by_label.data() + start, size, threshold, Owner::kAny, owner.data() + start);
       for (int64_t i = 0; i < size; ++i) is_suppressed[by_label[start + i]] = owner[start + i] != i;
     }
   });

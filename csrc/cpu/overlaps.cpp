@@ -53,7 +53,7 @@ int level_of(double side) {
 
 // Up to this many boxes, comparing with all kept ones at once is faster than looking for the near ones
 // (benchmarks/ops.py).
-constexpr int64_t kSmall = 256;
+constexpr int64_t kSmall = 512;
 // Below this limit the near ones are too many to be worth looking for.
 constexpr float kSmallestLimitForGrid = 0.2f;
 // So many powers of two lie between a fifth and five times a number, and some to spare.
@@ -61,100 +61,118 @@ constexpr int kMaxLevels = 8;
 
 constexpr int kLanes = 16;
 
-// Kept boxes side by side, for comparing one box with many.
-struct KeptRow {
+// Kept boxes side by side in slots, for comparing one box with many. Empty slots hold NaN, which overlaps nothing.
+struct KeptBoxes {
   std::vector<float> x1, y1, x2, y2, areas;
-  int64_t count = 0;
+  std::vector<int32_t> positions;
 
-  explicit KeptRow(int64_t capacity) {
-    // Lanes beyond the last box hold NaN: they overlap nothing.
-    const size_t size = (capacity + kLanes - 1) / kLanes * kLanes;
-    for (auto* values : {&x1, &y1, &x2, &y2, &areas}) values->assign(size, std::numeric_limits<float>::quiet_NaN());
+  explicit KeptBoxes(int64_t num_slots) : positions(num_slots) {
+    // A comparison of kLanes slots may reach beyond the last one.
+    for (auto* values : {&x1, &y1, &x2, &y2, &areas})
+      values->assign(num_slots + kLanes, std::numeric_limits<float>::quiet_NaN());
   }
 
-  void add(const Box& box, float box_area) {
-    x1[count] = box.x1;
-    y1[count] = box.y1;
-    x2[count] = box.x2;
-    y2[count] = box.y2;
-    areas[count] = box_area;
-    ++count;
+  void fill(int64_t slot, const Box& box, int32_t position) {
+    x1[slot] = box.x1;
+    y1[slot] = box.y1;
+    x2[slot] = box.x2;
+    y2[slot] = box.y2;
+    areas[slot] = area(box);
+    positions[slot] = position;
+  }
+
+  // Returns the first slot, from `begin` to before `end`, whose box overlaps this one by more than the limit, or -1.
+  int64_t find(int64_t begin, int64_t end, const Box& box, float limit) const {
+    return find_overlap(
+        x1.data(), y1.data(), x2.data(), y2.data(), areas.data(), begin, end, box, area(box), limit);
+  }
+
+ private:
+  ATSS_MULTIVERSION
+  static int64_t find_overlap(
+      const float* x1, const float* y1, const float* x2, const float* y2, const float* areas, int64_t begin,
+      int64_t end, const Box& box, float box_area, float limit) {
+    for (int64_t start = begin; start < end; start += kLanes) {
+      float overlaps[kLanes];
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int64_t i = start + lane;
+        overlaps[lane] = iou({x1[i], y1[i], x2[i], y2[i]}, areas[i], box, box_area);
+      }
+      int num_hits = 0;
+#pragma omp simd reduction(+ : num_hits)
+      for (int lane = 0; lane < kLanes; ++lane) num_hits += overlaps[lane] > limit;
+      if (num_hits == 0) continue;
+      int64_t hit = start;
+      while (!(overlaps[hit - start] > limit)) ++hit;
+      return hit < end ? hit : -1;
+    }
+    return -1;
   }
 };
 
-int lowest_bit(int bits) {
-  int position = 0;
-  while (!(bits >> position & 1)) ++position;
-  return position;
-}
-
-// Returns the first of `count` kept boxes that overlaps the box by more than the limit, or -1.
-ATSS_MULTIVERSION
-int64_t first_overlap(
-    const float* x1, const float* y1, const float* x2, const float* y2, const float* areas, int64_t count,
-    const Box& box, float box_area, float limit) {
-  for (int64_t start = 0; start < count; start += kLanes) {
-    int hits = 0;
-#pragma omp simd reduction(| : hits)
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t i = start + lane;
-      const Box other{x1[i], y1[i], x2[i], y2[i]};
-      hits |= (iou(other, areas[i], box, box_area) > limit) << lane;
-    }
-    if (hits) return start + lowest_bit(hits);
-  }
-  return -1;
-}
-
 void find_owners_among_few(const Box* boxes, const int32_t* order, int64_t count, float limit, int32_t* owner) {
-  KeptRow kept(count);
-  std::vector<int32_t> position;
-  for (int64_t i = 0; i < count; ++i) {
+  KeptBoxes kept(count);
+  int64_t num_kept = 0;
+  for (int32_t i = 0; i < count; ++i) {
     const Box& box = boxes[order[i]];
-    const float box_area = area(box);
-    const int64_t hit = first_overlap(
-        kept.x1.data(), kept.y1.data(), kept.x2.data(), kept.y2.data(), kept.areas.data(), kept.count, box, box_area,
-        limit);
-    owner[i] = hit < 0 ? static_cast<int32_t>(i) : position[hit];
-    if (hit < 0) {
-      kept.add(box, box_area);
-      position.push_back(static_cast<int32_t>(i));
-    }
+    const int64_t hit = kept.find(0, num_kept, box, limit);
+    owner[i] = hit < 0 ? i : kept.positions[hit];
+    if (hit < 0) kept.fill(num_kept++, box, i);
   }
 }
 
-// Kept boxes by size and place. An IoU above t needs sides within a factor t of each other and centres near each
-// other: with widths v and w, an overlap of width at least t * max(v, w) leaves the centres at most
+// Only boxes with positive, finite sides can overlap another (see iou).
+bool has_area(const Box& box) {
+  const float width = box.x2 - box.x1, height = box.y2 - box.y1;
+  return width > 0 && height > 0 && std::isfinite(width) && std::isfinite(height);
+}
+
+// Boxes by size and place. An IoU above t needs sides within a factor t of each other and centres near each other:
+// with widths v and w, an overlap of width at least t * max(v, w) leaves the centres at most
 // (v + w) / 2 - t * max(v, w) apart. So boxes are binned by the powers of two of their sides, and in each bin by cells
-// as large as its largest box. Kept boxes of a bin overlap little, hence a cell holds few, and a box is compared with
-// a few others only, however many there are.
-class KeptGrid {
+// twice as large as its largest box. Kept boxes of a bin overlap little, hence a cell holds few, and a box is compared with
+// a few others only, however many there are. Each cell has a slot for each of its boxes, should all be kept.
+class Grid {
  public:
-  KeptGrid(int64_t capacity, float limit) : limit_(limit), margin_(limit * (1 - 1e-4)) {
+  Grid(const Box* boxes, const int32_t* order, int64_t count, float limit)
+      : limit_(limit), margin_(limit * (1 - 1e-4)), cell_of_(count), kept_(count) {
     int bits = 4;
-    while ((int64_t{1} << bits) < 2 * capacity) ++bits;
+    while ((int64_t{1} << bits) < 2 * count) ++bits;
     shift_ = 64 - bits;
-    cells_.assign(size_t{1} << bits, Cell{0, -1});
-    kept_.reserve(capacity);
+    table_.assign(size_t{1} << bits, Entry{0, -1});
+    std::vector<int64_t> sizes;
+    for (int64_t i = 0; i < count; ++i) {
+      if (!has_area(boxes[order[i]])) continue;
+      const Query query(boxes[order[i]], margin_);
+      Entry& entry = table_[entry_of(own_key(query))];
+      if (entry.cell < 0) {
+        entry = {own_key(query), static_cast<int32_t>(sizes.size())};
+        sizes.push_back(0);
+        occupied_[query.y.level & 255][query.x.level & 255] = true;
+      }
+      cell_of_[i] = entry.cell;
+      ++sizes[entry.cell];
+    }
+    cells_.resize(sizes.size());
+    int64_t slot = 0;
+    for (size_t cell = 0; cell < sizes.size(); ++cell) {
+      cells_[cell] = {slot, slot};
+      slot += sizes[cell];
+    }
   }
 
   // Returns the position of a kept box that overlaps this one by more than the limit (with Owner::kBest the smallest
-  // position), or -1. The box must have an area.
-  int32_t find(const Box& box, Owner which) const {
-    const Query query(box, margin_);
-    const float box_area = area(box);
+  // position), or -1. The box, at `position`, must have an area.
+  int32_t find(const Box& box, int64_t position, Owner which) const {
     int32_t best = -1;
-    const auto visit = [&](uint64_t key) {
-      for (int32_t k = head(key); k >= 0; k = kept_[k].next) {
-        const Kept& other = kept_[k];
-        if ((best < 0 || other.position < best) && iou(other.box, other.area, box, box_area) > limit_) {
-          best = other.position;
-          if (which == Owner::kAny) return true;
-        }
-      }
-      return false;
+    const auto visit = [&](int32_t cell) {
+      const int64_t slot = kept_.find(cells_[cell].begin, cells_[cell].end, box, limit_);
+      if (slot >= 0 && (best < 0 || kept_.positions[slot] < best)) best = kept_.positions[slot];
+      return best >= 0 && which == Owner::kAny;
     };
-    if (which == Owner::kAny && visit(own_key(query))) return best;  // where most duplicates are
+    if (visit(cell_of_[position])) return best;  // where most duplicates are
+    const Query query(box, margin_);
     std::array<Range, kMaxLevels> ranges_x;
     for (int column = query.x.first_level; column <= query.x.last_level; ++column)
       ranges_x[column - query.x.first_level] = query.x.cells(column);
@@ -164,51 +182,48 @@ class KeptGrid {
         if (!occupied_[row & 255][column & 255]) continue;
         const Range x = ranges_x[column - query.x.first_level];
         for (int64_t cell_y = y.first; cell_y <= y.last; ++cell_y)
-          for (int64_t cell_x = x.first; cell_x <= x.last; ++cell_x)
-            if (visit(key_of(column, row, cell_x, cell_y))) return best;
+          for (int64_t cell_x = x.first; cell_x <= x.last; ++cell_x) {
+            const int32_t cell = table_[entry_of(key_of(column, row, cell_x, cell_y))].cell;
+            if (cell >= 0 && cell != cell_of_[position] && visit(cell)) return best;
+          }
       }
     }
     return best;
   }
 
-  void add(const Box& box, int32_t position) {
-    const Query query(box, margin_);
-    const uint64_t key = own_key(query);
-    occupied_[query.y.level & 255][query.x.level & 255] = true;
-    size_t slot = first_slot(key);
-    while (cells_[slot].head >= 0 && cells_[slot].key != key) slot = (slot + 1) & (cells_.size() - 1);
-    kept_.push_back({box, area(box), position, cells_[slot].head});
-    cells_[slot] = {key, static_cast<int32_t>(kept_.size() - 1)};
+  // Keeps the box at `position`, which must have an area.
+  void keep(const Box& box, int32_t position) {
+    kept_.fill(cells_[cell_of_[position]].end++, box, position);
   }
 
  private:
-  struct Kept {
-    Box box;
-    float area;
-    int32_t position, next;
-  };
-  struct Cell {
+  struct Entry {
     uint64_t key;
-    int32_t head;
+    int32_t cell;  // -1: none
   };
   struct Range {
     int64_t first, last;
   };
+  struct Slots {
+    int64_t begin, end;  // of the kept boxes
+  };
 
-  // One axis of a box. Level l holds sides from 2^l up to below 2^(l + 1), in cells of 2^(l + 1).
+  // One axis of a box. Level l holds sides from 2^l up to below 2^(l + 1), in cells of 2^(l + 2).
   struct Axis {
     double center, side, limit;
     int level, first_level, last_level;
 
-    Axis(double first, double last, double limit_) : center((first + last) / 2), side(last - first), limit(limit_) {
-      level = level_of(side);
-      first_level = level_of(side * limit);
-      last_level = level_of(side / limit);
-    }
+    Axis(double first, double last, double limit_)
+        : center((first + last) / 2),
+          side(last - first),
+          limit(limit_),
+          level(level_of(side)),
+          first_level(level_of(side * limit)),
+          last_level(level_of(side / limit)) {}
 
     static int64_t cell(int cell_level, double place) {
       constexpr double kFarthest = int64_t{1} << 52;
-      const double scaled = std::clamp(place * power_of_two(-cell_level - 1), -kFarthest, kFarthest);
+      const double scaled = std::clamp(place * power_of_two(-cell_level - 2), -kFarthest, kFarthest);
       const auto truncated = static_cast<int64_t>(scaled);
       return truncated - (scaled < truncated);
     }
@@ -216,11 +231,11 @@ class KeptGrid {
     // The cells of a level in which an overlapping box can have its centre.
     Range cells(int cell_level) const {
       const double smallest = std::max(power_of_two(cell_level), side * limit);
-      const double largest = std::min(power_of_two(cell_level + 1), side / limit);
+      const double largest = std::max(smallest, std::min(power_of_two(cell_level + 1), side / limit));
       const auto reach = [&](double other) { return (side + other) / 2 - limit * std::max(side, other); };
       // The reach rises with the other side up to this one's, then falls or, for limits below a half, rises on.
-      const double reach_here = std::max(reach(std::clamp(side, smallest, std::max(smallest, largest))), reach(largest));
-      return {cell(cell_level, center - reach_here), cell(cell_level, center + reach_here)};
+      const double farthest = std::max(reach(std::clamp(side, smallest, largest)), reach(largest));
+      return {cell(cell_level, center - farthest), cell(cell_level, center + farthest)};
     }
   };
 
@@ -241,40 +256,33 @@ class KeptGrid {
     return key_of(x.level, y.level, x.cell(x.level, x.center), y.cell(y.level, y.center));
   }
 
-  size_t first_slot(uint64_t key) const {
-    return key * 0x9E3779B97F4A7C15u >> shift_;
-  }
-
-  int32_t head(uint64_t key) const {
-    size_t slot = first_slot(key);
-    while (cells_[slot].head >= 0 && cells_[slot].key != key) slot = (slot + 1) & (cells_.size() - 1);
-    return cells_[slot].head;
+  // Where a key stands in the table, or would: open addressing, at most half full.
+  size_t entry_of(uint64_t key) const {
+    size_t entry = key * 0x9E3779B97F4A7C15u >> shift_;
+    while (table_[entry].cell >= 0 && table_[entry].key != key) entry = (entry + 1) & (table_.size() - 1);
+    return entry;
   }
 
   float limit_;
   double margin_;  // a little below the limit, for what rounding the IoU can add
   int shift_;
-  std::vector<Cell> cells_;  // open addressing, at most half full
-  std::vector<Kept> kept_;
-  bool occupied_[256][256] = {};
+  std::vector<Entry> table_;
+  std::vector<Slots> cells_;
+  std::vector<int32_t> cell_of_;  // by position; boxes without an area have none
+  KeptBoxes kept_;
+  bool occupied_[256][256] = {};  // which levels have boxes
 };
-
-// Only boxes with positive, finite sides can overlap another (see iou).
-bool has_area(const Box& box) {
-  const float width = box.x2 - box.x1, height = box.y2 - box.y1;
-  return width > 0 && height > 0 && std::isfinite(width) && std::isfinite(height);
-}
 
 void find_owners_among_many(
     const Box* boxes, const int32_t* order, int64_t count, float limit, Owner which, int32_t* owner) {
-  KeptGrid kept(count, limit);
-  for (int64_t i = 0; i < count; ++i) {
+  Grid grid(boxes, order, count, limit);
+  for (int32_t i = 0; i < count; ++i) {
     const Box& box = boxes[order[i]];
-    owner[i] = static_cast<int32_t>(i);
+    owner[i] = i;
     if (!has_area(box)) continue;
-    const int32_t hit = kept.find(box, which);
+    const int32_t hit = grid.find(box, i, which);
     if (hit < 0)
-      kept.add(box, owner[i]);
+      grid.keep(box, i);
     else
       owner[i] = hit;
   }
@@ -292,8 +300,8 @@ std::vector<int32_t> by_falling_score(const float* scores, int64_t count) {
 }
 
 std::vector<int64_t> group_by_label(std::vector<int32_t>& order, const int64_t* labels) {
-  if (order.empty()) return {0};
   const int64_t count = order.size();
+  if (order.empty()) return {0};
   uint64_t differing = 0;  // bits in which labels differ
   for (const int32_t i : order) differing |= static_cast<uint64_t>(labels[i] ^ labels[order[0]]);
   std::vector<int32_t> spare;

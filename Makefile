@@ -40,11 +40,11 @@ unit: $(MARK)-test
 fallback: $(MARK)-test
 	ATSS_OPS=torchvision $(BIN)/python -m pytest tests/layers tests/modeling tests/engine
 
-ext: $(MARK)-install
+ext: $(MARK)-package
 	$(BIN)/python setup.py build_ext --inplace
 
 cuda-check: $(MARK)-install
-	eval "$$(PYTHON=$(BIN)/python csrc/cuda_toolkit.sh)" && \
+	variables="$$(PYTHON=$(BIN)/python csrc/cuda_toolkit.sh)" && eval "$$variables" && \
 	ATSS_CUDA=1 $(BIN)/python setup.py build_ext --build-lib build/cuda --build-temp build/cuda-objects
 	$(BIN)/python csrc/check_cuda_library.py build/cuda
 
@@ -55,14 +55,18 @@ $(BIN)/python:
 	$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else 'needs Python 3.10 or newer, got %d.%d: set PYTHON' % v[:2])"
 	$(PYTHON) -m venv $(VENV) || { rm -rf .venv; echo "install python3-venv, or set PYTHON to a Python that has it"; exit 1; }
 
-# PyTorch comes first: the operators are compiled against it.
-$(MARK)-install: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*) | $(BIN)/python
+# PyTorch comes first: the operators are compiled against it, by `make ext`, which compiles only what has changed.
+$(MARK)-package: pyproject.toml csrc/build-requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --requirement csrc/build-requirements.txt
-	$(BIN)/python -m pip install --no-build-isolation --editable .
+	ATSS_EXTENSION=0 $(BIN)/python -m pip install --no-build-isolation --editable .
+	@touch $@
+
+$(MARK)-install: $(MARK)-package setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
+	$(BIN)/python setup.py build_ext --inplace
 	@touch $@
 
 $(MARK)-test: $(MARK)-install
-	$(BIN)/python -m pip install --no-build-isolation --editable ".[test]"
+	ATSS_EXTENSION=0 $(BIN)/python -m pip install --no-build-isolation --editable ".[test]"
 	@touch $@
 
 clean:

@@ -8,8 +8,9 @@ toolkit is found (CUDA_HOME). TORCH_CUDA_ARCH_LIST chooses the GPUs.
 """
 
 import os
+import re
 import shlex
-import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -23,8 +24,16 @@ except ImportError:
     torch = None
 
 CSRC = Path("csrc")
-CPU_FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "-fopenmp-simd"]
-CUDA_ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0+PTX"
+COMPILER = shlex.split(os.environ.get("CXX", "c++"))
+# Without contraction every product is rounded, so that all machines decide alike which boxes overlap.
+CXX_FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "-fopenmp-simd"]
+# GPUs that the kernels are compiled for where there is none, and the toolkit that first knows them.
+ARCHITECTURES = {"7.5": 10.0, "8.0": 11.0, "8.6": 11.1, "9.0": 11.8, "10.0": 12.8}
+
+
+def say(message):
+    """Print to where pip shows it with -v and on failure."""
+    print(f"atss: {message}", file=sys.stderr)
 
 
 def switch(name):
@@ -35,58 +44,92 @@ def switch(name):
     return {"": None, "0": False, "1": True}[value]
 
 
+def output_of(command, text=""):
+    """Run a program on a text; return its exit status (None if there is no such program) and output."""
+    try:
+        run = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    except OSError:
+        return None, ""
+    return run.returncode, run.stdout + run.stderr
+
+
 def what_is_missing():
     """Say what the extension cannot be built without, or return None."""
     if torch is None:
         return "torch is not importable; install it first and build with --no-build-isolation"
-    compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
-    if shutil.which(compiler) is None:
-        return f"there is no C++ compiler {compiler!r}; install one or set CXX"
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        return "Python.h is not there; install the headers of this Python (python3-dev)"
+    include = sysconfig.get_paths()["include"]
+    program = "#include <Python.h>\n#include <vector>\n"
+    status, output = output_of([*COMPILER, f"-I{include}", "-fsyntax-only", "-x", "c++", "-"], program)
+    if status is None:
+        return f"there is no C++ compiler {COMPILER[0]!r}; install one or set CXX"
+    if status != 0:
+        return (
+            f"the C++ compiler does not find Python.h or its own library (python3-dev, g++): {output[:300]}"
+        )
     return None
 
 
 def openmp_flags():
-    """Return flags to compile and to link with the one OpenMP runtime that torch brings."""
-    if sys.platform != "linux":
+    """Return flags to compile and to link with the one OpenMP runtime that torch brings, GCC's."""
+    _, version = output_of([*COMPILER, "--version"])
+    if sys.platform != "linux" or "clang" in version:
+        say("built without OpenMP, which needs GCC on Linux: the operators run on one CPU thread")
         return [], []
     bundled = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
     return ["-fopenmp"], [str(bundled[0])] if bundled else ["-fopenmp"]
 
 
-def wants_cuda():
-    """Tell whether to build the CUDA kernels; the headers count, a lone ``nvcc`` is no toolkit."""
-    wanted = switch("ATSS_CUDA")
+def toolkit_version():
+    """Return the version of the CUDA toolkit, as a number such as 13.2, or why there is none that fits."""
     home = cpp_extension.CUDA_HOME
-    is_there = torch.version.cuda and home and Path(home, "include", "cuda_runtime.h").exists()
-    if wanted and not is_there:
-        raise SystemExit(
-            f"ATSS_CUDA=1 needs a torch with CUDA (this one: {torch.version.cuda}) and a CUDA toolkit with "
-            f"its headers (CUDA_HOME: {home}); csrc/cuda_toolkit.sh installs one into the environment"
-        )
-    return bool(is_there) if wanted is None else wanted
+    if not torch.version.cuda or not home:
+        return f"torch has CUDA {torch.version.cuda} and CUDA_HOME is {home}"
+    # A lone nvcc is no toolkit; conda keeps the headers in targets.
+    if not any(
+        next(Path(home).glob(f"{place}/cuda_runtime.h"), None) for place in ("include", "targets/*/include")
+    ):
+        return f"there is no cuda_runtime.h in CUDA_HOME {home}"
+    _, output = output_of([str(Path(home, "bin", "nvcc")), "--version"])
+    found = re.search(r"release (\d+\.\d+)", output)
+    if found is None:
+        return f"there is no nvcc in CUDA_HOME {home}"
+    if found[1].split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"the toolkit in {home} is CUDA {found[1]}, and torch was built with {torch.version.cuda}"
+    return float(found[1])
+
+
+def cuda_flags():
+    """Return the flags of nvcc, or None if the CUDA kernels are left out."""
+    wanted = switch("ATSS_CUDA")
+    toolkit = toolkit_version() if wanted is not False else "ATSS_CUDA=0"
+    if isinstance(toolkit, str):
+        if wanted:
+            raise SystemExit(f"ATSS_CUDA=1, but {toolkit}; csrc/cuda_toolkit.sh installs a toolkit that fits")
+        say(f"CUDA kernels are left out: {toolkit}")
+        return None
+    if not torch.cuda.is_available():
+        known = [name for name, first in ARCHITECTURES.items() if toolkit >= first]
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(known) + "+PTX")
+    return ["-O3", "-Xcompiler", "-Wall"]
 
 
 def extension():
     """Describe ``atss_core._C``."""
     sources = sorted(str(path) for pattern in ("*.cpp", "cpu/*.cpp") for path in CSRC.glob(pattern))
+    if not sources:
+        raise SystemExit("csrc is not there; build from a checkout or a complete source archive")
     compile_openmp, link = openmp_flags()
     # The warnings are for our code: a directory given with -isystem counts as the system's, also for -I.
     system = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
-    # Naming the version makes ninja compile again when it changes.
-    flags = {"cxx": [*CPU_FLAGS, *compile_openmp, *system, f"-DATSS_TORCH={torch.__version__}"]}
-    if not wants_cuda():
-        return cpp_extension.CppExtension(
-            "atss_core._C", sources, extra_compile_args=flags, extra_link_args=link
-        )
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-    sources += sorted(str(path) for path in CSRC.glob("cuda/*.cu"))
-    flags["nvcc"] = ["-O3", "-Xcompiler", "-Wall", f"-DATSS_TORCH={torch.__version__}"]
-    return cpp_extension.CUDAExtension(
-        "atss_core._C", sources, extra_compile_args=flags, extra_link_args=link
-    )
+    # ops.cpp remembers the version; and as it is in all commands, another one makes ninja compile again.
+    version = f"-DATSS_TORCH={torch.__version__}"
+    nvcc = cuda_flags()
+    flags = {"cxx": [*CXX_FLAGS, *compile_openmp, *system, version], "nvcc": [*(nvcc or []), version]}
+    kind = cpp_extension.CppExtension
+    if nvcc is not None:
+        kind = cpp_extension.CUDAExtension
+        sources += sorted(str(path) for path in CSRC.glob("cuda/*.cu"))
+    return kind("atss_core._C", sources, extra_compile_args=flags, extra_link_args=link)
 
 
 def main():
@@ -96,13 +139,10 @@ def main():
     if wanted and missing:
         raise SystemExit(f"ATSS_EXTENSION=1, but {missing}")
     if missing or wanted is False:
-        print(f"compiled operators are left out: {missing or 'ATSS_EXTENSION=0'}", file=sys.stderr)
+        say(f"compiled operators are left out: {missing or 'ATSS_EXTENSION=0'}")
         setup()
-        return
-    setup(
-        ext_modules=[extension()],
-        cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
-    )
+    else:
+        setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
 
 
 main()

@@ -1,8 +1,8 @@
 """Time and memory of the compiled operators against torchvision's, and how far each is from its floor.
 
-The floor is what the machine needs at least for the work, measured in the same run: sorting the scores for NMS and box
-voting; moving the bytes and computing one exponential and one logarithm a number each way for the focal loss; the
-plain convolution of the same shape for the deformable one. Results are checked against each other before timing.
+The floor is what the machine needs at least for the work, measured in the same run: sorting the scores for
+NMS and box voting; one exponential and one logarithm a number each way for the focal loss; the plain
+convolution of the same shape for the deformable one. Results are checked against each other before timing.
 
     python benchmarks/ops.py [--device cuda]
 """
@@ -226,7 +226,8 @@ def main():
     device = torch.device(arguments.device)
     torch.set_num_threads(2)
     print(
-        f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}, {device}, 2 CPU threads; {ops_info()}\n"
+        f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}, {device}, 2 CPU threads; "
+        f"{ops_info()}\n"
     )
     table = Table(device, arguments.repeats)
     suppress(table)

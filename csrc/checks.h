@@ -2,6 +2,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <limits>
+
 namespace atss {
 
 // (..., 4) boxes with one score and perhaps one label each; at most 2^31 - 1 boxes, for 32-bit ranks.
@@ -36,7 +38,7 @@ inline void check_threshold(double threshold) {
   TORCH_CHECK_VALUE(threshold >= 0, "the IoU threshold must be 0 or more, got ", threshold);
 }
 
-inline void check_focal(const at::Tensor& logits, const at::Tensor& labels, double alpha) {
+inline void check_focal(const at::Tensor& logits, const at::Tensor& labels, double gamma, double alpha) {
   TORCH_CHECK_VALUE(
       logits.dim() == 2 && logits.is_floating_point(),
       "logits must be floating point of shape (K, C), got ", logits.scalar_type(), " of ", logits.sizes());
@@ -46,6 +48,7 @@ inline void check_focal(const at::Tensor& logits, const at::Tensor& labels, doub
   TORCH_CHECK_VALUE(
       logits.device() == labels.device(),
       "logits and labels must be on one device, got ", logits.device(), " and ", labels.device());
+  TORCH_CHECK_VALUE(gamma >= 0, "gamma must be 0 or more, got ", gamma);
   TORCH_CHECK_VALUE(alpha >= 0 && alpha <= 1, "alpha must be from 0 to 1, got ", alpha);
 }
 

@@ -2,12 +2,16 @@
 # Install a CUDA compiler for the active environment's PyTorch from the Python package index, and print the variables
 # that a build needs. A GPU is not needed: what is compiled so loads on any machine and runs on those that have one.
 #
-#     eval "$(csrc/cuda_toolkit.sh)" && ATSS_CUDA=1 make ext
+#     variables="$(csrc/cuda_toolkit.sh)" && eval "$variables" && ATSS_CUDA=1 make ext
 set -euo pipefail
 PYTHON=${PYTHON:-python}
 version=$($PYTHON -c "import torch; print(torch.version.cuda or '')")
 if [ -z "$version" ]; then
   echo "this PyTorch was built without CUDA; install a build with it first" >&2
+  exit 1
+fi
+if [ "${version%%.*}" -lt 13 ]; then
+  echo "the index has whole toolkits from CUDA 13 on; this PyTorch is built with $version" >&2
   exit 1
 fi
 $PYTHON -m pip install --quiet "cuda-toolkit[nvcc]==$version.*" "nvidia-nvvm==$version.*" "nvidia-cuda-crt==$version.*" >&2

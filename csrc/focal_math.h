@@ -22,7 +22,8 @@ struct FocalTerm {
     const T log1p_e = Math::log1p(e);
     const T softplus = (x < zero ? zero : x) + log1p_e;
     const T log_p = (x < zero ? x : zero) - log1p_e;
-    const T power = is_gamma_2 ? p * p : Math::exp(gamma * log_p);
+    // log_p is minus infinity for such logits, which times zero is not a number.
+    const T power = is_gamma_2 ? p * p : gamma == zero ? one : Math::exp(gamma * log_p);
     loss = power * softplus;
     gradient = power * (gamma * rest * softplus + p);
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from atss_core.layers.checks import check_boxes
 from atss_core.layers.extension import COMPILED_DEVICES, is_compiled
 from atss_core.structures import boxes as box_ops
 
@@ -30,17 +31,20 @@ def box_vote(
         soft: whether to keep rescored members.
 
     Returns:
-        New boxes (V, 4) and scores (V,) in float32 and labels (V,) int64, by falling score.
+        New boxes (V, 4) and scores (V,) in float32 and labels (V,) int64, by falling score; of equal scores
+        means come before members, and both in the order of the boxes. They carry no gradient.
 
     Raises:
         ValueError: if the shapes or types do not fit, or the threshold is negative.
     """
+    boxes, scores = boxes.detach(), scores.detach()
     if is_compiled(boxes.device):
         exclusive = box_ops.to_exclusive(boxes.float())
         exclusive, scores, labels = torch.ops.atss.box_vote(
             exclusive, scores, labels, threshold, soft, MIN_SOFT_SCORE
         )
         return box_ops.to_inclusive(exclusive), scores, labels
+    check_boxes(boxes, scores, labels, threshold)
     boxes, scores, labels = boxes.float(), scores.float(), labels.long()
     if len(scores) == 0:
         return boxes, scores, labels

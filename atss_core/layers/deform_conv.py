@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import ops
 
-from atss_core.layers.extension import COMPILED_DEVICES, is_compiled
+from atss_core.layers.extension import COMPILED_DEVICES, is_compiled, refuse_second_derivative
 
 
 def deform_conv2d(
@@ -24,8 +24,9 @@ def deform_conv2d(
 ) -> Tensor:
     """Convolve at moved places, interpolating bilinearly; zero lies beyond the input.
 
-    A sample at exactly one pixel outside (-1) is zero and so is its gradient. Under autocast everything is
-    computed in its type, places in float32.
+    A sample at exactly one pixel outside (-1) is zero and so is its gradient. Under autocast everything,
+    offsets included, is brought to its type; sums and places are computed in float32. On CUDA TF32 is used
+    where PyTorch would use it: in matrix products, and in convolutions where there are groups.
 
     Args:
         input: shape (N, C_in, H, W).
@@ -49,8 +50,10 @@ def deform_conv2d(
     )
     dtype = input.dtype
     tensors: Sequence[Tensor | None] = (input, offset, weight, bias, mask)
-    if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
+    device_type = input.device.type
+    is_autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if is_autocast and dtype != torch.float64:  # which convolutions leave alone as well
+        dtype = torch.get_autocast_dtype(device_type)
         tensors = _cast(tensors, dtype)
     if is_compiled(input.device):
         return torch.ops.atss.deform_conv2d(*tensors, stride, padding, dilation)
@@ -123,22 +126,23 @@ class DeformConv2d(nn.Module):
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    images, offset, weight, bias, mask, *ctx.geometry = inputs
-    ctx.has_bias = bias is not None
+    images, offset, weight, _, mask, *ctx.geometry = inputs
     ctx.save_for_backward(images, offset, weight, mask)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     images, offset, weight, mask = ctx.saved_tensors
-    by_input, by_offset, by_weight, by_mask = torch.ops.atss.deform_conv2d_backward(
-        grad, images, offset, weight, mask, *ctx.geometry
-    )
-    by_bias = grad.sum((0, 2, 3)) if ctx.has_bias else None
-    return by_input, by_offset, by_weight, by_bias, None if mask is None else by_mask, None, None, None
+    by_input, by_offset, by_weight, by_bias, by_mask = ctx.needs_input_grad[:5]
+    wanted = [by_input, by_offset, by_weight, by_mask]
+    found = torch.ops.atss.deform_conv2d_backward(grad, images, offset, weight, mask, *ctx.geometry, wanted)
+    gradients = [gradient if is_wanted else None for gradient, is_wanted in zip(found, wanted, strict=True)]
+    gradients.insert(3, grad.sum((0, 2, 3)) if by_bias else None)
+    return (*gradients, None, None, None)
 
 
 if COMPILED_DEVICES:
     torch.library.register_autograd("atss::deform_conv2d", _differentiate, setup_context=_remember)
+    torch.library.register_autograd("atss::deform_conv2d_backward", refuse_second_derivative)
 
     @torch.library.register_fake("atss::deform_conv2d")
     def _(
@@ -164,8 +168,10 @@ if COMPILED_DEVICES:
         stride: list[int],
         padding: list[int],
         dilation: list[int],
+        wanted: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        by_input = images.new_empty(images.shape)
-        by_input = by_input.to(memory_format=torch._prims_common.suggest_memory_format(images))
-        by_mask = offset.new_empty(0 if mask is None else mask.shape)
-        return by_input, offset.new_empty(offset.shape), weight.new_empty(weight.shape), by_mask
+        shapes = [images.shape, offset.shape, weight.shape, (0,) if mask is None else mask.shape]
+        found = [images.new_empty(s if is_wanted else 0) for s, is_wanted in zip(shapes, wanted, strict=True)]
+        if wanted[0]:
+            found[0] = found[0].to(memory_format=torch._prims_common.suggest_memory_format(images))
+        return found[0], found[1], found[2], found[3]

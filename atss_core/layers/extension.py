@@ -2,8 +2,9 @@
 
 The compiled operators are ``csrc/``, built into ``atss_core._C`` when the package is installed, and
 registered as ``torch.ops.atss``. They exist for the CPU and, if a CUDA toolkit was there to build them, for
-CUDA. Where they do not exist each operator falls back on torchvision. ``ATSS_OPS=torchvision`` chooses that
-everywhere, to compare the two; ``ATSS_OPS=compiled`` insists on the compiled ones.
+CUDA. Where they do not exist, NMS and deformable convolution fall back on torchvision, focal loss and box
+voting on PyTorch. ``ATSS_OPS=torchvision`` chooses that everywhere, to compare the two; ``ATSS_OPS=compiled``
+insists on the compiled ones.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import importlib.util
 import logging
 import os
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _EXTENSION = "atss_core._C"
 _HOW_TO_BUILD = "`make ext` builds it (INSTALL.md)"
+_BUILD_AGAIN = "Build them again with `make ext`, or set ATSS_OPS=torchvision"
 
 
 def _load() -> tuple[frozenset[str], str]:
@@ -36,13 +39,17 @@ def _load() -> tuple[frozenset[str], str]:
             logger.warning("torchvision's operators are used: %s", reason)
         return frozenset(), reason
     try:
-        importlib.import_module(_EXTENSION)
+        extension = importlib.import_module(_EXTENSION)
     except ImportError as error:
         raise ImportError(
-            f"the compiled operators do not load: {error}. They were built with another PyTorch or Python "
-            f"than this one ({torch.__version__}); build them again with `make ext`, or set "
-            f"ATSS_OPS=torchvision"
+            f"the compiled operators do not load: {error}. Were they built with another PyTorch or Python "
+            f"than this one ({torch.__version__})? {_BUILD_AGAIN}"
         ) from error
+    if extension.torch_version != torch.__version__:
+        raise ImportError(
+            f"the compiled operators were built with PyTorch {extension.torch_version}, this is "
+            f"{torch.__version__}. {_BUILD_AGAIN}"
+        )
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     devices = {key.lower() for key in ("CPU", "CUDA") if has_kernel("atss::nms", key)}
     return frozenset(devices), f"{_EXTENSION} was built without CUDA; INSTALL.md tells how to build it with"
@@ -54,6 +61,14 @@ COMPILED_DEVICES, _WHY_NOT_ALL = _load()
 def is_compiled(device: torch.device) -> bool:
     """Tell whether the compiled operators serve tensors on this device."""
     return device.type in COMPILED_DEVICES
+
+
+def refuse_second_derivative(ctx: Any, *gradients: torch.Tensor) -> NoReturn:
+    """Take the place of the derivative of a backward operator."""
+    raise NotImplementedError(
+        "the compiled operators have no second derivative (create_graph=True); ATSS_OPS=torchvision has the "
+        "focal loss's"
+    )
 
 
 def ops_info() -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from atss_core.layers.extension import COMPILED_DEVICES, is_compiled
+from atss_core.layers.checks import check_focal
+from atss_core.layers.extension import COMPILED_DEVICES, is_compiled, refuse_second_derivative
 
 
 def sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
@@ -17,7 +18,7 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, alpha
     Args:
         logits: of any floating type, shape (K, C).
         labels: int64, shape (K,): 1..C is an object of that class, 0 background, -1 ignored.
-        gamma: how strongly well-classified examples are played down.
+        gamma: how strongly well-classified examples are played down; 0 or more.
         alpha: weight of objects, from 0 to 1; background weighs 1 - alpha.
 
     Returns:
@@ -28,13 +29,15 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, alpha
     """
     if is_compiled(logits.device):
         return torch.ops.atss.sigmoid_focal_loss(logits, labels, gamma, alpha)
+    check_focal(logits, labels, gamma, alpha)
     # An object's term is that of background with -x for x and alpha for 1 - alpha. torchvision's loss
     # computes the same through 1 - p, which loses small losses and has no gradient at large logits.
     classes = torch.arange(1, logits.shape[1] + 1, device=labels.device)
     is_object = labels[:, None] == classes
     exact = logits if logits.dtype == torch.float64 else logits.float()
     signed = torch.where(is_object, -exact, exact)
-    losses = torch.exp(gamma * F.logsigmoid(signed)) * F.softplus(signed)
+    focus = torch.exp(gamma * F.logsigmoid(signed)) if gamma else 1.0
+    losses = focus * F.softplus(signed)
     weights = torch.where(is_object, alpha, 1 - alpha)
     return torch.where(labels[:, None] >= 0, weights * losses, 0.0).sum()
 
@@ -51,6 +54,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
 
 if COMPILED_DEVICES:
     torch.library.register_autograd("atss::sigmoid_focal_loss", _differentiate, setup_context=_remember)
+    torch.library.register_autograd("atss::sigmoid_focal_loss_backward", refuse_second_derivative)
 
     @torch.library.register_fake("atss::sigmoid_focal_loss")
     def _(logits: Tensor, labels: Tensor, gamma: float, alpha: float) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision import ops
 
+from atss_core.layers.checks import check_boxes
 from atss_core.layers.extension import COMPILED_DEVICES, is_compiled
 from atss_core.structures.boxes import to_exclusive
 
@@ -32,6 +33,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     boxes = to_exclusive(boxes.float())
     if is_compiled(boxes.device):
         return torch.ops.atss.nms(boxes, scores, iou_threshold)
+    check_boxes(boxes, scores, None, iou_threshold)
     return ops.nms(boxes, scores.float(), _float32_steps(iou_threshold)[0])
 
 
@@ -53,6 +55,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
     boxes = to_exclusive(boxes.float())
     if is_compiled(boxes.device):
         return torch.ops.atss.batched_nms(boxes, scores, labels, iou_threshold)
+    check_boxes(boxes, scores, labels, iou_threshold)
     return _batched_nms_by_offsets(boxes, scores, labels, iou_threshold)
 
 
@@ -80,6 +83,7 @@ def batched_nms_padded(
     boxes = to_exclusive(boxes.float())
     if is_compiled(boxes.device):
         return torch.ops.atss.batched_nms_padded(boxes, scores, labels, iou_threshold, max_detections)
+    check_boxes(boxes, scores, labels, iou_threshold, dim=3)
     keep = torch.full(scores.shape, -1, dtype=torch.int64, device=scores.device)
     counts = []
     for image, image_scores in enumerate(scores.float()):

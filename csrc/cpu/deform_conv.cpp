@@ -1,3 +1,5 @@
+#include "../deform_conv.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -5,8 +7,8 @@
 #include <vector>
 
 #include "multiversion.h"
+
 ATSS_ALLOW_FMA
-#include "../deform_conv.h"
 
 namespace atss::deform_conv {
 namespace {
@@ -227,10 +229,11 @@ struct CpuKernels {
       const auto* grad = grad_columns.const_data_ptr<scalar_t>();
       auto* const by_offset = grad_offset.mutable_data_ptr<scalar_t>();
       auto* const by_mask = grad_mask.mutable_data_ptr<scalar_t>();
-      auto* const by_input = grad_input.mutable_data_ptr<scalar_t>();
       at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
         differentiate_rows(band_, runs, begin, end, grad, by_offset, by_mask);
       });
+      if (!grad_input.defined()) return;
+      auto* const by_input = grad_input.mutable_data_ptr<scalar_t>();
       at::parallel_for(0, shape.channels, 16, [&](int64_t begin, int64_t end) {
         scatter_rows(band_, runs_of_channels(shape, begin, end), 0, count, grad, by_input);
       });
@@ -251,7 +254,7 @@ at::Tensor deform_conv2d(
     const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& mask, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
   if (!is_half(input)) return forward<CpuKernels>(input, offset, weight, bias, mask, stride, padding, dilation);
-  check_shape(input, offset, weight, mask, stride, padding, dilation);
+  check_shape(input, offset, weight, bias, mask, stride, padding, dilation);
   return forward<CpuKernels>(
              input.to(at::kFloat), offset.to(at::kFloat), weight.to(at::kFloat), to_float(bias), to_float(mask), stride,
              padding, dilation)
@@ -260,11 +263,12 @@ at::Tensor deform_conv2d(
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backward(
     const at::Tensor& grad, const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight,
-    const std::optional<at::Tensor>& mask, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
-  if (!is_half(input)) return backward<CpuKernels>(grad, input, offset, weight, mask, stride, padding, dilation);
+    const std::optional<at::Tensor>& mask, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    std::array<bool, 4> wanted) {
+  if (!is_half(input)) return backward<CpuKernels>(grad, input, offset, weight, mask, stride, padding, dilation, wanted);
   const auto [by_input, by_offset, by_weight, by_mask] = backward<CpuKernels>(
       grad.to(at::kFloat), input.to(at::kFloat), offset.to(at::kFloat), weight.to(at::kFloat), to_float(mask), stride,
-      padding, dilation);
+      padding, dilation, wanted);
   const auto type = input.scalar_type();
   return {by_input.to(type), by_offset.to(type), by_weight.to(type), by_mask.to(type)};
 }

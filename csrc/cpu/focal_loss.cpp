@@ -14,7 +14,9 @@
 
 #include "../checks.h"
 #include "multiversion.h"
+
 ATSS_ALLOW_FMA
+
 #include "../focal_math.h"
 
 namespace atss {
@@ -166,7 +168,7 @@ int64_t rows_of_block(int64_t num_classes) {
 }
 
 at::Tensor sigmoid_focal_loss(const at::Tensor& logits, const at::Tensor& labels, double gamma, double alpha) {
-  check_focal(logits, labels, alpha);
+  check_focal(logits, labels, gamma, alpha);
   const int64_t num_rows = logits.size(0), num_classes = logits.size(1);
   const auto type = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   at::Tensor loss = at::zeros({}, logits.options().dtype(type));
@@ -192,7 +194,7 @@ at::Tensor sigmoid_focal_loss(const at::Tensor& logits, const at::Tensor& labels
 
 at::Tensor sigmoid_focal_loss_backward(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& labels, double gamma, double alpha) {
-  check_focal(logits, labels, alpha);
+  check_focal(logits, labels, gamma, alpha);
   const at::Tensor logits_ = logits.contiguous(), labels_ = labels.contiguous();
   at::Tensor gradients = at::empty_like(logits_);
   if (logits.numel() == 0) return gradients;

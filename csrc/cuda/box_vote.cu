@@ -57,7 +57,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_vote(
   check_labels(labels, scores);
   check_threshold(threshold);
   const c10::cuda::OptionalCUDAGuard guard(boxes.device());
-  if (scores.numel() == 0) return {boxes.to(at::kFloat), scores.to(at::kFloat), labels.to(at::kLong)};
+  const auto floats = boxes.options().dtype(at::kFloat), integers = boxes.options().dtype(at::kLong);
+  if (scores.numel() == 0) return {at::empty({0, 4}, floats), at::empty({0}, floats), at::empty({0}, integers)};
   const at::Tensor by_score = std::get<1>(at::sort(scores.to(at::kFloat), /*stable=*/true, /*dim=*/0, /*descending=*/true));
   const at::Tensor by_label = std::get<1>(
       at::sort(labels.to(at::kLong).index_select(0, by_score), /*stable=*/true, /*dim=*/0, /*descending=*/false));
@@ -73,13 +74,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_vote(
       overlap.mutable_data_ptr<float>(), members.mutable_data_ptr<int64_t>(),
       reinterpret_cast<Box*>(means.mutable_data_ptr<float>()));
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  const at::Tensor best = at::nonzero(members).squeeze(1);
+  // Means come before members of the same score, and both in the order of the boxes.
+  const at::Tensor original = at::argsort(order);
+  const auto select = [&](const at::Tensor& is_chosen) {
+    return original.index_select(0, at::nonzero(is_chosen.index_select(0, original)).squeeze(1));
+  };
+  const at::Tensor best = select(members);
   at::Tensor new_boxes = means.index_select(0, best), new_scores = scores_.index_select(0, best);
   at::Tensor new_labels = labels_.index_select(0, best);
   if (soft) {
     const at::Tensor rescored = scores_ * (1 - overlap);
-    const at::Tensor stays =
-        at::nonzero((members.index_select(0, owner) > 1).logical_and(rescored >= min_score)).squeeze(1);
+    const at::Tensor stays = select((members.index_select(0, owner) > 1).logical_and(rescored >= min_score));
     new_boxes = at::cat({new_boxes, boxes_.index_select(0, stays)});
     new_scores = at::cat({new_scores, rescored.index_select(0, stays)});
     new_labels = at::cat({new_labels, labels_.index_select(0, stays)});

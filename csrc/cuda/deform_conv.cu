@@ -123,7 +123,7 @@ __global__ void differentiate(
           shares[k] += grad * static_cast<Exact>(values.values[i]);
           grads_of_neighbor[i] = weight * grad;
         }
-        add_atomically(grad_input + place, grads_of_neighbor);
+        if (grad_input) add_atomically(grad_input + place, grads_of_neighbor);
       }
     }
     Exact by_mask = 0, by_y = 0, by_x = 0;
@@ -147,7 +147,10 @@ struct CudaKernels {
   template <typename Function>
   static void launch(
       const Shape& shape, const at::Tensor& input, const at::Tensor& offset, const at::Tensor& mask, int64_t first,
-      int64_t count, const Function& function) {
+      int64_t count, const at::Tensor& columns, const Function& function) {
+    const auto is_aligned = [](const at::Tensor& tensor) {
+      return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kVectorBytes == 0;
+    };
     const int64_t num_blocks = std::min(kBlocks, at::ceil_div(count * shape.offset_groups, int64_t{kWarpsPerBlock}));
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "deform_conv2d", [&] {
       constexpr int kSize = kVectorBytes / sizeof(scalar_t);
@@ -158,7 +161,8 @@ struct CudaKernels {
           shape.has_mask ? mask.const_data_ptr<scalar_t>() : nullptr,
           first,
           count};
-      if (shape.group_channels() % kSize == 0 && shape.offset_channels() % kSize == 0)
+      if (shape.group_channels() % kSize == 0 && shape.offset_channels() % kSize == 0 && is_aligned(input) &&
+          is_aligned(columns))
         function(band, num_blocks, std::integral_constant<int, kSize>());
       else
         function(band, num_blocks, std::integral_constant<int, 1>());
@@ -169,7 +173,7 @@ struct CudaKernels {
   static void sample(
       const Shape& shape, const at::Tensor& input, const at::Tensor& offset, const at::Tensor& mask, int64_t first,
       int64_t count, const at::Tensor& columns) {
-    launch(shape, input, offset, mask, first, count, [&](const auto& band, int64_t num_blocks, auto size) {
+    launch(shape, input, offset, mask, first, count, columns, [&](const auto& band, int64_t num_blocks, auto size) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(band.input)>>;
       sample_columns<T, size()><<<num_blocks, kWarpsPerBlock * kWarp, 0, at::cuda::getCurrentCUDAStream()>>>(
           band, columns.mutable_data_ptr<T>());
@@ -180,10 +184,11 @@ struct CudaKernels {
       const Shape& shape, const at::Tensor& input, const at::Tensor& offset, const at::Tensor& mask, int64_t first,
       int64_t count, const at::Tensor& grad_columns, const at::Tensor& grad_input, const at::Tensor& grad_offset,
       const at::Tensor& grad_mask) {
-    launch(shape, input, offset, mask, first, count, [&](const auto& band, int64_t num_blocks, auto size) {
+    launch(shape, input, offset, mask, first, count, grad_columns, [&](const auto& band, int64_t num_blocks, auto size) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(band.input)>>;
       differentiate<T, size()><<<num_blocks, kWarpsPerBlock * kWarp, 0, at::cuda::getCurrentCUDAStream()>>>(
-          band, grad_columns.const_data_ptr<T>(), grad_input.mutable_data_ptr<at::opmath_type<T>>(),
+          band, grad_columns.const_data_ptr<T>(),
+          grad_input.defined() ? grad_input.mutable_data_ptr<at::opmath_type<T>>() : nullptr,
           grad_offset.mutable_data_ptr<T>(), grad_mask.mutable_data_ptr<T>());
     });
   }
@@ -198,11 +203,12 @@ at::Tensor deform_conv2d(
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv2d_backward(
     const at::Tensor& grad, const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight,
-    const std::optional<at::Tensor>& mask, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+    const std::optional<at::Tensor>& mask, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    std::array<bool, 4> wanted) {
   // Samples add to the gradient of the input in any order.
-  at::globalContext().alertNotDeterministic("atss::deform_conv2d_backward on CUDA");
+  if (wanted[0]) at::globalContext().alertNotDeterministic("atss::deform_conv2d_backward on CUDA");
   const c10::cuda::OptionalCUDAGuard guard(input.device());
-  return backward<CudaKernels>(grad, input, offset, weight, mask, stride, padding, dilation);
+  return backward<CudaKernels>(grad, input, offset, weight, mask, stride, padding, dilation, wanted);
 }
 
 } // namespace

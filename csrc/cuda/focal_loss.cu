@@ -81,7 +81,7 @@ void with_index_type(int64_t count, const Function& function) {
 }
 
 at::Tensor sigmoid_focal_loss(const at::Tensor& logits, const at::Tensor& labels, double gamma, double alpha) {
-  check_focal(logits, labels, alpha);
+  check_focal(logits, labels, gamma, alpha);
   const c10::cuda::OptionalCUDAGuard guard(logits.device());
   const auto exact = logits.options().dtype(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   const int64_t count = logits.numel();
@@ -104,7 +104,7 @@ at::Tensor sigmoid_focal_loss(const at::Tensor& logits, const at::Tensor& labels
 
 at::Tensor sigmoid_focal_loss_backward(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& labels, double gamma, double alpha) {
-  check_focal(logits, labels, alpha);
+  check_focal(logits, labels, gamma, alpha);
   const c10::cuda::OptionalCUDAGuard guard(logits.device());
   const int64_t count = logits.numel();
   const at::Tensor logits_ = logits.contiguous(), labels_ = labels.contiguous();

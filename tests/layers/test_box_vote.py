@@ -66,6 +66,24 @@ def test_equals_a_loop_with_ties_everywhere(crowd, threshold):
 
 
 @devices
+@pytest.mark.parametrize("soft", [False, True])
+def test_order_of_equal_scores(soft, device):
+    boxes = torch.tensor([[0.0, 0, 9, 9], [50, 50, 59, 59], [0, 0, 9, 8], [50, 50, 59, 58], [80, 80, 90, 90]])
+    rescored = torch.tensor(0.5) * (1 - torch.tensor(0.9))
+    scores, labels = torch.tensor([0.5, 0.5, 0.5, 0.5, rescored]), torch.tensor([5, 3, 5, 3, 1])
+    _, new_scores, new_labels = box_vote(boxes.to(device), scores.to(device), labels.to(device), 0.6, soft)
+    assert new_labels.tolist() == ([5, 3, 1, 5, 3] if soft else [5, 3, 1])
+    assert new_scores.tolist() == [0.5, 0.5, *([rescored.item()] * (3 if soft else 1))]
+
+
+def test_votes_carry_no_gradient():
+    boxes = oracles.random_boxes(5).requires_grad_()
+    voted, scores, _ = box_vote(boxes, torch.ones(5), torch.ones(5, dtype=torch.int64), 0.5, True)
+    assert not voted.requires_grad
+    assert not scores.requires_grad
+
+
+@devices
 def test_many_boxes_of_one_class_equal_the_definition(device):
     boxes = oracles.random_boxes(1500, span=300)
     scores = torch.rand(1500, generator=torch.Generator().manual_seed(0))
@@ -110,6 +128,9 @@ def test_operator_keeps_the_rules_of_pytorch_and_exports(device):
     boxes = oracles.random_boxes(30).to(device)
     scores, labels = torch.linspace(1, 0.1, 30, device=device), torch.arange(30, device=device) % 3
     torch.library.opcheck(torch.ops.atss.box_vote.default, (boxes, scores, labels, 0.5, True, 0.05))
+    torch.library.opcheck(
+        torch.ops.atss.box_vote.default, (boxes[:0], scores[:0], labels[:0], 0.5, True, 0.05)
+    )
 
     class Door(torch.nn.Module):
         def forward(self, *inputs):

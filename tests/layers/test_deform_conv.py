@@ -24,6 +24,17 @@ GEOMETRIES = {
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
 
 
+@pytest.fixture(autouse=True)
+def _without_tf32():
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+
+
 def inputs(geometry, *, num=2, size=(5, 7), dtype=torch.float64, device="cpu", seed=0):
     """Return input, offset, weight, bias, mask (or None), and stride, padding, dilation."""
     c_in, c_out, groups, offset_groups, kernel, stride, padding, dilation, modulated = GEOMETRIES[geometry]
@@ -206,8 +217,10 @@ def test_no_images(device):
 
 
 @needs_compiled
-def test_results_do_not_depend_on_the_threads():
-    values, shape = inputs("groups", size=(40, 40), dtype=torch.float32)
+@pytest.mark.parametrize("geometry", ["plain", "groups", "offset groups across groups"])
+def test_gradients_of_samples_do_not_depend_on_the_threads(geometry):
+    # The rest is PyTorch's pointwise convolution, which promises less.
+    values, shape = inputs(geometry, size=(40, 40), dtype=torch.float32)
     before = torch.get_num_threads()
     results = []
     for threads in (1, 2, 3):
@@ -218,7 +231,7 @@ def test_results_do_not_depend_on_the_threads():
     torch.set_num_threads(before)
     for other in results[1:]:
         for ours, theirs in zip(other, results[0], strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+            assert torch.equal(ours, theirs)
 
 
 @needs_compiled
@@ -232,8 +245,55 @@ def test_wrong_arguments_are_named():
         deform_conv2d(x, offset, weight, bias, *shape, mask[:, :8])
     with pytest.raises(ValueError, match="do not divide into groups"):
         deform_conv2d(x, offset, weight[:, :2], bias, *shape, mask)
-    with pytest.raises(ValueError, match="one type and device, got Double on cpu and Float on cpu"):
+    with pytest.raises(ValueError, match="one floating type and device, got Double on cpu and Float on cpu"):
         deform_conv2d(x, offset, weight.float(), bias, *shape, mask)
+    with pytest.raises(ValueError, match="one floating type and device, got Double on cpu and Float on cpu"):
+        deform_conv2d(x, offset, weight, bias.float(), *shape, mask)
+    with pytest.raises(ValueError, match=r"bias must be \[4\], got \[3\]"):
+        deform_conv2d(x, offset, weight, bias[:3], *shape, mask)
+    with pytest.raises(ValueError, match="do not divide into groups"):
+        deform_conv2d(x[:, :0], offset, weight[:, :1], bias, *shape, mask)
+    with pytest.raises(ValueError, match=r"must be \(vertical, horizontal\), got \[1\]"):
+        deform_conv2d(x, offset, weight, bias, (1,), *shape[1:], mask)
+    with pytest.raises(ValueError, match=r"an input of \[2, 3, 2, 2\] with padding \[0, 0\] is too small"):
+        deform_conv2d(x[:, :, :2, :2], offset, weight, bias, (2, 2), (0, 0), (1, 1), mask)
+
+
+@devices
+@pytest.mark.parametrize("wanted", range(5))
+def test_one_gradient_alone(wanted, device):
+    values, shape = inputs("groups", device=device)
+    call(values, shape).sum().backward()
+    alone = [v.detach().requires_grad_(i == wanted) for i, v in enumerate(values)]
+    call(alone, shape).sum().backward()
+    for i, value in enumerate(alone):
+        assert (value.grad is None) == (i != wanted)
+    torch.testing.assert_close(alone[wanted].grad, values[wanted].grad)
+
+
+@needs_compiled
+def test_a_second_derivative_is_refused():
+    values, shape = inputs("plain")
+    (gradient,) = torch.autograd.grad(call(values, shape).sum(), values[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+@needs_compiled
+def test_layer_tells_shapes_without_data():
+    with torch.device("meta"):
+        layer = DeformConv2d(8, 4, stride=2)
+        assert layer(torch.zeros(2, 8, 9, 7)).shape == (2, 4, 5, 4)
+
+
+@devices
+def test_storage_may_start_anywhere(device):
+    values, shape = inputs("point", dtype=torch.float32, device=device)
+    x = values[0].detach()
+    room = torch.zeros(x.numel() + 1, device=device)
+    shifted = room[1:].view(2, 5, 7, 16).permute(0, 3, 1, 2)
+    shifted.copy_(x)
+    torch.testing.assert_close(call([shifted, *values[1:]], shape), call(values, shape))
 
 
 @devices

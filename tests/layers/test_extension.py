@@ -15,7 +15,7 @@ def python(code, **environment):
     """Run code in a fresh interpreter; returns its exit status and all that it prints."""
     run = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "ATSS_OPS": "", **environment},
+        env={**os.environ, "ATSS_OPS": "", "CUDA_VISIBLE_DEVICES": "", **environment},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -75,7 +75,16 @@ def test_extension_that_does_not_load_is_an_error(tmp_path):
     status, printed = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {SHOW}")
     assert status == 1
     assert "ImportError: the compiled operators do not load" in printed
-    assert "build them again with `make ext`, or set ATSS_OPS=torchvision" in printed
+    assert "Build them again with `make ext`, or set ATSS_OPS=torchvision" in printed
+
+
+def test_extension_of_another_pytorch_is_an_error(tmp_path):
+    package = tmp_path / "atss_core"
+    shutil.copytree(ROOT / "atss_core", package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    (package / "_C.py").write_text("torch_version = '1.0'")
+    status, printed = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {SHOW}")
+    assert status == 1
+    assert "ImportError: the compiled operators were built with PyTorch 1.0, this is" in printed
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,7 @@ def test_extension_that_does_not_load_is_an_error(tmp_path):
             "ATSS_EXTENSION=1, but there is no C++ compiler",
         ),
         ({"ATSS_EXTENSION": "yes"}, "ATSS_EXTENSION must be 0 or 1, got 'yes'"),
-        ({"ATSS_CUDA": "1", "CUDA_HOME": "/nowhere"}, "ATSS_CUDA=1 needs a torch with CUDA"),
+        ({"ATSS_CUDA": "1", "CUDA_HOME": "/nowhere"}, "ATSS_CUDA=1, but "),
     ],
 )
 def test_build_that_cannot_be_is_refused(environment, message):

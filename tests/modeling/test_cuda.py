@@ -85,3 +85,20 @@ def test_autocast_keeps_the_loss_in_float32():
     for key, value in losses.items():
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(float(expected[key]), rel=0.05)
+
+
+def test_detection_waits_for_the_device_once():
+    model = golden.detector(CONFIG).eval().cuda()
+    images = golden.images().to("cuda")
+    with torch.inference_mode():
+        expected = model(images)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with pytest.warns(UserWarning, match="called a synchronizing CUDA operation") as waits:
+                found = model(images)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.boxes, other.boxes)

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "order.h"
 #include "overlaps.h"
 
 namespace atss {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "../checks.h"
+#include "order.h"
 #include "overlaps.h"
 
 namespace atss {

@@ -79,3 +79,33 @@ def test_ties_with_the_last_detection_stay():
     predicted = outputs()
     predicted.cls_logits[1][0, 0] = 3.0
     assert len(run(predicted, nms_threshold=1.0, max_detections=10)) == 16
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0])
+def test_a_threshold_of_zero_or_less_leaves_nms_out(threshold):
+    predicted = outputs()
+    predicted.cls_logits[0][0, 0] = 3.0
+    assert len(run(predicted, nms_threshold=0.6)) < 64
+    assert len(run(predicted, nms_threshold=threshold)) == 64
+
+
+def test_images_of_a_batch_do_not_mix():
+    predicted = [outputs(), outputs(), outputs()]
+    predicted[0].cls_logits[0][0, 0, 4, 4] = 2.0
+    predicted[2].cls_logits[0][0, 1, 2:6, 2:6] = 1.0
+    sizes = [(60, 62), (64, 64), (40, 50)]
+    process = PostProcessor(BoxCoder())
+    batch = HeadOutputs(
+        *(
+            [torch.cat(level) for level in zip(*levels, strict=True)]
+            for levels in zip(*((p.cls_logits, p.box_codes, p.centerness) for p in predicted), strict=True)
+        )
+    )
+    together = process(batch, GENERATOR(GRIDS), sizes)
+    assert [len(found) for found in together][:2] == [1, 0]
+    for found, alone, size in zip(together, predicted, sizes, strict=True):
+        (expected,) = process(alone, GENERATOR(GRIDS), [size])
+        assert found.image_size == size
+        assert torch.equal(found.boxes, expected.boxes)
+        assert torch.equal(found.scores, expected.scores)
+        assert torch.equal(found.labels, expected.labels)

@@ -55,6 +55,7 @@ def test_train_writes_what_it_promises_and_tests(tiny, tmp_path, capsys):
         "data 0.",
         "network",
         "post-processing",
+        "operators: ",
         "AP50",
         "star",
     ):

@@ -38,10 +38,11 @@ unit: $(MARK)-test
 
 # What uses operators, once more without the compiled ones.
 fallback: $(MARK)-test
-	ATSS_OPS=torchvision $(BIN)/python -m pytest tests/layers tests/modeling tests/engine
+	ATSS_OPS=torchvision $(BIN)/python -m pytest -m "not cuda" tests/layers tests/modeling tests/engine
 
 ext: $(MARK)-package
 	$(BIN)/python setup.py build_ext --inplace
+	@touch $(MARK)-install
 
 cuda-check: $(MARK)-install
 	variables="$$(PYTHON=$(BIN)/python csrc/cuda_toolkit.sh)" && eval "$$variables" && \
@@ -58,7 +59,7 @@ $(BIN)/python:
 # PyTorch comes first: the operators are compiled against it, by `make ext`, which compiles only what has changed.
 $(MARK)-package: pyproject.toml csrc/build-requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --requirement csrc/build-requirements.txt
-	ATSS_EXTENSION=0 $(BIN)/python -m pip install --no-build-isolation --editable .
+	ATSS_EXTENSION=0 ATSS_CUDA= $(BIN)/python -m pip install --no-build-isolation --editable .
 	@touch $@
 
 $(MARK)-install: $(MARK)-package setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
@@ -66,8 +67,8 @@ $(MARK)-install: $(MARK)-package setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cp
 	@touch $@
 
 $(MARK)-test: $(MARK)-install
-	ATSS_EXTENSION=0 $(BIN)/python -m pip install --no-build-isolation --editable ".[test]"
+	ATSS_EXTENSION=0 ATSS_CUDA= $(BIN)/python -m pip install --no-build-isolation --editable ".[test]"
 	@touch $@
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis atss_core/_C*.so
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis atss_core/_C*.so $(MARK)-*

@@ -136,8 +136,10 @@ def main():
     """Set up with the extension or, where it cannot be built, without."""
     missing = what_is_missing()
     wanted = switch("ATSS_EXTENSION")
-    if wanted and missing:
-        raise SystemExit(f"ATSS_EXTENSION=1, but {missing}")
+    if missing and (wanted or switch("ATSS_CUDA")):
+        raise SystemExit(f"{'ATSS_EXTENSION' if wanted else 'ATSS_CUDA'}=1, but {missing}")
+    if wanted is False and switch("ATSS_CUDA"):
+        raise SystemExit("ATSS_CUDA=1 asks for what ATSS_EXTENSION=0 leaves out")
     if missing or wanted is False:
         say(f"compiled operators are left out: {missing or 'ATSS_EXTENSION=0'}")
         setup()

@@ -123,7 +123,7 @@ def suppress(table):
 
 
 def vote(table):
-    """Box voting against a NumPy loop, on the CPU whatever the device."""
+    """Box voting against a NumPy loop, which runs on the CPU whatever the device."""
     boxes, scores = clustered_boxes(16000, 800, 3)
     labels = torch.arange(16000) // 200
     cases = {"80 classes x 200 boxes": (boxes, scores, labels)}
@@ -194,8 +194,12 @@ def deform(table, dtype=torch.float32, num_images=1, groups=1):
     gradient = draw(num_images, 256, 100, 152)
 
     ours = lambda: deform_conv2d(x, offset, weight, padding=1, mask=mask)  # noqa: E731
-    peer = lambda: ops.deform_conv2d(x, offset, weight, padding=1, mask=mask)  # noqa: E731
     plain = lambda: torch.nn.functional.conv2d(x, weight, padding=1, groups=groups)  # noqa: E731
+
+    def peer():
+        # torchvision has no bfloat16 kernel; under autocast it computes in float32, too.
+        exact = [value.float() for value in (x, offset, weight, mask)]
+        return ops.deform_conv2d(*exact[:3], padding=1, mask=exact[3]).to(dtype)
 
     def both_ways(forward):
         def run():
@@ -225,6 +229,7 @@ def main():
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.set_num_threads(2)
+    torch.backends.cudnn.allow_tf32 = False  # the peers do not use it
     print(
         f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}, {device}, 2 CPU threads; "
         f"{ops_info()}\n"

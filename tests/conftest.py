@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+import torch
 from PIL import Image
 
 from atss_core.data import write_shapes
@@ -39,6 +40,18 @@ def restored_logging():
         handler.close()
         logger.removeHandler(handler)
     logger.propagate = True
+
+
+@pytest.fixture(autouse=True)
+def exact_float32():
+    """Keep CUDA from rounding factors to TF32, which golden numbers would show."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ def check_boxes(boxes: Tensor, scores: Tensor, labels: Tensor | None, threshold:
             raise ValueError(
                 f"{name} must have one value a box, {list(boxes.shape[:-1])}, got {list(values.shape)}"
             )
+    if not (boxes.is_floating_point() and scores.is_floating_point()):
+        raise ValueError(f"boxes and scores must be floating point, got {boxes.dtype} and {scores.dtype}")
     if labels is not None and (labels.is_floating_point() or labels.dtype == torch.bool):
         raise ValueError(f"labels must be integers, got {labels.dtype}")
     if not threshold >= 0:

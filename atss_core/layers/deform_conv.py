@@ -43,7 +43,7 @@ def deform_conv2d(
         Shape (N, C_out, H', W').
 
     Raises:
-        ValueError: if shapes, types or devices do not fit.
+        ValueError: if shapes, types or devices do not fit (RuntimeError from torchvision's operator).
     """
     stride, padding, dilation = (
         (value, value) if isinstance(value, int) else value for value in (stride, padding, dilation)

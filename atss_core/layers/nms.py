@@ -2,7 +2,7 @@
 
 All decisions are in float32. Boxes of equal score are taken in their order. A box with a coordinate that is
 NaN or infinite, or without an area, neither suppresses nor is suppressed; a score that is NaN counts as the
-highest.
+highest. On CUDA, M boxes of an image take M * M / 8 bytes for a moment; on the CPU memory grows with M.
 """
 
 from __future__ import annotations

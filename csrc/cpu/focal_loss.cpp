@@ -80,7 +80,7 @@ template <typename T>
 void fill_weights(const int64_t* labels, int64_t rows, int64_t num_classes, double alpha, T* weights) {
   for (int64_t row = 0; row < rows; ++row, weights += num_classes) {
     std::fill_n(weights, num_classes, static_cast<T>(labels[row] < 0 ? 0 : 1 - alpha));
-    if (labels[row] > 0) weights[labels[row] - 1] = static_cast<T>(-alpha);
+    if (labels[row] > 0 && labels[row] <= num_classes) weights[labels[row] - 1] = static_cast<T>(-alpha);
   }
 }
 

@@ -4,11 +4,9 @@ from hypothesis import given, settings
 
 from atss_core.layers import box_vote
 from tests import golden
-from tests.devices import DEVICES, needs_compiled
+from tests.devices import compiled_devices, devices
 from tests.layers import oracles
 from tests.layers.test_nms import THRESHOLDS, crowds
-
-devices = pytest.mark.parametrize("device", DEVICES)
 
 
 def as_rows(boxes, scores, labels):
@@ -122,8 +120,7 @@ def test_scores_of_zero_leave_the_best_box(device):
     assert found[0].tolist() == [[0, 0, 9, 9]]
 
 
-@needs_compiled
-@devices
+@compiled_devices
 def test_operator_keeps_the_rules_of_pytorch_and_exports(device):
     boxes = oracles.random_boxes(30).to(device)
     scores, labels = torch.linspace(1, 0.1, 30, device=device), torch.arange(30, device=device) % 3

@@ -5,10 +5,8 @@ from torchvision import ops
 
 from atss_core.layers import DeformConv2d, deform_conv2d
 from tests import golden
-from tests.devices import DEVICES, needs_compiled
+from tests.devices import compiled_devices, devices, needs_compiled, on_compiled_cuda
 from tests.layers import oracles
-
-devices = pytest.mark.parametrize("device", DEVICES)
 
 # name: channels in, out, groups, offset groups, kernel, stride, padding, dilation, modulated
 GEOMETRIES = {
@@ -22,17 +20,6 @@ GEOMETRIES = {
     "many taps": (2, 2, 1, 1, (6, 6), (1, 1), (3, 3), (1, 1), True),
 }
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
-
-
-@pytest.fixture(autouse=True)
-def _without_tf32():
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
-    yield
-    for backend, value in zip(backends, before, strict=True):
-        backend.allow_tf32 = value
 
 
 def inputs(geometry, *, num=2, size=(5, 7), dtype=torch.float64, device="cpu", seed=0):
@@ -130,19 +117,23 @@ def test_golden(case, device):
 
 @devices
 def test_more_rows_than_a_band(device):
-    # 9 * 256 columns of 4 bytes: a band of 16 MiB holds 1820 pixels of an output that has 3 * 1024.
+    # A row of 9 * 256 columns has 9216 bytes: a band holds 1820 rows on the CPU (16 MiB) and 29127 on CUDA
+    # (256 MiB).
+    size = 32 if device == "cpu" else 128
     random = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=random).to(device)  # noqa: E731
-    x, offset, weight = draw(3, 256, 32, 32), draw(3, 18, 32, 32), draw(16, 256, 3, 3) / 48
-    mask = torch.rand(3, 9, 32, 32, generator=random).to(device)
-    expected = ops.deform_conv2d(x.cpu(), offset.cpu(), weight.cpu(), padding=1, mask=mask.cpu())
-    found = deform_conv2d(x, offset, weight, padding=1, mask=mask)
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
-    one_by_one = [
-        deform_conv2d(x[i : i + 1], offset[i : i + 1], weight, padding=1, mask=mask[i : i + 1])
-        for i in range(3)
-    ]
-    torch.testing.assert_close(torch.cat(one_by_one), found, rtol=1e-5, atol=1e-5)
+    draw = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
+    values = [draw(3, 256, size, size), draw(3, 18, size, size), draw(16, 256, 3, 3) / 48]
+    values.append(draw(3, 9, size, size).sigmoid())
+    gradient = draw(3, 16, size, size) / size
+
+    def run(function, device):
+        x, offset, weight, mask = leaves = [v.clone().to(device).requires_grad_() for v in values]
+        out = function(x, offset, weight, padding=1, mask=mask)
+        out.backward(gradient.to(device))
+        return [out.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves)]
+
+    expected = run(ops.deform_conv2d, "cpu")
+    torch.testing.assert_close(run(deform_conv2d, device), expected, rtol=1e-3, atol=1e-4)
 
 
 @devices
@@ -170,8 +161,7 @@ def test_samples_beyond_the_input_are_zero(device):
         assert deform_conv2d(x, offset, weight)[0, 0, 0, 0].item() == value
 
 
-@needs_compiled
-@devices
+@compiled_devices
 def test_offsets_that_are_no_number_sample_zero(device):
     x = torch.ones(1, 1, 2, 2, device=device, requires_grad=True)
     offset = torch.full((1, 2, 2, 2), float("nan"), device=device, requires_grad=True)
@@ -197,8 +187,7 @@ def test_half_types(dtype, device):
         torch.testing.assert_close(ours.grad.float().cpu(), theirs.grad, **tolerance)
 
 
-@needs_compiled
-@devices
+@compiled_devices
 def test_memory_format_of_the_input_is_kept(device):
     values, shape = inputs("plain", device=device)
     last = [v.detach().to(memory_format=torch.channels_last) if v.dim() == 4 else v for v in values]
@@ -306,22 +295,21 @@ def test_autocast_computes_in_its_type(device):
     assert values[2].grad.dtype == torch.float32
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_deterministic_mode_refuses_the_backward_pass():
-    values, shape = inputs("plain", device="cuda")
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_compiled_cuda)])
+def test_deterministic_mode_refuses_the_backward_pass(device):
+    values, shape = inputs("plain", device=device)
+    loss = call(values, shape).sum()
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.raises(
             RuntimeError, match="deform_conv2d_backward on CUDA does not have a deterministic"
         ):
-            call(values, shape).sum().backward()
+            loss.backward()
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-@needs_compiled
-@devices
+@compiled_devices
 @pytest.mark.parametrize("geometry", ["groups", "DCNv1"])
 def test_operator_keeps_the_rules_of_pytorch_and_exports(geometry, device):
     values, shape = inputs(geometry, device=device, dtype=torch.float32)

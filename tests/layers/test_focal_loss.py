@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 
 from atss_core.layers import sigmoid_focal_loss
 from tests import golden
-from tests.devices import DEVICES, needs_compiled
+from tests.devices import compiled_devices, devices, needs_compiled
 from tests.layers import oracles
-
-devices = pytest.mark.parametrize("device", DEVICES)
 
 
 @devices
@@ -183,8 +181,7 @@ def test_masked_logits_cost_nothing():
         torch.testing.assert_close(sigmoid_focal_loss(logits, torch.tensor([0]), gamma=gamma), expected)
 
 
-@needs_compiled
-@devices
+@compiled_devices
 def test_operator_keeps_the_rules_of_pytorch_and_exports(device):
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     labels = torch.tensor([-1, 0, 1, 2, 3], device=device)

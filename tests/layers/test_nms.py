@@ -8,10 +8,8 @@ from torchvision import ops
 from atss_core.layers import batched_nms, batched_nms_padded, nms
 from atss_core.structures.boxes import to_exclusive
 from tests import golden
-from tests.devices import DEVICES, needs_compiled
+from tests.devices import compiled_devices, devices, on_compiled_cuda
 from tests.layers import oracles
-
-devices = pytest.mark.parametrize("device", DEVICES)
 
 
 @devices
@@ -116,7 +114,7 @@ def test_many_boxes_equal_torchvision(kind, threshold, device):
     assert scores[found.cpu()].tolist() == sorted(scores[found.cpu()].tolist(), reverse=True)
 
 
-@devices
+@compiled_devices  # compilers of others may round otherwise
 @pytest.mark.parametrize("padding", [0, 1000])
 def test_an_iou_is_rounded_step_by_step(padding, device):
     # Where a product and a sum were rounded once, not twice, some of these would fall to the other side.
@@ -180,8 +178,7 @@ def test_boxes_that_are_none_neither_suppress_nor_are_suppressed(device):
     assert len(found) == 9 * 100 + 1
 
 
-@needs_compiled
-@devices
+@compiled_devices
 def test_scores_that_are_not_numbers_come_first(device):
     boxes = torch.tensor([[0.0, 0, 10, 10]], device=device).repeat(3, 1)
     scores = torch.tensor([1.0, float("nan"), 2.0], device=device)
@@ -233,8 +230,7 @@ def arguments(device, images=None):
     return boxes, scores, labels
 
 
-@needs_compiled
-@devices
+@compiled_devices
 def test_operators_keep_the_rules_of_pytorch(device):
     boxes, scores, labels = arguments(device)
     torch.library.opcheck(torch.ops.atss.nms.default, (boxes, scores, 0.5))
@@ -242,8 +238,7 @@ def test_operators_keep_the_rules_of_pytorch(device):
     torch.library.opcheck(torch.ops.atss.batched_nms_padded.default, (*arguments(device, 2), 0.5, 10))
 
 
-@needs_compiled
-@devices
+@compiled_devices
 @pytest.mark.parametrize("door", [nms, batched_nms, batched_nms_padded])
 def test_doors_compile_and_export_whole(door, device):
     class Door(torch.nn.Module):
@@ -259,13 +254,12 @@ def test_doors_compile_and_export_whole(door, device):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_padded_is_captured_in_a_cuda_graph():
-    boxes = oracles.random_boxes(5000, span=1000).cuda()
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_compiled_cuda)])
+def test_padded_is_captured_in_a_cuda_graph(device):
+    boxes = oracles.random_boxes(5000, span=1000).to(device)
     boxes = torch.stack([boxes, boxes.flip(0)])
-    scores = torch.rand(2, 5000, generator=torch.Generator().manual_seed(0)).cuda()
-    labels = torch.arange(10000, device="cuda").view(2, 5000) % 7
+    scores = torch.rand(2, 5000, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = torch.arange(10000, device=device).view(2, 5000) % 7
 
     def run():
         return batched_nms_padded(boxes, scores, labels, 0.5, 100)

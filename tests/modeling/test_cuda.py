@@ -6,12 +6,10 @@ import torch
 from atss_core.data import Batch
 from atss_core.modeling.assigners import AtssAssigner, IouAssigner, SscAssigner, TopkAssigner
 from tests import golden
+from tests.devices import on_compiled_cuda, on_cuda
 from tests.modeling.test_assigners import GENERATORS, GRIDS, random_boxes
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = on_cuda
 CONFIG = "atss_R_50_FPN_1x"
 ASSIGNERS = [AtssAssigner(9), SscAssigner(), IouAssigner(), TopkAssigner(9)]
 
@@ -59,7 +57,6 @@ def test_assignment_equals_the_cpu(assigner):
 @pytest.mark.parametrize("config", [CONFIG, "atss_dcnv2_R_50_FPN_1x"])
 def test_losses_and_detections_equal_the_published_ones(config):
     name = "dcnv2R50_ATSS_BOX" if "dcn" in config else "R50_ATSS_BOX"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = golden.detector(config).cuda()
     images, targets = batch(name)
     losses = model.train()(images, targets)
@@ -87,9 +84,10 @@ def test_autocast_keeps_the_loss_in_float32():
         assert value.item() == pytest.approx(float(expected[key]), rel=0.05)
 
 
-def test_detection_waits_for_the_device_once():
-    model = golden.detector(CONFIG).eval().cuda()
-    images = golden.images().to("cuda")
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_compiled_cuda)])
+def test_detection_waits_for_the_device_once(device):
+    model = golden.detector(CONFIG).eval().to(device)
+    images = golden.images().to(device)
     with torch.inference_mode():
         expected = model(images)
         torch.cuda.synchronize()

@@ -6,10 +6,8 @@ IoUs of G boxes and K anchors as matrices, contiguous along the anchors, vectori
     python benchmarks/assigner.py [--device cuda]
 """
 
-import argparse
-
 import torch
-from measure import medians, peak_memory
+from measure import device_and_repeats, medians, peak_memory
 
 from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.assigners import AtssAssigner
@@ -50,14 +48,7 @@ def random_boxes(num_boxes, device):
 
 def main():
     """Print one row for each number of boxes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=15)
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    torch.set_num_threads(2)
+    device, repeats = device_and_repeats(__doc__)
     grids = [(-(-HEIGHT // stride), -(-WIDTH // stride)) for stride in STRIDES]
     anchors = AnchorGenerator(SIZES, STRIDES).to(device)(grids)
     grid_assigner = AtssAssigner(TOPK)
@@ -69,7 +60,7 @@ def main():
         ways = (lambda b=boxes: dense_assign(anchors, b), lambda b=boxes: grid_assigner(anchors, [b])[0])
         first, second = (way() for way in ways)
         assert (first != second).float().mean() < 1e-4, "the two must agree but for rounding"
-        dense_time, grid_time = medians(ways, device, arguments.repeats)
+        dense_time, grid_time = medians(ways, device, repeats)
         dense_bytes, grid_bytes = (peak_memory(way, device) for way in ways)
         print(
             f"| {num_boxes} | {dense_time * 1e3:.2f} | {grid_time * 1e3:.2f} | {dense_time / grid_time:.1f} "

@@ -1,10 +1,23 @@
 """Time and memory of functions, measured side by side."""
 
+import argparse
 import statistics
 import time
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+
+def device_and_repeats(description):
+    """Read ``--device`` and ``--repeats`` and settle the CPU threads, for all benchmarks alike."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    return torch.device(arguments.device), arguments.repeats
 
 
 def seconds(function, device):

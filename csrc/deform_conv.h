@@ -256,15 +256,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
       Kernels::sample_backward(
           shape, input_rows, offset_, mask_, first, count, grad_columns, grad_input_rows, grad_offset, grad_mask);
   }
-  const at::Tensor nothing = at::empty({0}, input.options());
+  const auto nothing = [&] { return at::empty({0}, input.options()); };
   const at::Tensor grad_weight =
       grad_pointwise.view({weight.size(0), weight.size(2), weight.size(3), weight.size(1)}).permute({0, 3, 1, 2});
   return {
       wants_input ? from_rows(grad_input_rows, shape.images, shape.height, shape.width, input).to(input.scalar_type())
-                  : nothing,
-      wants_offset ? grad_offset : nothing.clone(),
-      wants_weight ? grad_weight.to(input.scalar_type()).contiguous() : nothing.clone(),
-      wants_mask ? grad_mask : nothing.clone()};
+                  : nothing(),
+      wants_offset ? grad_offset : nothing(),
+      wants_weight ? grad_weight.to(input.scalar_type()).contiguous() : nothing(),
+      wants_mask ? grad_mask : nothing()};
 }
 
 } // namespace atss::deform_conv

@@ -21,6 +21,9 @@ def get_cfg() -> Node:
             "OUTPUT_DIR": ".",
             # (new) Seed of weight initialisation, sample order and augmentation.
             "SEED": 0,
+            # (new) Use only algorithms that give the same bits in every run, and refuse the others. The CPU
+            # needs no switch for that.
+            "DETERMINISTIC": False,
         }
     )
 
@@ -40,9 +43,16 @@ def _model() -> Node:
             "META_ARCHITECTURE": "GeneralizedRCNN",
             # "auto" takes CUDA, else MPS, else the CPU; or name one: "cpu", "cuda", "cuda:1", "mps".
             "DEVICE": "auto",
-            # Weights to start from: a .pth file or catalog://NAME (ImageNet weights of the catalogue);
-            # empty starts from random weights.
+            # Weights to start from: a detector (.pth or .safetensors), or an ImageNet body: catalog://NAME
+            # or a .pkl file (Caffe2), torchvision://resnet50, timm://resnet50.a1_in1k. Files may be URLs.
+            # Empty starts from random weights. INSTALL.md tells more.
             "WEIGHT": "",
+            # (new) Load what fits of a detector and leave the rest fresh: another number of classes, say.
+            "WEIGHT_PARTIAL": False,
+            # (new) Store images and weights with the channels last, which suits the tensor cores of GPUs.
+            "CHANNELS_LAST": False,
+            # (new) Compile body, FPN and head with torch.compile; the first iterations then take minutes.
+            "COMPILE": False,
             # Turn the trainable batch norms into synchronised ones when several processes train.
             "USE_SYNCBN": False,
             "BACKBONE": Node(
@@ -202,6 +212,22 @@ def _solver() -> Node:
             "WARMUP_FACTOR": 1.0 / 3,
             "WARMUP_ITERS": 500,
             "WARMUP_METHOD": "linear",
+            # (new) "step" is the published schedule; "cosine" falls to 0 at MAX_ITER (arXiv 1608.03983).
+            # Both begin with the warm-up.
+            "SCHEDULE": "step",
+            # (new) If above 0, BASE_LR is meant for so many pictures a batch: the rate is
+            # BASE_LR * IMS_PER_BATCH / LR_REFERENCE_BATCH. Nothing else ever changes it.
+            "LR_REFERENCE_BATCH": 0,
+            # (new) Parts that each process splits its share of a batch into, one after the other, to save
+            # memory. The update is that of the whole batch.
+            "GRAD_ACCUM_STEPS": 1,
+            # (new) Mixed precision in training: "bfloat16", "float16" (with a loss scaler), empty for none.
+            "AMP": "",
+            # (new) Largest norm of all gradients together; 0 does not clip.
+            "CLIP_GRAD_NORM": 0.0,
+            # (new) Also keep an exponential moving average of the weights, which is what is tested then;
+            # 0.9998 averages over about 5,000 iterations, 0 is off.
+            "EMA_DECAY": 0.0,
             # Iterations between checkpoints, and (new) between log lines.
             "CHECKPOINT_PERIOD": 2500,
             "LOG_PERIOD": 20,
@@ -219,19 +245,36 @@ def _test() -> Node:
             # Pictures a batch over all processes.
             "IMS_PER_BATCH": 8,
             "DETECTIONS_PER_IMG": 100,
-            # Multi-scale testing with box voting.
-            "BBOX_AUG": Node(
-                {
-                    "ENABLED": False,
-                    "H_FLIP": False,
-                    "SCALES": (),
-                    "MAX_SIZE": 4000,
-                    "SCALE_H_FLIP": False,
-                    "VOTE": False,
-                    "VOTE_TH": 0.66,
-                    "SCALE_RANGES": (),
-                    "MERGE_TYPE": "vote",
-                }
-            ),
+            # (new) Iterations between tests during training, 0 for none; model_best.pth is the best of them by
+            # BEST_METRIC (AP, AP50, ...) on the first data set of DATASETS.TEST.
+            "EVAL_PERIOD": 0,
+            "BEST_METRIC": "AP",
+            "BBOX_AUG": _bbox_aug(),
+        }
+    )
+
+
+def _bbox_aug() -> Node:
+    """Return the keys of multi-scale testing, which looks at a picture in several sizes, one at a time."""
+    return Node(
+        {
+            "ENABLED": False,
+            # Short sides besides INPUT.MIN_SIZE_TEST. The long side is capped at MAX_SIZE, for short sides
+            # below 800 at INPUT.MAX_SIZE_TEST.
+            "SCALES": (),
+            "MAX_SIZE": 4000,
+            # Look at the mirrored picture as well: at INPUT.MIN_SIZE_TEST, and at each of SCALES.
+            "H_FLIP": False,
+            "SCALE_H_FLIP": False,
+            # If true, each size has its own NMS, keeps DETECTIONS_PER_IMG, and MERGE_TYPE merges what they
+            # found, at most PRE_NMS_TOP_N a picture: "vote" averages boxes of an IoU from VOTE_TH on,
+            # "soft-vote" keeps the averaged ones as well, rescored, "nms" keeps the best. If false, one NMS
+            # over the candidates of all sizes leaves DETECTIONS_PER_IMG.
+            "VOTE": False,
+            "VOTE_TH": 0.66,
+            "MERGE_TYPE": "vote",
+            # With VOTE: for each of SCALES the (smallest, largest) square root of area, in pixels of that
+            # size, of the objects that are looked for; empty for all.
+            "SCALE_RANGES": (),
         }
     )

@@ -38,10 +38,12 @@ DATASETS = {
 
 _IMAGENET_ROOT = "https://dl.fbaipublicfiles.com/detectron/"
 
-# catalog://NAME -> URL of ImageNet weights in the Caffe2 layout of Detectron
+# catalog://NAME -> URL of ImageNet weights in the Caffe2 layout of Detectron. Their publisher gives no sums.
 WEIGHTS = {
     "ImageNetPretrained/MSRA/R-50": _IMAGENET_ROOT + "ImageNetPretrained/MSRA/R-50.pkl",
+    "ImageNetPretrained/MSRA/R-50-GN": _IMAGENET_ROOT + "ImageNetPretrained/47261647/R-50-GN.pkl",
     "ImageNetPretrained/MSRA/R-101": _IMAGENET_ROOT + "ImageNetPretrained/MSRA/R-101.pkl",
+    "ImageNetPretrained/MSRA/R-101-GN": _IMAGENET_ROOT + "ImageNetPretrained/47592356/R-101-GN.pkl",
     "ImageNetPretrained/FAIR/20171220/X-101-32x8d": (
         _IMAGENET_ROOT + "ImageNetPretrained/20171220/X-101-32x8d.pkl"
     ),
@@ -49,6 +51,15 @@ WEIGHTS = {
         _IMAGENET_ROOT + "ImageNetPretrained/20171220/X-101-64x4d.pkl"
     ),
 }
+
+# torchvision://NAME: the models of torchvision that are plain ResNet or ResNeXt bodies
+TORCHVISION_BODIES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+)
+
+# timm://NAME.TAG -> URL of one of its files
+TIMM_URL = "https://huggingface.co/timm/{name}/resolve/main/{file}"
 
 
 def find_dataset(name: str, data_dir: str | Path) -> DatasetEntry:

@@ -1,44 +1,42 @@
-"""Weights to start training from: checkpoints, and ImageNet bodies in the Caffe2 layout of Detectron."""
+"""Weights to start training from: checkpoints of detectors, and ImageNet bodies."""
 
 from __future__ import annotations
 
 import logging
-import os
-import pickle
-import re
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from atss_core.config.catalog import find_weights
-from atss_core.utils import dist
 from atss_core.utils.checkpoint import load_weights_strictly, read_checkpoint
+from atss_core.utils.download import locate
+from atss_core.utils.fit import Fit, compare
+from atss_core.utils.imagenet import (
+    BATCH_NORM_EPS,
+    TORCHVISION_PIXELS,
+    BodyWeights,
+    PixelFormat,
+    from_torch_layout,
+    has_torch_layout,
+    is_imagenet_body,
+    read_imagenet_body,
+)
 
 logger = logging.getLogger(__name__)
 
-# What a .pkl of arrays may refer to; anything else in it is refused. The module of the two functions
-# has moved between versions of NumPy, so they are taken from what pickles use.
-_REBUILD_ARRAY, _REBUILD_SCALAR = np.array(0).__reduce__()[0], np.float32(0).__reduce__()[0]
-_HARMLESS = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _REBUILD_ARRAY,
-    ("numpy._core.multiarray", "_reconstruct"): _REBUILD_ARRAY,
-    ("numpy.core.multiarray", "scalar"): _REBUILD_SCALAR,
-    ("numpy._core.multiarray", "scalar"): _REBUILD_SCALAR,
-}
 
-
-def load_initial_weights(detector: nn.Module, source: str) -> None:
-    """Load what MODEL.WEIGHT names.
+def load_initial_weights(
+    detector: nn.Module, source: str, *, partial: bool = False, pixels: PixelFormat | None = None
+) -> None:
+    """Load what MODEL.WEIGHT names and log what was and was not loaded.
 
     Args:
         detector: receives the weights.
-        source: empty keeps the fresh weights; ``catalog://NAME`` or a ``.pkl`` file loads an ImageNet body;
-            anything else is the path of a checkpoint, which must fit exactly.
+        source: empty keeps the fresh weights. ``catalog://NAME``, ``torchvision://NAME``, ``timm://NAME.TAG``,
+            a ``.pkl`` file and a ``.pth`` or ``.safetensors`` file of torchvision or timm load an ImageNet
+            body. Anything else is a checkpoint of a detector. Files may be paths or http(s) URLs.
+        partial: load what fits of a detector and leave the rest fresh; else it must fit exactly.
+        pixels: what the data gives the network; compared with what an ImageNet body wants, unless None.
 
     Raises:
         ValueError: if the weights cannot be had, cannot be read or do not fit.
@@ -46,109 +44,166 @@ def load_initial_weights(detector: nn.Module, source: str) -> None:
     """
     if not source:
         logger.info("Starting from random weights (MODEL.WEIGHT is empty)")
-    elif source.startswith("catalog://"):
-        load_body(detector, fetch(find_weights(source.removeprefix("catalog://"))))
-    elif source.endswith(".pkl"):
-        load_body(detector, Path(source))
+        return
+    if is_imagenet_body(source):
+        load_body(detector, read_imagenet_body(source), pixels)
+        return
+    weights = weights_of(read_checkpoint(locate(source)))
+    if has_torch_layout(weights):
+        load_body(detector, from_torch_layout(source, weights), pixels)
     else:
-        load_weights_strictly(detector, read_checkpoint(Path(source))["model"], source)
-        logger.info("Loaded %s", source)
+        load_detector(detector, weights, source, partial=partial)
 
 
-def fetch(url: str) -> Path:
-    """Return the cached copy of a file, downloading it with a progress bar if it is not there yet.
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the averaged weights of a checkpoint if it has them, else those of its last iteration."""
+    averaged = checkpoint.get("ema")
+    return averaged["model"] if isinstance(averaged, dict) and "model" in averaged else checkpoint["model"]
 
-    The cache is ``$ATSS_CACHE``, by default ``~/.cache/atss``.
+
+def load_detector(detector: nn.Module, weights: dict[str, Tensor], source: str, *, partial: bool) -> None:
+    """Load the weights of a whole detector, or what fits of them.
+
+    Args:
+        detector: receives the weights.
+        weights: state dict.
+        source: where it comes from, for messages.
+        partial: leave what does not fit as it is; anchors then stay those of the configuration.
 
     Raises:
-        ValueError: if the download fails; the message says where to put the file by hand.
+        ValueError: if the weights do not fit or, with ``partial``, none does; the detector is then unchanged.
     """
-    folder = Path(os.environ.get("ATSS_CACHE", Path.home() / ".cache" / "atss"))
-    path = folder / url.rsplit("/", 1)[-1]
-    if dist.is_local_main() and not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        logger.info("Downloading %s", url)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except OSError as error:
-            raise ValueError(
-                f"cannot download {url} ({error}); put the file at {path} by hand, or start from random "
-                f"weights with MODEL.WEIGHT ''"
-            ) from error
-    dist.barrier()
-    return path
+    own = detector.state_dict()
+    if partial:
+        own, weights = without_anchors(own), without_anchors(weights)
+    fit = compare(own, weights)
+    if not partial:
+        load_weights_strictly(
+            detector, weights, source, remedy=", or MODEL.WEIGHT_PARTIAL True to load what fits of it"
+        )
+    elif not fit.loaded:
+        raise ValueError(
+            f"none of the {len(weights)} tensors of {source} fits this configuration; "
+            f"set MODEL.WEIGHT to the weights of a detector like it"
+        )
+    else:
+        detector.load_state_dict({key: weights[key] for key in fit.loaded}, strict=False)
+    logger.info("Loaded %s\n%s", source, fit.table())
 
 
-def load_body(detector: nn.Module, path: Path) -> None:
-    """Load ImageNet weights in the Caffe2 layout into ``detector.backbone.body``.
+def without_anchors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the anchors, which a checkpoint holds but which are not learned."""
+    return {key: value for key, value in weights.items() if ".cell_anchors." not in key}
 
-    Every weight of the body must be there, except deformable offsets, which ImageNet models do not have, and
-    the statistics of fixed batch norms, which these files hold folded into weight and bias.
+
+def load_body(detector: nn.Module, source: BodyWeights, pixels: PixelFormat | None = None) -> None:
+    """Load ImageNet weights into ``detector.backbone.body``.
+
+    Every weight of the body must be there, except deformable offsets, which ImageNet models do not have, and,
+    from Caffe2, the statistics of batch norms, which are folded into weight and bias there.
+
+    Args:
+        detector: receives the weights.
+        source: what to load.
+        pixels: what the data gives the network; None is not checked.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read or does not fit the body.
+        ValueError: if the weights do not fit the body or the pixels; the body is then unchanged.
     """
     body: nn.Module = detector.get_submodule("backbone.body")
-    weights = {body_key(blob, body): value for blob, value in read_caffe2(path).items()}
-    own = body.state_dict()
-    optional = (".offset.weight", ".offset.bias", ".running_mean", ".running_var", ".num_batches_tracked")
-    missing = [key for key in own if key not in weights and not key.endswith(optional)]
-    wrong = [k for k, v in own.items() if k in weights and weights[k].shape != v.shape]
-    if missing or wrong:
-        raise ValueError(
-            f"{path} does not fit the body of this configuration: {len(missing)} weights missing "
-            f"({', '.join(missing[:3])}), {len(wrong)} of another shape ({', '.join(wrong[:3])})"
-        )
-    body.load_state_dict({key: weights.get(key, value) for key, value in own.items()})
-    logger.info("Loaded the body (%d tensors) from %s", len(own.keys() & weights.keys()), path)
+    check_pixels(source, pixels)
+    check_architecture(source, body)
+    weights = adapt(source, body)
+    fit = compare(body.state_dict(), weights)
+    check_fit(source, body, fit)
+    body.load_state_dict({key: weights[key] for key in fit.loaded}, strict=False)
+    logger.info("Loaded the body from %s\n%s", source.source, fit.table())
 
 
-def body_key(blob: str, body: nn.Module) -> str:
-    """Translate a Caffe2 blob name, such as ``res3_0_branch2b_bn_s``, to a key of the body."""
-    name = blob
-    for pattern, replacement in (
-        (r"^conv1_", "stem.conv1_"),
-        (r"^res_conv1_bn_", "stem.bn1_"),
-        (r"^res(\d)_(\d+)_", lambda m: f"layer{int(m[1]) - 1}.{m[2]}."),
-        (r"branch1_bn_", "downsample.1_"),
-        (r"branch1_", "downsample.0_"),
-        (r"branch2([abc])_bn_", lambda m: f"bn{'abc'.index(m[1]) + 1}_"),
-        (r"branch2([abc])_", lambda m: f"conv{'abc'.index(m[1]) + 1}_"),
-        (r"_(w|s)$", ".weight"),
-        (r"_b$", ".bias"),
-    ):
-        name = re.sub(pattern, replacement, name)
-    deformable = name.replace(".conv2.", ".conv2.conv.")
-    return deformable if deformable in body.state_dict() else name
-
-
-def read_caffe2(path: Path) -> dict[str, Tensor]:
-    """Read the arrays of a Detectron ``.pkl`` without running what it may contain.
+def check_fit(source: BodyWeights, body: nn.Module, fit: Fit) -> None:
+    """Refuse weights of another body.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds anything but arrays and plain containers.
+        ValueError: listing what is missing, of another shape or of parts that the body lacks.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; set MODEL.WEIGHT to an existing file")
-    try:
-        with open(path, "rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as Caffe2 weights: {error}") from error
-    blobs = content.get("blobs", content) if isinstance(content, dict) else None
-    if not isinstance(blobs, dict):
-        raise ValueError(f"{path} holds no Caffe2 blobs, but a {type(content).__name__}")
-    return {str(k): torch.from_numpy(v.copy()) for k, v in blobs.items() if isinstance(v, np.ndarray)}
+    optional = [".offset.weight", ".offset.bias", ".num_batches_tracked"]
+    if source.is_caffe2:
+        optional += [".running_mean", ".running_var"]
+    missing = [key for key in fit.absent if not key.endswith(tuple(optional))]
+    modules = dict(body.named_modules())
+    # The bias of a convolution is no part that the body lacks: Caffe2 files may have some, all zero, before
+    # batch norms. Neither is the classifier.
+    lacking = [
+        key
+        for key in fit.unused
+        if key.startswith(("stem.", "layer")) and key.rpartition(".")[0] not in modules
+    ]
+    problems = {"missing": missing, "of another shape": fit.other_shape, "of parts it lacks": lacking}
+    if any(problems.values()):
+        found = ", ".join(
+            f"{len(keys)} weights {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items() if keys
+        )
+        raise ValueError(
+            f"{source.source} does not fit the body of this configuration: {found}. Choose weights of the "
+            f"depth, groups and width of MODEL.BACKBONE.CONV_BODY and MODEL.RESNETS"
+        )
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickle arrays and plain containers, and refuse everything else."""
+def check_pixels(source: BodyWeights, pixels: PixelFormat | None) -> None:
+    """Refuse pixels that the weights were not trained with; where those are unknown, warn.
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _HARMLESS:
-            return _HARMLESS[module, name]
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, encoding: text.encode(encoding)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not an array")
+    Raises:
+        ValueError: with the overrides to paste.
+    """
+    if source.pixels is None:
+        if pixels != TORCHVISION_PIXELS:
+            logger.warning(
+                "%s does not say which pixels it was trained with; weights of torchvision want %s",
+                source.source,
+                TORCHVISION_PIXELS.overrides(),
+            )
+    elif pixels is not None and not pixels.suits(source.pixels):
+        raise ValueError(
+            f"{source.source} was trained with {source.pixels}, but the configuration has {pixels}; "
+            f"add {source.pixels.overrides()}"
+        )
+
+
+def check_architecture(source: BodyWeights, body: nn.Module) -> None:
+    """Refuse bodies whose weights have the same names and shapes but compute something else.
+
+    Raises:
+        ValueError: with the override to paste, if the stride of a stage or the kind of norm is another.
+    """
+    has_group_norm = any(isinstance(module, nn.GroupNorm) for module in body.modules())
+    if has_group_norm != source.has_group_norm:
+        names = {True: "group norms", False: "batch norms"}
+        kind = "GN" if source.has_group_norm else "FixedBatchNorm"
+        raise ValueError(
+            f"{source.source} has {names[source.has_group_norm]}, but the body of this configuration has "
+            f"{names[has_group_norm]}; add MODEL.RESNETS.TRANS_FUNC BottleneckWith{kind} "
+            f"MODEL.RESNETS.STEM_FUNC StemWith{kind}"
+        )
+    first: Any = body.get_submodule("layer2.0")
+    if not source.is_caffe2 and hasattr(first, "conv3") and first.conv1.stride != (1, 1):
+        raise ValueError(
+            f"{source.source} has the stride of a stage in its 3x3 convolution, but this configuration has "
+            f"it in the 1x1; add MODEL.RESNETS.STRIDE_IN_1X1 False"
+        )
+
+
+def adapt(source: BodyWeights, body: nn.Module) -> dict[str, Tensor]:
+    """Return weights as this body names and uses them.
+
+    A deformable convolution is ``conv2.conv`` where the plain one was ``conv2``. A fixed batch norm, which
+    has no ``eps``, gets that of the file added to its variance, so that it computes what the file's did.
+    """
+    modules = dict(body.named_modules())
+    weights = {}
+    for key, value in source.weights.items():
+        module, _, kind = key.rpartition(".")
+        name = f"{module}.conv" if f"{module}.conv" in modules else module
+        if kind == "running_var" and not hasattr(modules.get(name), "eps"):
+            value = value + BATCH_NORM_EPS
+        weights[f"{name}.{kind}"] = value
+    return weights

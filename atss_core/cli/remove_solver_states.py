@@ -1,0 +1,66 @@
+"""Write the weights of a checkpoint alone, without what only resuming a training needs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atss_core.utils.checkpoint import read_checkpoint
+from atss_core.utils.files import atomic_write
+from atss_core.utils.safetensors_file import to_safetensors
+from atss_core.utils.weights import weights_of
+
+EXAMPLE = """example:
+  python tools/remove_solver_states.py --model training_dir/atss_R_50_FPN_1x/model_final.pth"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with command-line words, by default those of this process."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help="the checkpoint")
+    parser.add_argument("--model", metavar="FILE", type=Path, help="the same")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="file to write, .pth or .safetensors (default: FILE with _wo_solver_states.pth)",
+    )
+    arguments = parser.parse_args(argv)
+    source = arguments.model or arguments.file
+    if source is None or (arguments.model and arguments.file):
+        parser.error("expected one checkpoint, such as --model model_final.pth")
+    remove_solver_states(source, arguments.output or source.with_name(f"{source.stem}_wo_solver_states.pth"))
+
+
+def remove_solver_states(source: Path, output: Path) -> None:
+    """Write the weights of ``source``, averaged ones if it has them, and its class names to ``output``.
+
+    Raises:
+        ValueError: if the two are one file, or ``source`` is no checkpoint.
+        FileNotFoundError: if there is no ``source``.
+    """
+    if source.resolve() == output.resolve():
+        raise ValueError(
+            f"the output must be another file than the checkpoint {source}; choose one with --output"
+        )
+    checkpoint = read_checkpoint(source)
+    kept: dict[str, Any] = {"model": weights_of(checkpoint)}
+    if "class_names" in checkpoint:
+        kept["class_names"] = checkpoint["class_names"]
+    with atomic_write(output) as file:
+        if output.suffix == ".safetensors":
+            file.write(to_safetensors(kept["model"], kept.get("class_names")))
+        else:
+            torch.save(kept, file)
+    print(f"{source}: {megabytes(source)}\n{output}: {megabytes(output)}")
+
+
+def megabytes(path: Path) -> str:
+    """Write the size of a file."""
+    return f"{path.stat().st_size / 1e6:.1f} MB"

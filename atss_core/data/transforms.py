@@ -25,20 +25,20 @@ class Compose:
 
     Args:
         steps: called one after the other.
-        normalize: makes the tensor.
+        to_tensor: makes the tensor (3, h, w).
     """
 
-    def __init__(self, steps: Sequence[Step], normalize: Normalize) -> None:
+    def __init__(self, steps: Sequence[Step], to_tensor: Callable[[Image.Image], Tensor]) -> None:
         self.steps = list(steps)
-        self.normalize = normalize
+        self.to_tensor = to_tensor
 
     def __call__(
         self, image: Image.Image, target: BoxList | None, rng: random.Random
     ) -> tuple[Tensor, BoxList | None]:
-        """Return the normalised image (3, h, w) and the target in its pixels."""
+        """Return the image (3, h, w) and the target in its pixels."""
         for step in self.steps:
             image, target = step(image, target, rng)
-        return self.normalize(image), target
+        return self.to_tensor(image), target
 
 
 class Resize:
@@ -143,3 +143,13 @@ class Normalize:
             if divisor != 1:
                 values[i] /= divisor
         return torch.from_numpy(values)
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """Return an RGB picture as it is, uint8, shape (3, h, w)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def from_pixels(pixels: Tensor) -> Image.Image:
+    """Return the RGB picture of uint8 pixels (3, h, w) on the CPU."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -45,6 +45,20 @@ class PostProcessor:
         self, outputs: HeadOutputs, anchors: Anchors, image_sizes: Sequence[tuple[int, int]]
     ) -> list[BoxList]:
         """Return the detections of each image by falling score, clipped to its (height, width)."""
+        boxes, scores, labels = self.candidates(outputs, anchors, image_sizes)
+        keep, counts = batched_nms_padded(boxes, scores, labels, self.nms_threshold, self.max_detections)
+        results = []
+        for i, count in enumerate(counts.tolist()):  # the only wait for the device
+            kept = keep[i, :count]
+            results.append(
+                BoxList(boxes[i, kept], image_sizes[i], labels=labels[i, kept], scores=scores[i, kept])
+            )
+        return results
+
+    def candidates(
+        self, outputs: HeadOutputs, anchors: Anchors, image_sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what enters the NMS: boxes (N, M, 4), scores (N, M), labels (N, M); score -1 is no box."""
         levels = zip(
             outputs.cls_logits,
             outputs.box_codes,
@@ -55,14 +69,7 @@ class PostProcessor:
         candidates = [self._select(*level, anchors.per_place) for level in levels]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
         boxes = torch.stack([box_ops.clip(b, size) for b, size in zip(boxes, image_sizes, strict=True)])
-        keep, counts = batched_nms_padded(boxes, scores, labels, self.nms_threshold, self.max_detections)
-        results = []
-        for i, count in enumerate(counts.tolist()):  # the only wait for the device
-            kept = keep[i, :count]
-            results.append(
-                BoxList(boxes[i, kept], image_sizes[i], labels=labels[i, kept], scores=scores[i, kept])
-            )
-        return results
+        return boxes, scores, labels
 
     def _select(
         self, cls_logits: Tensor, box_codes: Tensor, centerness: Tensor, anchors: Tensor, per_place: int
@@ -75,6 +82,6 @@ class PostProcessor:
         products, index = products.topk(min(self.pre_nms_top_n, products.shape[1]))
         anchor_index = index.div(num_classes, rounding_mode="floor")
         codes = flatten_level(box_codes, 4).gather(1, anchor_index[..., None].expand(-1, -1, 4))
-        boxes = self.box_coder.decode(codes, anchors[anchor_index])
+        boxes = self.box_coder.decode(codes.float(), anchors[anchor_index])
         scores = torch.where(products < 0, -1.0, products.clamp(min=0).sqrt())
         return boxes, scores, index % num_classes + 1

@@ -1,0 +1,216 @@
+"""Multi-scale testing."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atss_core.config import load_cfg
+from atss_core.data.transforms import Compose, Normalize, Resize, from_pixels, to_pixels
+from atss_core.engine.build import build_inference, build_merge, build_views
+from atss_core.engine.inference import SingleScale
+from atss_core.engine.tta import MultiScale, NmsMerge, View, VoteMerge, best, in_range, join
+from atss_core.modeling import build_detector
+from atss_core.structures import BoxList, ImageList
+from tests import golden
+from tests.conftest import QUICK, TINY
+
+CPU = torch.device("cpu")
+AUG = [
+    *("TEST.BBOX_AUG.ENABLED", "True", "TEST.BBOX_AUG.VOTE", "True", "TEST.BBOX_AUG.H_FLIP", "True"),
+    *("TEST.BBOX_AUG.SCALES", "(200, 320)", "TEST.BBOX_AUG.SCALE_H_FLIP", "True"),
+    *("TEST.BBOX_AUG.SCALE_RANGES", "((40, 10000), (0, 96))", "INPUT.MIN_SIZE_TEST", "256"),
+]
+
+
+@pytest.fixture(scope="module")
+def published_detector():
+    return golden.detector("atss_R_50_FPN_1x").eval()
+
+
+@golden.needs_coco_tiny
+@pytest.mark.parametrize("merge_type", ["vote", "soft-vote", "nms"])
+@torch.inference_mode()
+def test_whole_pipeline_is_the_published_one(merge_type, published_detector):
+    expected = golden.arrays("tta")
+    opts = [*AUG, "TEST.BBOX_AUG.MERGE_TYPE", merge_type]
+    cfg = load_cfg(golden.ROOT / "configs" / "atss" / "atss_R_50_FPN_1x.yaml", opts)
+    inference = build_inference(cfg, published_detector, CPU)
+    picture = golden.SHARED / "coco_tiny" / "val2017" / str(expected["file_name"])
+    images = ImageList.from_tensors([to_pixels(Image.open(picture).convert("RGB"))])
+    (found,) = inference.detect(inference.predict(images), images.image_sizes)
+    assert found.image_size == tuple(expected["result_size_wh"].tolist()[::-1])
+    boxes, scores, labels = (
+        torch.from_numpy(expected[f"{merge_type}/{key}"].astype(kind))
+        for key, kind in (("boxes", "float32"), ("scores", "float32"), ("labels", "int64"))
+    )
+    assert len(found) == len(boxes)
+    distances = (found.boxes[:, None] - boxes).abs().amax(dim=-1)
+    distances[found.labels[:, None] != labels] = torch.inf
+    distances[(found.scores[:, None] - scores).abs() > 1e-4] = torch.inf
+    nearest, partner = distances.min(dim=1)
+    assert nearest.max() < 0.05
+    assert len(set(partner.tolist())) == len(boxes)
+
+
+@pytest.mark.parametrize("name", ["96_10000", "64_10000", "0_10000", "0_256", "0_192", "0_96"])
+def test_ranges_keep_what_the_published_ones_keep(name):
+    published = golden.arrays("vote")
+    boxes = torch.from_numpy(published["remove/boxes"])
+    found = BoxList(boxes, (4000, 4000), labels=torch.arange(len(boxes)))
+    smallest, largest = map(int, name.split("_"))
+    kept = in_range(found, (smallest, largest)).labels
+    expected = published[f"remove/keep_{name}"]
+    if expected.dtype == bool:
+        expected = np.flatnonzero(expected)
+    assert sorted(kept.tolist()) == sorted(expected.tolist())
+
+
+@pytest.mark.parametrize("case", ["merge0", "merge1"])
+@pytest.mark.parametrize("merge_type", ["vote", "soft-vote", "nms"])
+def test_merges_are_the_published_ones(case, merge_type):
+    published = golden.arrays("vote")
+    opts = ["TEST.BBOX_AUG.MERGE_TYPE", merge_type, "TEST.BBOX_AUG.VOTE", "True"]
+    merge = build_merge(load_cfg(None, opts), 0.6)
+    fields = [torch.from_numpy(published[f"{case}/{key}"]) for key in ("boxes", "scores", "labels")]
+    found = merge(BoxList(fields[0], (2000, 2000), scores=fields[1], labels=fields[2].long()))
+    expected = {key: published[f"{case}/{merge_type}/{key}"] for key in ("boxes", "scores", "labels")}
+    assert len(found) == len(expected["boxes"])
+
+    def rows(boxes, scores, labels):
+        table = np.column_stack([labels, scores, boxes]).astype(np.float64)
+        return table[np.lexsort(table.round(3).T)]
+
+    ours = rows(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy())
+    assert np.allclose(ours, rows(**expected), atol=2e-3)
+
+
+def tiny_detector():
+    torch.manual_seed(0)
+    from_config = load_cfg(QUICK, [*TINY, "MODEL.ATSS.INFERENCE_TH", "0.0"])
+    return build_detector(from_config).eval()
+
+
+def views(*sizes, is_mirrored=False):
+    normalize = Normalize([0.0] * 3, [1.0] * 3, to_bgr255=True)
+    return [View(Compose([Resize([size], 1000)], normalize), is_mirrored) for size in sizes]
+
+
+def pictures(*sizes):
+    generator = torch.Generator().manual_seed(1)
+    return ImageList.from_tensors(
+        [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+    )
+
+
+def multi_scale(detector, *sizes, is_mirrored=False, joint=False):
+    merge = NmsMerge(0.6, max_detections=100)
+    return MultiScale(
+        detector,
+        views(*sizes, is_mirrored=is_mirrored),
+        merge,
+        is_nms_joint=joint,
+        size_divisibility=32,
+        device=CPU,
+    )
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@torch.inference_mode()
+def test_one_view_finds_what_plain_testing_finds(joint):
+    detector = tiny_detector()
+    images = pictures((60, 90))
+    inference = multi_scale(detector, 64, joint=joint)
+    (found,) = inference.detect(inference.predict(images), images.image_sizes)
+    tensor, _ = views(64)[0].transform(from_pixels(images.tensors[0]), None, random.Random(0))
+    plain = SingleScale(detector, CPU)
+    usual = ImageList.from_tensors([tensor], 32)
+    (expected,) = plain.detect(plain.predict(usual), usual.image_sizes)
+    assert found.image_size == expected.image_size
+    assert len(found) > 0
+    for key in ("boxes", "scores", "labels"):
+        assert torch.equal(getattr(found, key), getattr(expected, key))
+
+
+@torch.inference_mode()
+def test_pictures_do_not_depend_on_their_neighbours():
+    inference = multi_scale(tiny_detector(), 64, 96, is_mirrored=True)
+    images = pictures((60, 90), (80, 50))
+    together = inference.detect(inference.predict(images), images.image_sizes)
+    for i, size in enumerate(images.image_sizes):
+        alone = ImageList(images.tensors[i : i + 1, :, : size[0], : size[1]], [size])
+        (found,) = inference.detect(inference.predict(alone), alone.image_sizes)
+        assert torch.equal(found.boxes, together[i].boxes)
+
+
+@torch.inference_mode()
+def test_a_mirrored_picture_has_mirrored_detections():
+    inference = multi_scale(tiny_detector(), 64, is_mirrored=True)
+    images = pictures((64, 64))
+    mirrored = ImageList(images.tensors.flip(-1), images.image_sizes)
+    (first,), (second,) = (inference.detect(inference.predict(i), i.image_sizes) for i in (images, mirrored))
+    assert len(first) == len(second) > 0
+    distance = (first.boxes[:, None] - second.flip_horizontal().boxes).abs().amax(-1)
+    assert distance.min(dim=1).values.max() < 1e-2
+
+
+def test_views_are_looked_at_one_at_a_time():
+    """The memory of a picture is that of its largest view, not of all of them."""
+    detector = tiny_detector()
+    seen = []
+    predict = detector.predict
+    detector.predict = lambda images: (seen.append(tuple(images.tensors.shape)), predict(images))[1]
+    inference = multi_scale(detector, 64, 96, 128, is_mirrored=True)
+    with torch.inference_mode():
+        inference.predict(pictures((60, 60), (60, 60)))
+    assert seen == [(1, 3, size, size) for size in (64, 64, 96, 96, 128, 128)] * 2
+
+
+def test_detections_of_all_views_are_in_pixels_of_the_first():
+    first = BoxList(torch.tensor([[0.0, 0.0, 10.0, 20.0]]), (40, 20), torch.tensor([1]), torch.tensor([0.5]))
+    second = BoxList(torch.tensor([[0.0, 0.0, 10.0, 20.0]]), (80, 60), torch.tensor([2]), torch.tensor([0.7]))
+    joined = join([first, second])
+    assert joined.image_size == (40, 20)
+    assert torch.allclose(joined.boxes[1], torch.tensor([0.0, 0.0, 10 / 3, 10.0]))
+    assert joined.labels.tolist() == [1, 2]
+
+
+def test_ties_with_the_last_detection_stay():
+    scores = torch.tensor([0.9, 0.5, 0.5, 0.1])
+    found = BoxList(torch.zeros(4, 4), (9, 9), labels=torch.ones(4), scores=scores)
+    assert len(best(found, 2)) == 3
+    assert len(best(found, 0)) == len(best(found, 9)) == 4
+
+
+def test_published_multi_scale_configuration():
+    cfg = load_cfg(
+        golden.ROOT / "configs" / "atss" / "atss_dcnv2_X_101_64x4d_FPN_2x.yaml",
+        ["TEST.BBOX_AUG.ENABLED", "True"],
+    )
+    built = build_views(cfg)
+    assert len(built) == 13
+    assert all(view.is_mirrored for view in built)
+    limits = [view.transform.steps[0].max_size for view in built]
+    assert limits == [1333] * 6 + [3000] * 7  # the usual view and those below 800 keep the usual cap
+    assert built[0].side_range is None
+    assert built[1].side_range == (96, 10000)
+    merge = build_merge(cfg, 0.6)
+    assert isinstance(merge, VoteMerge)
+    assert merge.soft
+    assert (merge.threshold, merge.max_detections) == (0.66, 1000)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["TEST.BBOX_AUG.MERGE_TYPE", "mean"], "one of vote, soft-vote, nms, got 'mean'"),
+        (["TEST.BBOX_AUG.VOTE_TH", "66.0"], r"must be in \[0, 1\], got 66.0"),
+        (["TEST.BBOX_AUG.SCALES", "(200,)"], "a pair .* for each of the 1 sizes"),
+        (["TEST.BBOX_AUG.SCALE_RANGES", "((40,), (0, 96))"], "a pair .* for each of the 2 sizes"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(opts, message):
+    with pytest.raises(ValueError, match=message):
+        build_inference(load_cfg(QUICK, [*TINY, *AUG, *opts]), tiny_detector(), CPU)

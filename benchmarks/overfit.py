@@ -61,14 +61,14 @@ def main(argv=None):
     fixed = ["DATASETS.DATA_DIR", str(FOLDER / "data"), "OUTPUT_DIR", str(FOLDER)]
     cfg = load_cfg(CONFIG, ["INPUT.HORIZONTAL_FLIP_PROB_TRAIN", "0.0", *opts, *fixed])
     start = time.perf_counter()
-    detector, device = train_detector(cfg)
-    metrics = test_detector(cfg, detector, device)["coco_2017_val"]
+    trained = train_detector(cfg)
+    metrics = test_detector(cfg, trained.detector, trained.device)["coco_2017_val"]
     minutes = (time.perf_counter() - start) / 60
     title = f"{NUM_PICTURES} pictures, trained and tested on"
     quickstart.draw_detections(cfg, FOLDER / "detections.png", NUM_PICTURES, title)
     quickstart.draw_detections(cfg, FOLDER / "boxes.png", 4, title, blank=True)
     found = metrics.overall
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
+    print(f"torch {torch.__version__}, {trained.device}, {torch.get_num_threads()} threads")
     print(
         f"AP {found['AP']:.3f}, AP50 {found['AP50']:.3f} on {NUM_PICTURES} pictures after "
         f"{cfg.SOLVER.MAX_ITER} iterations, {minutes:.1f} min; see {FOLDER / 'detections.png'}"

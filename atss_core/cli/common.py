@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +14,19 @@ import torch
 from yacs.config import CfgNode
 
 from atss_core.config import load_cfg
+from atss_core.engine import TerminatedError
 from atss_core.engine.build import build_device
 from atss_core.layers import ops_info
 from atss_core.utils import dist
-from atss_core.utils.env import environment_report
+from atss_core.utils.env import environment_report, use_deterministic_algorithms
 from atss_core.utils.logging import setup_logging
 
 logger = logging.getLogger(__name__)
+
+LOST = (
+    "another process of the job has ended; see its error, or whether the system killed it (out of memory?). "
+    "The same command goes on from the last checkpoint"
+)
 
 
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -32,11 +39,16 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
         dist.stop_process_group()
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    except (ValueError, OSError, ArithmeticError) as error:
-        if os.environ.get("ATSS_TRACEBACK"):
+    except TerminatedError as stop:
+        if dist.is_main():
+            print(stop, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)  # as a shell reports it
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        is_lost = dist.is_lost_connection(error)
+        if os.environ.get("ATSS_TRACEBACK") or (isinstance(error, RuntimeError) and not is_lost):
             raise
         logger.debug("stopped by an error", exc_info=True)  # in the log file alone
-        print(f"error: {in_own_words(error)}", file=sys.stderr)
+        print(f"error: {LOST if is_lost else in_own_words(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -52,6 +64,8 @@ def in_own_words(error: Exception) -> str:
 
 def start(cfg: CfgNode, log_file: str) -> torch.device:
     """Choose the device, join the job of a launcher, and start logging to ``OUTPUT_DIR/log_file``."""
+    if cfg.DETERMINISTIC:
+        use_deterministic_algorithms()
     device = dist.start_process_group(build_device(cfg))
     setup_logging(Path(cfg.OUTPUT_DIR), log_file)
     logger.info("%s; %s; %d processes", environment_report(device), ops_info(), dist.world_size())

@@ -15,6 +15,7 @@ from atss_core.cli.common import add_config_arguments
 from atss_core.data import read_image
 from atss_core.engine import Predictor
 from atss_core.engine.inference import now
+from atss_core.utils.download import is_url
 from atss_core.utils.visualize import draw_boxes, readable_scale, save_image
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -30,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--weights", metavar="FILE", default="ATSS_R_50_FPN_1x.pth", help="checkpoint (default %(default)s)"
+        "--weights",
+        metavar="FILE",
+        default="ATSS_R_50_FPN_1x.pth",
+        help="checkpoint or its URL (default %(default)s)",
     )
     parser.add_argument(
         "--images-dir", metavar="DIR", default="demo/images", help="folder of pictures (default %(default)s)"
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--show", action="store_true", help="also open a window for each picture")
     add_config_arguments(parser, default="configs/atss/atss_R_50_FPN_1x.yaml")
     arguments = parser.parse_args(argv)
-    if not Path(arguments.weights).is_file():
+    if not is_url(arguments.weights) and not Path(arguments.weights).is_file():
         raise FileNotFoundError(
             f"no weights at {arguments.weights}: get {Path(arguments.weights).name} from {RELEASES} (model "
             f"table) or train your own, and point to it with --weights FILE"

@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=f"overrides of {CONFIG}")
     cfg = load_cfg(CONFIG, parser.parse_args(argv).opts)
     write_shapes(find_dataset(cfg.DATASETS.TRAIN[0], cfg.DATASETS.DATA_DIR).images.parent)
-    detector, device = train_detector(cfg)
-    metrics = test_detector(cfg, detector, device)
+    trained = train_detector(cfg)
+    metrics = test_detector(cfg, trained.detector, trained.device)
 
     folder = Path(cfg.OUTPUT_DIR)
     plot_curves(folder / "metrics.jsonl", folder / "loss_curves.png")

@@ -12,14 +12,19 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config, start
-from atss_core.data import CocoDataset, build_test_loaders
-from atss_core.engine import run_inference
+from atss_core.data import CocoDataset, TestBatchSampler, build_test_loaders
+from atss_core.engine import gather_detections, run_inference
+from atss_core.engine.build import build_inference, move_detector
+from atss_core.engine.inference import Inference
 from atss_core.evaluation import CocoEvaluator, CocoMetrics, check_expected_results, save_results
 from atss_core.modeling import Detector, build_detector
 from atss_core.structures import BoxList
 from atss_core.utils import dist
 from atss_core.utils.checkpoint import last_checkpoint, load_weights_strictly, read_checkpoint
+from atss_core.utils.download import locate
 from atss_core.utils.files import atomic_write
+from atss_core.utils.imagenet import is_imagenet_body
+from atss_core.utils.weights import weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(cfg, "test_log.txt")
     weights = find_weights_to_test(cfg)
     detector = build_detector(cfg)
-    load_weights_strictly(detector, read_checkpoint(weights)["model"], str(weights))
+    load_weights_strictly(detector, weights_of(read_checkpoint(weights)), str(weights))
     logger.info("Testing %s", weights)
-    test_detector(cfg, detector.to(device), device)
+    test_detector(cfg, move_detector(cfg, detector, device), device)
 
 
 def find_weights_to_test(cfg: CfgNode) -> Path:
@@ -51,13 +56,13 @@ def find_weights_to_test(cfg: CfgNode) -> Path:
         ValueError: if there is neither.
     """
     weights = cfg.MODEL.WEIGHT
-    if weights and not weights.startswith("catalog://") and not weights.endswith(".pkl"):
-        return Path(weights)
+    if weights and not is_imagenet_body(weights):
+        return locate(weights)
     checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR))
     if checkpoint is None:
         raise ValueError(
             f"nothing to test: MODEL.WEIGHT is {weights!r} and OUTPUT_DIR {cfg.OUTPUT_DIR!r} has no "
-            f"checkpoint; give MODEL.WEIGHT the .pth of a detector"
+            f"checkpoint; give MODEL.WEIGHT a detector (.pth or .safetensors, a file or URL)"
         )
     return checkpoint
 
@@ -68,11 +73,12 @@ def test_detector(cfg: CfgNode, detector: Detector, device: torch.device) -> dic
     Results go to ``OUTPUT_DIR/inference/<data set>/``: ``predictions.pth`` (detections by image id, boxes in
     pixels of the original image), ``bbox.json`` (COCO results) and ``metrics.json``.
     """
+    inference = build_inference(cfg, detector, device)
     metrics = {}
     for loader in build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size()):
         dataset = loader.dataset
         assert isinstance(dataset, CocoDataset)
-        found = test_on(dataset, loader, detector, device, Path(cfg.OUTPUT_DIR) / "inference" / dataset.name)
+        found = test_on(dataset, loader, inference, Path(cfg.OUTPUT_DIR) / "inference" / dataset.name)
         if found is not None:
             metrics[dataset.name] = found
             check_expected_results(found, cfg.TEST.EXPECTED_RESULTS, cfg.TEST.EXPECTED_RESULTS_SIGMA_TOL)
@@ -80,20 +86,24 @@ def test_detector(cfg: CfgNode, detector: Detector, device: torch.device) -> dic
 
 
 def test_on(
-    dataset: CocoDataset, loader: DataLoader, detector: Detector, device: torch.device, folder: Path
+    dataset: CocoDataset, loader: DataLoader, inference: Inference, folder: Path
 ) -> CocoMetrics | None:
     """Test on one data set; returns the metrics on the main process if the data set has annotations."""
-    results, timing = run_inference(detector, loader, device, num_batches=len(loader))
+    assert isinstance(loader.batch_sampler, TestBatchSampler)
+    results, timing = run_inference(inference, loader, loader.batch_sampler.num_images)
     logger.info("%s: %s", dataset.name, timing)
-    gathered: dict[int, BoxList] = {}
-    for part in dist.gather_objects(results):
-        gathered |= part
-    if not dist.is_main():
-        return None
+    gathered = gather_detections(results)
+    metrics = write_results(dataset, gathered, folder) if dist.is_main() else None
+    dist.barrier()  # so that no process ends or trains on while the main one measures
+    return metrics
+
+
+def write_results(dataset: CocoDataset, results: dict[int, BoxList], folder: Path) -> CocoMetrics | None:
+    """Write detections by image id and, if the data set has annotations, measure them."""
     evaluator = CocoEvaluator(dataset.coco_dict, dataset.category_ids, dataset.class_names, dataset.image_ids)
-    for image_id in sorted(gathered):
-        evaluator.process(image_id, gathered[image_id])
-    save_predictions(folder / "predictions.pth", gathered, dataset)
+    for image_id in sorted(results):
+        evaluator.process(image_id, results[image_id])
+    save_predictions(folder / "predictions.pth", results, dataset)
     save_results(folder, evaluator.results)
     if not dataset.has_annotations:
         logger.info("%s has no annotations: results are in %s", dataset.name, folder)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,17 +16,22 @@ from yacs.config import CfgNode
 
 from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config, start
 from atss_core.cli.test import test_detector
-from atss_core.data import build_test_loaders, build_train_dataset, build_train_loader
-from atss_core.engine import train
+from atss_core.data import build_pixel_format, build_test_loaders, build_train_dataset, build_train_loader
+from atss_core.engine import TrainingStep, train
+from atss_core.engine.build import move_detector
+from atss_core.evaluation import METRIC_NAMES, CocoMetrics
 from atss_core.modeling import Detector, build_detector
-from atss_core.solver import build_optimizer, build_scheduler
+from atss_core.solver import build_average, build_optimizer, build_scheduler
 from atss_core.utils import dist
 from atss_core.utils.checkpoint import Checkpointer
 from atss_core.utils.env import seed_everything
-from atss_core.utils.files import atomic_write
+from atss_core.utils.files import atomic_write, keep_lines
 from atss_core.utils.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
+
+# SOLVER.AMP -> the type that convolutions run in.
+PRECISIONS = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/atss/atss_R_50_FPN_1x.yaml \\
@@ -40,31 +48,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_config_arguments(parser)
     arguments = parser.parse_args(argv)
     cfg = load_config(arguments)
-    detector, device = train_detector(cfg, will_test=not arguments.skip_test)
-    if not arguments.skip_test:
-        test_detector(cfg, detector, device)
+    trained = train_detector(cfg, will_test=not arguments.skip_test)
+    if not arguments.skip_test and not trained.is_tested:
+        test_detector(cfg, trained.detector, trained.device)
 
 
-def check_settings(cfg: CfgNode) -> None:
-    """Refuse numbers that training cannot work with.
+class Trained(NamedTuple):
+    """What training leaves.
 
-    Raises:
-        ValueError: naming the key.
+    Attributes:
+        detector: with the weights that are tested: the average, if there is one.
+        device: where it is.
+        is_tested: whether training has tested it, which TEST.EVAL_PERIOD makes it do.
     """
-    for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "LOG_PERIOD"):
-        if cfg.SOLVER[key] < 1:
-            raise ValueError(f"SOLVER.{key} must be at least 1, got {cfg.SOLVER[key]}")
+
+    detector: Detector
+    device: torch.device
+    is_tested: bool
 
 
-def train_detector(cfg: CfgNode, will_test: bool = True) -> tuple[Detector, torch.device]:
+def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
     """Train as configured.
 
     Args:
         cfg: the configuration.
         will_test: the test sets are checked as well before training starts.
 
-    Returns:
-        The trained detector and its device.
+    Raises:
+        ValueError: if settings or data are faulty.
+        TerminatedError: after SIGTERM, when the state is saved.
     """
     check_settings(cfg)
     device = start(cfg, "log.txt")
@@ -74,37 +86,90 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> tuple[Detector, torc
             file.write(cfg.dump())
 
     dataset = build_train_dataset(cfg)
-    if will_test:
+    if will_test or cfg.TEST.EVAL_PERIOD:
         build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size())
     seed_everything(cfg.SEED)
-    detector = build_detector(cfg).to(device)
+    detector = move_detector(cfg, build_detector(cfg), device)
     optimizer = build_optimizer(cfg, detector)
     scheduler = build_scheduler(cfg, optimizer)
-    checkpointer = Checkpointer(folder, detector, optimizer, scheduler, dataset.class_names)
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "float16")
+    average = build_average(cfg, detector)
+    checkpointer = Checkpointer(
+        folder, detector, optimizer, scheduler, dataset.class_names, scaler=scaler, average=average
+    )
     start_iter = checkpointer.resume()
     if start_iter is None:
         start_iter = 0
-        load_initial_weights(detector, cfg.MODEL.WEIGHT)
+        load_initial_weights(
+            detector, cfg.MODEL.WEIGHT, partial=cfg.MODEL.WEIGHT_PARTIAL, pixels=build_pixel_format(cfg)
+        )
+    tested = checkpointer.tested_model
+    assert isinstance(tested, Detector)
     if start_iter >= cfg.SOLVER.MAX_ITER:
         logger.info("%s is trained already (%d iterations); remove it to train anew", folder, start_iter)
-        return detector, device
+        return Trained(tested, device, is_tested=False)
 
-    train(
+    step = TrainingStep(
+        detector,
         parallel(detector, device, cfg.MODEL.USE_SYNCBN),
+        optimizer,
+        scaler,
+        device=device,
+        amp=PRECISIONS[cfg.SOLVER.AMP],
+        max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+        average=average,
+    )
+
+    def evaluate(iteration: int) -> float:
+        checkpointer.share_buffers()
+        metrics = test_detector(cfg, tested, device)
+        return log_evaluation(metrics, iteration, folder / "evaluations.jsonl", cfg.TEST.BEST_METRIC)
+
+    if dist.is_main():
+        keep_lines(folder / "evaluations.jsonl", start_iter)
+    train(
+        step,
         build_train_loader(
             cfg, dataset, start_iter=start_iter, rank=dist.rank(), world_size=dist.world_size()
         ),
-        optimizer,
         scheduler,
         checkpointer,
-        device=device,
+        num_parts=cfg.SOLVER.GRAD_ACCUM_STEPS,
         start_iter=start_iter,
         max_iter=cfg.SOLVER.MAX_ITER,
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         log_period=cfg.SOLVER.LOG_PERIOD,
         metrics_file=folder / "metrics.jsonl",
+        evaluate=evaluate if cfg.TEST.EVAL_PERIOD else None,
+        eval_period=cfg.TEST.EVAL_PERIOD,
     )
-    return detector, device
+    return Trained(tested, device, is_tested=cfg.TEST.EVAL_PERIOD > 0)
+
+
+def check_settings(cfg: CfgNode) -> None:
+    """Refuse values that training cannot work with.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for section, key, smallest in (
+        ("SOLVER", "MAX_ITER", 1),
+        ("SOLVER", "CHECKPOINT_PERIOD", 1),
+        ("SOLVER", "LOG_PERIOD", 1),
+        ("SOLVER", "GRAD_ACCUM_STEPS", 1),
+        ("SOLVER", "CLIP_GRAD_NORM", 0),
+        ("TEST", "EVAL_PERIOD", 0),
+    ):
+        if cfg[section][key] < smallest:
+            raise ValueError(f"{section}.{key} must be at least {smallest}, got {cfg[section][key]}")
+    for section, key, choices in (
+        ("SOLVER", "AMP", [repr(name) for name in PRECISIONS]),
+        ("TEST", "BEST_METRIC", [repr(name) for name in METRIC_NAMES]),
+    ):
+        if repr(cfg[section][key]) not in choices:
+            raise ValueError(
+                f"{section}.{key} must be one of {', '.join(choices)}, got {cfg[section][key]!r}"
+            )
 
 
 def parallel(detector: Detector, device: torch.device, sync_batch_norm: bool) -> nn.Module:
@@ -117,3 +182,19 @@ def parallel(detector: Detector, device: torch.device, sync_batch_norm: bool) ->
     device_ids = [device.index] if device.type == "cuda" else None
     # Batch norms that are not synchronised keep their own statistics between checkpoints, as published.
     return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+
+def log_evaluation(metrics: dict[str, CocoMetrics], iteration: int, file: Path, best_metric: str) -> float:
+    """Append the metrics of each data set to a file of JSON lines, and return the one to choose the best by.
+
+    Raises:
+        ValueError: if the first data set has no annotations to measure against.
+    """
+    if not dist.is_main():
+        return math.nan  # only the main process measures, and chooses
+    if not metrics:
+        raise ValueError("TEST.EVAL_PERIOD needs a data set with annotations in DATASETS.TEST; set it to 0")
+    with open(file, "a", encoding="utf-8") as stream:
+        for name, found in metrics.items():
+            stream.write(json.dumps({"iteration": iteration, "dataset": name, **found.overall}) + "\n")
+    return next(iter(metrics.values())).overall[best_metric]

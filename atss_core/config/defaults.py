@@ -245,8 +245,8 @@ def _test() -> Node:
             # Pictures a batch over all processes.
             "IMS_PER_BATCH": 8,
             "DETECTIONS_PER_IMG": 100,
-            # (new) Iterations between tests during training, 0 for none; model_best.pth is the best of them by
-            # BEST_METRIC (AP, AP50, ...) on the first data set of DATASETS.TEST.
+            # (new) Iterations between tests during training, 0 for none; model_best.pth is the best of them
+            # by BEST_METRIC (AP, AP50, ...) on the first data set of DATASETS.TEST.
             "EVAL_PERIOD": 0,
             "BEST_METRIC": "AP",
             "BBOX_AUG": _bbox_aug(),

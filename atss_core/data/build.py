@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
+from threading import Thread
 
 import numpy as np
 import torch
@@ -16,7 +20,10 @@ from atss_core.config.catalog import find_dataset
 from atss_core.data.batch import Batch, Sample, collate
 from atss_core.data.coco import CocoDataset
 from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler, divide_batch
-from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Step
+from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Step, to_pixels
+from atss_core.utils.imagenet import PixelFormat
+
+logger = logging.getLogger(__name__)
 
 
 class JoinedDataset(Dataset[Sample]):
@@ -56,16 +63,36 @@ class JoinedDataset(Dataset[Sample]):
 
 
 def build_transform(cfg: CfgNode, training: bool) -> Compose:
-    """Build what happens to a picture, in the published order."""
+    """Build what happens to a picture between its file and the batch, in the published order.
+
+    Multi-scale testing resizes for itself and gets the pixels as they are.
+    """
+    if training:
+        steps: list[Step] = [
+            Resize(_train_sizes(cfg), cfg.INPUT.MAX_SIZE_TRAIN),
+            RandomHorizontalFlip(cfg.INPUT.HORIZONTAL_FLIP_PROB_TRAIN),
+        ]
+        return Compose(steps, build_normalize(cfg))
+    if cfg.TEST.BBOX_AUG.ENABLED:
+        return Compose([], to_pixels)
+    return build_test_transform(cfg, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+
+
+def build_test_transform(cfg: CfgNode, min_size: int, max_size: int) -> Compose:
+    """Build the way from a picture to the network at a short side, with a cap of the long one, in pixels."""
+    return Compose([Resize([min_size], max_size)], build_normalize(cfg))
+
+
+def build_normalize(cfg: CfgNode) -> Normalize:
+    """Build what makes a normalised tensor of a picture."""
     settings = cfg.INPUT
-    normalize = Normalize(mean=settings.PIXEL_MEAN, std=settings.PIXEL_STD, to_bgr255=settings.TO_BGR255)
-    if not training:
-        return Compose([Resize([settings.MIN_SIZE_TEST], settings.MAX_SIZE_TEST)], normalize)
-    steps: list[Step] = [
-        Resize(_train_sizes(cfg), settings.MAX_SIZE_TRAIN),
-        RandomHorizontalFlip(settings.HORIZONTAL_FLIP_PROB_TRAIN),
-    ]
-    return Compose(steps, normalize)
+    return Normalize(mean=settings.PIXEL_MEAN, std=settings.PIXEL_STD, to_bgr255=settings.TO_BGR255)
+
+
+def build_pixel_format(cfg: CfgNode) -> PixelFormat:
+    """Return what the network gets its pixels in, to compare with what weights were trained on."""
+    settings = cfg.INPUT
+    return PixelFormat(tuple(settings.PIXEL_MEAN), tuple(settings.PIXEL_STD), settings.TO_BGR255)
 
 
 def build_datasets(cfg: CfgNode, training: bool) -> list[CocoDataset]:
@@ -130,7 +157,8 @@ def build_train_loader(
         world_size: number of processes, which share SOLVER.IMS_PER_BATCH.
 
     Returns:
-        A loader of ``Batch``; its ``dataset`` has ``class_names``.
+        A loader of ``Batch``, SOLVER.GRAD_ACCUM_STEPS of them an iteration; its ``dataset`` has
+        ``class_names``.
     """
     sampler = TrainBatchSampler(
         _aspect_groups(cfg, dataset),
@@ -140,6 +168,7 @@ def build_train_loader(
         seed=cfg.SEED,
         rank=rank,
         world_size=world_size,
+        num_parts=cfg.SOLVER.GRAD_ACCUM_STEPS,
     )
     return _build_loader(cfg, dataset, sampler)
 
@@ -153,6 +182,8 @@ def build_test_loaders(cfg: CfgNode, rank: int = 0, world_size: int = 1) -> list
         world_size: number of processes, which share TEST.IMS_PER_BATCH and the pictures.
     """
     share = divide_batch(cfg.TEST.IMS_PER_BATCH, world_size, "pictures in TEST.IMS_PER_BATCH")
+    if cfg.TEST.BBOX_AUG.ENABLED:
+        share = 1  # it looks at one picture at a time in any case, and so do the loader and the progress bar
     loaders = []
     for dataset in build_datasets(cfg, training=False):
         sampler = TestBatchSampler(_aspect_groups(cfg, dataset), share, rank=rank, world_size=world_size)
@@ -169,10 +200,24 @@ def _build_loader(cfg: CfgNode, dataset: Dataset[Sample], sampler: Sampler) -> D
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=build_collate(cfg),
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_termination,
         # The workers' own seeds follow from this one, and the global generator is left alone. No sample
         # depends on them: augmentation is seeded by the sampler.
         generator=torch.Generator().manual_seed(cfg.SEED),
     )
+
+
+def _outlive_termination(worker: int) -> None:
+    """Let only the main process end a worker; clusters send SIGTERM to all, and the main one saves first."""
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_wait_for_termination, daemon=True).start()
+
+
+def _wait_for_termination() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        logger.debug("Worker %d leaves SIGTERM to its main process", os.getpid())
+    os._exit(0)
 
 
 def _aspect_groups(cfg: CfgNode, dataset: CocoDataset | JoinedDataset) -> list[int]:

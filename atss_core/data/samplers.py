@@ -38,11 +38,12 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         num_iters: iterations in all.
         start_iter: iterations done before; their batches are skipped.
         seed: of the order and of the sample seeds.
-        rank: of this process, which gets its part of every batch.
+        rank: of this process, which gets its share of every batch.
         world_size: number of processes.
+        num_parts: lists that a share is split into, which come one after the other.
 
     Raises:
-        ValueError: if there are no pictures or the processes cannot share a batch evenly.
+        ValueError: if there are no pictures, or processes and parts cannot share a batch evenly.
     """
 
     def __init__(
@@ -55,23 +56,29 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        num_parts: int = 1,
     ) -> None:
         if not len(groups):
             raise ValueError("the training set has no pictures with usable annotations")
-        share = divide_batch(batch_size, world_size, "pictures in SOLVER.IMS_PER_BATCH")
+        if num_parts < 1:
+            raise ValueError(f"SOLVER.GRAD_ACCUM_STEPS must be at least 1, got {num_parts}")
+        share = divide_batch(batch_size, world_size, "pictures in SOLVER.IMS_PER_BATCH", num_parts)
         self.groups = [int(group) for group in groups]
         self.batch_size = batch_size
         self.num_iters = num_iters
         self.start_iter = start_iter
         self.seed = seed
-        self.part = slice(rank * share, (rank + 1) * share)
+        self.num_parts = num_parts
+        first = rank * num_parts
+        self.parts = [slice(i * share, (i + 1) * share) for i in range(first, first + num_parts)]
 
     def __len__(self) -> int:
-        return max(self.num_iters - self.start_iter, 0)
+        return max(self.num_iters - self.start_iter, 0) * self.num_parts
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for batch in islice(self._batches(), self.start_iter, self.num_iters):
-            yield batch[self.part]
+            for part in self.parts:
+                yield batch[part]
 
     def _batches(self) -> Iterator[list[SampleKey]]:
         waiting: dict[int, list[SampleKey]] = defaultdict(list)
@@ -106,6 +113,7 @@ class TestBatchSampler(Sampler[list[SampleKey]]):
         batches = [k[i : i + batch_size] for k in members.values() for i in range(0, len(k), batch_size)]
         # In order of their first picture, as published; which pictures share padding changes GroupNorm.
         self.batches = sorted(batches)[rank::world_size]
+        self.num_images = sum(map(len, self.batches))
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -114,15 +122,16 @@ class TestBatchSampler(Sampler[list[SampleKey]]):
         return iter(self.batches)
 
 
-def divide_batch(batch_size: int, world_size: int, what: str) -> int:
-    """Return the share of one process in a batch.
+def divide_batch(batch_size: int, world_size: int, what: str, num_parts: int = 1) -> int:
+    """Return how many pictures of a batch a process takes at a time.
 
     Raises:
-        ValueError: if the processes cannot share it evenly; ``what`` names the key in the message.
+        ValueError: if processes and parts cannot share it evenly; ``what`` names the key in the message.
     """
-    if batch_size < 1 or batch_size % world_size:
+    if batch_size < 1 or batch_size % (world_size * num_parts):
+        parts = f" x {num_parts} parts (SOLVER.GRAD_ACCUM_STEPS)" if num_parts > 1 else ""
         raise ValueError(
-            f"the number of {what} must be a positive multiple of the {world_size} processes,"
+            f"the number of {what} must be a positive multiple of the {world_size} processes{parts},"
             f" got {batch_size}"
         )
-    return batch_size // world_size
+    return batch_size // (world_size * num_parts)

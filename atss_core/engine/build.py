@@ -1,11 +1,102 @@
-"""From the configuration to a device."""
+"""From the configuration to a device and to what detects on it."""
+
+import logging
 
 import torch
 from yacs.config import CfgNode
 
+from atss_core.data import build_test_transform
+from atss_core.engine.inference import Inference, SingleScale
+from atss_core.engine.tta import MultiScale, NmsMerge, View, VoteMerge
+from atss_core.modeling import Detector
 from atss_core.utils.env import choose_device
+
+logger = logging.getLogger(__name__)
+
+MERGE_TYPES = ("vote", "soft-vote", "nms")
+
+# Below this short side, in pixels, the published code caps the long side as in plain testing.
+USUAL_SHORT_SIDE = 800
 
 
 def build_device(cfg: CfgNode) -> torch.device:
     """Return the device that MODEL.DEVICE names; raises as ``choose_device``."""
     return choose_device(cfg.MODEL.DEVICE)
+
+
+def move_detector(cfg: CfgNode, detector: Detector, device: torch.device) -> Detector:
+    """Bring a detector to its device, with the layout in memory and the compilation that MODEL asks for."""
+    detector.to(device)
+    if cfg.MODEL.CHANNELS_LAST:
+        detector.to(memory_format=torch.channels_last)
+    if cfg.MODEL.COMPILE:
+        # In place, so that state-dict keys stay as they are.
+        detector.backbone.compile(dynamic=True)
+        detector.rpn.head.compile(dynamic=True)
+    return detector
+
+
+def build_inference(cfg: CfgNode, detector: Detector, device: torch.device) -> Inference:
+    """Build what detects with ``detector``, which is on ``device``, in one size or as TEST.BBOX_AUG says.
+
+    Raises:
+        ValueError: if the keys of TEST.BBOX_AUG do not fit together.
+    """
+    if not cfg.TEST.BBOX_AUG.ENABLED:
+        return SingleScale(detector, device)
+    return MultiScale(
+        detector,
+        build_views(cfg),
+        build_merge(cfg, detector.rpn.postprocess.nms_threshold),
+        is_nms_joint=not cfg.TEST.BBOX_AUG.VOTE,
+        size_divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
+        device=device,
+    )
+
+
+def build_views(cfg: CfgNode) -> list[View]:
+    """Build the views of multi-scale testing: the usual size, and those of TEST.BBOX_AUG.SCALES.
+
+    Raises:
+        ValueError: if SCALE_RANGES are not pairs, one for each of SCALES.
+    """
+    aug = cfg.TEST.BBOX_AUG
+    ranges = aug.SCALE_RANGES if aug.VOTE else ()
+    if aug.SCALE_RANGES and not aug.VOTE:
+        logger.warning("TEST.BBOX_AUG.SCALE_RANGES counts only with TEST.BBOX_AUG.VOTE True, as published")
+    is_paired = all(isinstance(limits, (list, tuple)) and len(limits) == 2 for limits in ranges)
+    if ranges and (len(ranges) != len(aug.SCALES) or not is_paired):
+        raise ValueError(
+            f"TEST.BBOX_AUG.SCALE_RANGES must be empty or have a pair (smallest, largest) for each of the "
+            f"{len(aug.SCALES)} sizes in SCALES, got {aug.SCALE_RANGES}"
+        )
+    usual = build_test_transform(cfg, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    views = [View(usual, is_mirrored=aug.H_FLIP)]
+    for i, size in enumerate(aug.SCALES):
+        max_size = cfg.INPUT.MAX_SIZE_TEST if size < USUAL_SHORT_SIDE else aug.MAX_SIZE
+        transform = build_test_transform(cfg, size, max_size)
+        views.append(View(transform, aug.SCALE_H_FLIP, tuple(ranges[i]) if ranges else None))
+    return views
+
+
+def build_merge(cfg: CfgNode, nms_threshold: float) -> VoteMerge | NmsMerge:
+    """Build what merges the detections of all views; ``nms_threshold`` is that of the post-processing.
+
+    Raises:
+        ValueError: for another MERGE_TYPE or VOTE_TH than there are.
+    """
+    aug = cfg.TEST.BBOX_AUG
+    if aug.MERGE_TYPE not in MERGE_TYPES:
+        raise ValueError(
+            f"TEST.BBOX_AUG.MERGE_TYPE must be one of {', '.join(MERGE_TYPES)}, got {aug.MERGE_TYPE!r}"
+        )
+    if not 0 <= aug.VOTE_TH <= 1:
+        raise ValueError(f"TEST.BBOX_AUG.VOTE_TH is an IoU and must be in [0, 1], got {aug.VOTE_TH}")
+    if not aug.VOTE:
+        return NmsMerge(nms_threshold, max_detections=cfg.TEST.DETECTIONS_PER_IMG)
+    # The published code caps merged detections with the key of the candidates, not DETECTIONS_PER_IMG.
+    if aug.MERGE_TYPE == "nms":
+        return NmsMerge(nms_threshold, max_detections=cfg.MODEL.ATSS.PRE_NMS_TOP_N)
+    return VoteMerge(
+        aug.VOTE_TH, soft=aug.MERGE_TYPE == "soft-vote", max_detections=cfg.MODEL.ATSS.PRE_NMS_TOP_N
+    )

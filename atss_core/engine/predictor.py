@@ -13,35 +13,36 @@ from atss_core.config import load_cfg
 from atss_core.config.catalog import COCO_CLASSES
 from atss_core.data import Batch, Sample, build_collate, build_transform, read_image
 from atss_core.data.transforms import Transform
-from atss_core.engine.build import build_device
-from atss_core.modeling import Detector, build_detector
+from atss_core.engine.build import build_device, build_inference, move_detector
+from atss_core.engine.inference import Inference
+from atss_core.modeling import build_detector
 from atss_core.structures import BoxList
 from atss_core.utils.checkpoint import load_weights_strictly, read_checkpoint
+from atss_core.utils.download import locate
+from atss_core.utils.weights import weights_of
 
 
 class Predictor:
     """Detect objects in single pictures.
 
     Args:
-        detector: with its weights, on ``device``.
-        transform: resizes and normalises a picture, as ``build_transform`` returns.
+        inference: the detector with its weights, as ``build_inference`` returns.
+        transform: makes a tensor of a picture, as ``build_transform`` returns.
         collate: pads it, as ``build_collate`` returns.
-        device: where the detector is.
         class_names: the name of label i at i - 1.
     """
 
     def __init__(
         self,
-        detector: Detector,
+        inference: Inference,
         transform: Transform,
         collate: Callable[[Sequence[Sample]], Batch],
-        device: torch.device,
         class_names: list[str],
     ) -> None:
-        self.detector = detector.eval()
+        inference.detector.eval()
+        self.inference = inference
         self.transform = transform
         self.collate = collate
-        self.device = device
         self.class_names = class_names
 
     @classmethod
@@ -50,7 +51,7 @@ class Predictor:
 
         Args:
             config: path of the YAML file.
-            weights: path of the checkpoint.
+            weights: path or URL of the checkpoint.
             opts: overrides, as on the command line.
 
         Raises:
@@ -60,11 +61,20 @@ class Predictor:
         settings = load_cfg(config, opts or [])
         device = build_device(settings)
         detector = build_detector(settings)
-        checkpoint = read_checkpoint(Path(weights))
-        load_weights_strictly(detector, checkpoint["model"], str(weights))
+        checkpoint = read_checkpoint(locate(weights))
+        load_weights_strictly(detector, weights_of(checkpoint), str(weights))
         class_names = checkpoint.get("class_names") or default_class_names(detector.rpn.head.num_classes)
-        transform = build_transform(settings, training=False)
-        return cls(detector.to(device), transform, build_collate(settings), device, class_names)
+        return cls(
+            build_inference(settings, move_detector(settings, detector, device), device),
+            build_transform(settings, training=False),
+            build_collate(settings),
+            class_names,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the detector is."""
+        return self.inference.device
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image | str | Path) -> BoxList:
@@ -80,8 +90,8 @@ class Predictor:
             image = read_image(Path(image), apply_exif=True)
         nothing = BoxList(torch.zeros(0, 4), (image.height, image.width))
         tensor, _ = self.transform(image, nothing, random.Random(0))
-        images = self.collate([Sample(tensor, nothing, image_id=0)]).images.to(self.device)
-        (result,) = self.detector.detect(self.detector.predict(images), images.image_sizes)
+        images = self.collate([Sample(tensor, nothing, image_id=0)]).images
+        (result,) = self.inference.detect(self.inference.predict(images), images.image_sizes)
         return result.to("cpu").resize((image.height, image.width))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atss_core.utils import dist
 from atss_core.utils.env import peak_memory
-from atss_core.utils.files import atomic_write
+from atss_core.utils.files import keep_lines
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class TrainingLog:
         self._counts: dict[str, int] = defaultdict(int)
         self._clock, self._last_line = time.perf_counter(), start_iter
         if dist.is_main():
-            _truncate(metrics_file, start_iter)
+            keep_lines(metrics_file, start_iter)
 
     def add(self, iteration: int, losses: dict[str, Tensor], image_ids: list[int]) -> None:
         """Remember the loss terms of an iteration, scalars on the device, and the images they come from."""
@@ -138,17 +138,3 @@ class TrainingLog:
         line |= {"eta_seconds": eta, "max_memory_mib": memory, "wall_time": time.time()}
         with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _truncate(metrics_file: Path, last_iteration: int) -> None:
-    """Keep the lines up to an iteration; a line that a killed run left half-written goes too."""
-    kept = []
-    if metrics_file.is_file():
-        for line in metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["iteration"] <= last_iteration:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError, TypeError):
-                logger.warning("Dropped a broken line of %s: %.60s", metrics_file, line)
-    with atomic_write(metrics_file, "w") as file:
-        file.writelines(kept)

@@ -113,6 +113,10 @@ class AnchorGenerator(nn.Module):
         sizes = tuple((int(height), int(width)) for height, width in grid_sizes)
         return Anchors(torch.cat(boxes), sizes, self.strides, self.per_place)
 
+    def for_image(self, image_size: tuple[int, int]) -> Anchors:
+        """Return the anchors of a padded image of (height, width) pixels, the last cells possibly cut."""
+        return self([(-(-image_size[0] // s), -(-image_size[1] // s)) for s in self.strides])
+
 
 def cell_anchors(stride: int, aspect_ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
     """Return the anchors of the first cell, ratio by ratio and within a ratio scale by scale.

@@ -82,8 +82,6 @@ def check_supported(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.RES5_DILATION belongs to two-stage detectors: must be 1, "
             f"got {cfg.MODEL.RESNETS.RES5_DILATION}"
         )
-    if cfg.TEST.BBOX_AUG.ENABLED:
-        raise ValueError("TEST.BBOX_AUG.ENABLED: multi-scale testing is not available yet; set it to False")
 
 
 def build_norm(cfg: CfgNode, key: str, kinds: tuple[str, ...]) -> Norm:

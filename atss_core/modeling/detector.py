@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from atss_core.modeling.anchors import AnchorGenerator
@@ -47,13 +48,17 @@ class Detector(nn.Module):
         self.rpn = rpn
 
     def forward(
-        self, images: ImageList, targets: Sequence[BoxList] | None = None
+        self,
+        images: ImageList,
+        targets: Sequence[BoxList] | None = None,
+        normalizers: Tensor | None = None,
     ) -> dict[str, Tensor] | list[BoxList]:
         """Return the loss terms when training, else the detections.
 
         Args:
             images: a normalised, padded batch.
             targets: in training, the ground truth of each image in pixels of the batch.
+            normalizers: of ``self.normalizers``, if this is a part of a larger batch.
 
         Raises:
             ValueError: if targets are missing in training.
@@ -63,7 +68,20 @@ class Detector(nn.Module):
         if targets is None:
             raise ValueError("training needs targets; call detector.eval() for inference")
         outputs = self.predict(images)
-        return self.rpn.loss(outputs, self.rpn.anchor_generator(outputs.grid_sizes), targets)
+        return self.rpn.loss(outputs, self.rpn.anchor_generator(outputs.grid_sizes), targets, normalizers)
+
+    @torch.no_grad()
+    def normalizers(self, parts: Sequence[tuple[ImageList, Sequence[BoxList]]]) -> Tensor:
+        """Return what the losses of all parts of a batch are divided by, from images and targets of each."""
+        generator = self.rpn.anchor_generator
+        return self.rpn.loss.normalizers(
+            [
+                self.rpn.loss.targets(
+                    generator.for_image((images.tensors.shape[-2], images.tensors.shape[-1])), targets
+                )
+                for images, targets in parts
+            ]
+        )
 
     def predict(self, images: ImageList) -> HeadOutputs:
         """Run the network alone."""
@@ -72,3 +90,10 @@ class Detector(nn.Module):
     def detect(self, outputs: HeadOutputs, image_sizes: Sequence[tuple[int, int]]) -> list[BoxList]:
         """Turn head outputs into the detections of each image of size (height, width)."""
         return self.rpn.postprocess(outputs, self.rpn.anchor_generator(outputs.grid_sizes), image_sizes)
+
+    def candidates(
+        self, outputs: HeadOutputs, image_sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what ``detect`` passes to its NMS; see ``PostProcessor.candidates``."""
+        anchors = self.rpn.anchor_generator(outputs.grid_sizes)
+        return self.rpn.postprocess.candidates(outputs, anchors, image_sizes)

@@ -29,10 +29,12 @@ class AnchorTargets:
     Attributes:
         labels: 1..C object, 0 background, -1 ignored; int64, shape (N, K).
         boxes: the matched box of a positive anchor, the anchor itself elsewhere; shape (N, K, 4).
+        centerness: of a positive anchor in its box, 0 elsewhere; shape (N, K).
     """
 
     labels: Tensor
     boxes: Tensor
+    centerness: Tensor
 
     @property
     def is_positive(self) -> Tensor:
@@ -67,26 +69,33 @@ class AtssLoss:
         self.box_weight = box_weight
 
     def __call__(
-        self, outputs: HeadOutputs, anchors: Anchors, targets: Sequence[BoxList]
+        self,
+        outputs: HeadOutputs,
+        anchors: Anchors,
+        targets: Sequence[BoxList],
+        normalizers: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the scalars ``loss_cls``, ``loss_reg`` and ``loss_centerness``; their sum is the loss."""
+        """Return the scalars ``loss_cls``, ``loss_reg`` and ``loss_centerness``; their sum is the loss.
+
+        Args:
+            outputs: of the head.
+            anchors: of the same batch.
+            targets: the ground truth of each image.
+            normalizers: what ``self.normalizers`` returned, if this is a part of a larger batch; None if
+                these images and those of the other processes are all of it.
+        """
         wanted = self.targets(anchors, targets)
+        num_positives, total_quality = self.normalizers([wanted]) if normalizers is None else normalizers
         num_classes = outputs.cls_logits[0].shape[1] // anchors.per_place
         logits = flatten_levels(outputs.cls_logits, num_classes)
         codes = flatten_levels(outputs.box_codes, 4)
         centerness = flatten_levels(outputs.centerness, 1).squeeze(-1)
 
-        is_positive = wanted.is_positive
-        quality = torch.where(is_positive, centerness_target(anchors.boxes, wanted.boxes), 0.0)
+        is_positive, quality = wanted.is_positive, wanted.centerness
         # Zero codes elsewhere decode to the anchor, so that nothing there can overflow into the gradient.
         decoded = self.box_coder.decode(torch.where(is_positive[..., None], codes, 0.0), anchors.boxes)
         box_losses = giou_loss(decoded, wanted.boxes) * quality
         centerness_losses = F.binary_cross_entropy_with_logits(centerness, quality, reduction="none")
-
-        totals = dist.mean_over_processes(torch.stack([is_positive.sum().float(), quality.sum()]))
-        num_positives, total_quality = totals[0].clamp(min=1), totals[1]
-        # Without a positive the sum of box losses is zero, whatever it is divided by.
-        total_quality = torch.where(total_quality > 0, total_quality, 1.0)
         class_loss = sigmoid_focal_loss(
             logits.flatten(0, 1), wanted.labels.flatten(), gamma=self.gamma, alpha=self.alpha
         )
@@ -95,6 +104,24 @@ class AtssLoss:
             "loss_reg": self.box_weight * box_losses.sum() / total_quality,
             "loss_centerness": torch.where(is_positive, centerness_losses, 0.0).sum() / num_positives,
         }
+
+    @torch.no_grad()
+    def normalizers(self, parts: Sequence[AnchorTargets]) -> Tensor:
+        """Return what the loss terms are divided by: positives, and their centerness; both over processes.
+
+        The gradient of a batch, summed over its parts and averaged over the processes, is then that of the
+        whole batch in one process. At least one positive counts in all; the published code counts at least
+        one a process.
+
+        Args:
+            parts: all of this process's part of the batch.
+        """
+        positives = torch.stack([part.is_positive.sum() for part in parts]).sum()
+        quality = torch.stack([part.centerness.sum() for part in parts]).sum()
+        totals = dist.sum_over_processes(torch.stack([positives.float(), quality]))
+        # Without a positive the sum of box losses is zero, whatever it is divided by.
+        totals = torch.stack([totals[0].clamp(min=1), torch.where(totals[1] > 0, totals[1], 1.0)])
+        return totals / dist.world_size()
 
     @torch.no_grad()
     def targets(self, anchors: Anchors, targets: Sequence[BoxList]) -> AnchorTargets:
@@ -113,15 +140,19 @@ class AtssLoss:
         anchor_boxes = anchors.boxes.expand(len(boxes), -1, -1)
         padded_boxes, _ = pad(boxes)
         if padded_boxes.shape[1] == 0:
-            return AnchorTargets(torch.zeros_like(matched), anchor_boxes)
+            return AnchorTargets(
+                torch.zeros_like(matched), anchor_boxes, anchor_boxes.new_zeros(matched.shape)
+            )
         padded_labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True)
         is_positive = matched >= 0
         index = matched.clamp(min=0)
         matched_boxes = padded_boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        matched_boxes = torch.where(is_positive[..., None], matched_boxes, anchor_boxes)
         unmatched = -(matched == IGNORED).long()  # -1 ignored, 0 background
         return AnchorTargets(
             labels=torch.where(is_positive, padded_labels.gather(1, index), unmatched),
-            boxes=torch.where(is_positive[..., None], matched_boxes, anchor_boxes),
+            boxes=matched_boxes,
+            centerness=torch.where(is_positive, centerness_target(anchors.boxes, matched_boxes), 0.0),
         )
 
 

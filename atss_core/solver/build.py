@@ -1,36 +1,87 @@
-"""From the configuration to optimizer and schedule."""
+"""From the configuration to optimizer, schedule and averaged weights."""
+
+import logging
 
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from yacs.config import CfgNode
 
 from atss_core.solver.groups import parameter_groups
-from atss_core.solver.schedule import WarmupMultiStep
+from atss_core.solver.schedule import Cosine, MultiStep, Warmup
+
+logger = logging.getLogger(__name__)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> SGD:
     """Build SGD with the published parameter groups."""
     solver = cfg.SOLVER
+    base_lr = base_learning_rate(cfg)
     groups = parameter_groups(
         model,
-        base_lr=solver.BASE_LR,
+        base_lr=base_lr,
         weight_decay=solver.WEIGHT_DECAY,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         bias_weight_decay=solver.WEIGHT_DECAY_BIAS,
         offset_lr_factor=solver.DCONV_OFFSETS_LR_FACTOR,
     )
-    return SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+    return SGD(groups, lr=base_lr, momentum=solver.MOMENTUM)
+
+
+def base_learning_rate(cfg: CfgNode) -> float:
+    """Return the rate before warm-up and schedule, and log it where it is scaled to the batch.
+
+    Raises:
+        ValueError: if SOLVER.LR_REFERENCE_BATCH is negative.
+    """
+    solver = cfg.SOLVER
+    if solver.LR_REFERENCE_BATCH < 0:
+        raise ValueError(
+            f"SOLVER.LR_REFERENCE_BATCH must be 0 (off) or more, got {solver.LR_REFERENCE_BATCH}"
+        )
+    if not solver.LR_REFERENCE_BATCH:
+        return solver.BASE_LR
+    rate = solver.BASE_LR * solver.IMS_PER_BATCH / solver.LR_REFERENCE_BATCH
+    logger.info(
+        "Learning rate %g = SOLVER.BASE_LR %g x IMS_PER_BATCH %d / LR_REFERENCE_BATCH %d",
+        rate,
+        solver.BASE_LR,
+        solver.IMS_PER_BATCH,
+        solver.LR_REFERENCE_BATCH,
+    )
+    return rate
 
 
 def build_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LambdaLR:
-    """Build the warm-up and step schedule."""
+    """Build the schedule that SOLVER.SCHEDULE names, with its warm-up.
+
+    Raises:
+        ValueError: for another name.
+    """
     solver = cfg.SOLVER
-    factor = WarmupMultiStep(
-        solver.STEPS,
-        gamma=solver.GAMMA,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_method=solver.WARMUP_METHOD,
+    if solver.SCHEDULE not in ("step", "cosine"):
+        raise ValueError(f"SOLVER.SCHEDULE must be 'step' or 'cosine', got {solver.SCHEDULE!r}")
+    decay = (
+        Cosine(solver.MAX_ITER)
+        if solver.SCHEDULE == "cosine"
+        else MultiStep(solver.STEPS, gamma=solver.GAMMA)
+    )
+    factor = Warmup(
+        decay, factor=solver.WARMUP_FACTOR, num_iters=solver.WARMUP_ITERS, method=solver.WARMUP_METHOD
     )
     return LambdaLR(optimizer, factor)
+
+
+def build_average(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
+    """Build the moving average of weights and batch-norm statistics, None where SOLVER.EMA_DECAY is 0.
+
+    Raises:
+        ValueError: if the decay is not in [0, 1).
+    """
+    decay = cfg.SOLVER.EMA_DECAY
+    if not 0 <= decay < 1:
+        raise ValueError(f"SOLVER.EMA_DECAY must be in [0, 1), such as 0.9998, got {decay}")
+    if decay == 0:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

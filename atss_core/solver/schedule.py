@@ -2,51 +2,84 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
-class WarmupMultiStep:
-    """Factor of the learning rate: warm-up, then a constant that drops at given iterations.
+class MultiStep:
+    """Factor of the learning rate that drops at given iterations.
 
     Args:
         steps: rising iterations; from each on, the factor is ``gamma`` times smaller.
         gamma: see ``steps``.
-        warmup_factor: factor at iteration 0.
-        warmup_iters: iterations of warm-up.
-        warmup_method: "constant" keeps ``warmup_factor``, "linear" rises to 1.
 
     Raises:
-        ValueError: if ``steps`` do not rise or the method is unknown.
+        ValueError: if ``steps`` do not rise.
+    """
+
+    def __init__(self, steps: Sequence[int], gamma: float = 0.1) -> None:
+        if list(steps) != sorted(steps):
+            raise ValueError(f"SOLVER.STEPS must rise, got {tuple(steps)}")
+        self.steps = list(steps)
+        self.gamma = gamma
+
+    def __call__(self, iteration: int) -> float:
+        """Return the factor at an iteration, counted from 0."""
+        return self.gamma ** bisect_right(self.steps, iteration)
+
+
+class Cosine:
+    """Factor of the learning rate that falls from 1 to 0 in half a cosine (arXiv 1608.03983).
+
+    Args:
+        max_iter: iterations in all.
+    """
+
+    def __init__(self, max_iter: int) -> None:
+        self.max_iter = max_iter
+
+    def __call__(self, iteration: int) -> float:
+        """Return the factor at an iteration, counted from 0."""
+        return (1 + math.cos(math.pi * iteration / self.max_iter)) / 2
+
+
+class Warmup:
+    """Factor of the learning rate: a decay, times a factor below 1 in the first iterations.
+
+    Args:
+        decay: factor at each iteration.
+        factor: at iteration 0.
+        num_iters: iterations of warm-up.
+        method: "constant" keeps ``factor``, "linear" rises to 1.
+
+    Raises:
+        ValueError: if the method is unknown.
     """
 
     def __init__(
         self,
-        steps: Sequence[int],
+        decay: Callable[[int], float],
         *,
-        gamma: float = 0.1,
-        warmup_factor: float = 1.0 / 3,
-        warmup_iters: int = 500,
-        warmup_method: str = "linear",
+        factor: float = 1 / 3,
+        num_iters: int = 500,
+        method: str = "linear",
     ) -> None:
-        if list(steps) != sorted(steps):
-            raise ValueError(f"SOLVER.STEPS must rise, got {tuple(steps)}")
-        if warmup_method not in ("constant", "linear"):
-            raise ValueError(f"SOLVER.WARMUP_METHOD must be 'constant' or 'linear', got {warmup_method!r}")
-        self.steps = list(steps)
-        self.gamma = gamma
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
+        if method not in ("constant", "linear"):
+            raise ValueError(f"SOLVER.WARMUP_METHOD must be 'constant' or 'linear', got {method!r}")
+        self.decay = decay
+        self.factor = factor
+        self.num_iters = num_iters
+        self.method = method
 
     def __call__(self, iteration: int) -> float:
         """Return the factor at an iteration, counted from 0."""
-        return self._warmup(iteration) * self.gamma ** bisect_right(self.steps, iteration)
+        return self._warmup(iteration) * self.decay(iteration)
 
     def _warmup(self, iteration: int) -> float:
-        if iteration >= self.warmup_iters:
+        if iteration >= self.num_iters:
             return 1.0
-        if self.warmup_method == "constant":
-            return self.warmup_factor
-        progress = iteration / self.warmup_iters
-        return self.warmup_factor * (1 - progress) + progress
+        if self.method == "constant":
+            return self.factor
+        progress = iteration / self.num_iters
+        return self.factor * (1 - progress) + progress

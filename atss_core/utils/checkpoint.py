@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 from atss_core.utils import dist
 from atss_core.utils.files import atomic_write, on_main_process
+from atss_core.utils.safetensors_file import read_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,11 @@ class Checkpointer:
         optimizer: restored on resume.
         scheduler: restored on resume.
         class_names: stored beside the weights, so that detections can be named without the data set.
+        scaler: of the loss in float16; restored on resume.
+        average: averaged weights, which are what ``model_best.pth`` holds; restored on resume.
+
+    Attributes:
+        best: the highest value that ``save_best`` was given, None before.
     """
 
     def __init__(
@@ -43,12 +50,23 @@ class Checkpointer:
         optimizer: Optimizer,
         scheduler: LambdaLR,
         class_names: list[str],
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        average: AveragedModel | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.class_names = class_names
+        self.scaler = scaler
+        self.average = average
+        self.best: float | None = None
+
+    @property
+    def tested_model(self) -> nn.Module:
+        """Return the model that is tested: the average of the weights, if there is one."""
+        return self.model if self.average is None else self.average.module
 
     def save(self, name: str, iteration: int) -> None:
         """Write ``<folder>/<name>.pth``, the state after ``iteration`` iterations, and point to it.
@@ -57,8 +75,9 @@ class Checkpointer:
 
         Raises:
             ArithmeticError: if a weight is not finite; nothing is written then.
+            OSError: if the file cannot be written; the previous checkpoint is intact then.
         """
-        dist.share_buffers(self.model)
+        self.share_buffers()
         check_finite(self.model, iteration)
         state = {
             "model": self.model.state_dict(),
@@ -66,20 +85,44 @@ class Checkpointer:
             "iteration": iteration,
             "random": random_state(),
             "class_names": self.class_names,
+            "best": self.best,
         }
-        path = self.folder / f"{name}.pth"
+        if self.scaler is not None:
+            state["scaler"] = self.scaler.state_dict()
+        if self.average is not None:
+            num_updates = int(self.average.n_averaged)
+            state["ema"] = {"model": self.average.module.state_dict(), "num_updates": num_updates}
 
         def write() -> None:
-            logger.info("Saving %s", path)
-            with atomic_write(path) as file:
-                torch.save(state, file)
+            self._write(state, name)
             with atomic_write(self.folder / LAST_CHECKPOINT, "w") as file:
-                file.write(path.name)
+                file.write(f"{name}.pth")
 
         on_main_process(write)
 
+    def save_best(self, value: float, iteration: int) -> None:
+        """Write the weights to ``<folder>/model_best.pth`` if ``value`` is higher than all before.
+
+        All processes call this; the value of the main one counts.
+        """
+
+        def write() -> None:
+            if self.best is None or value > self.best:
+                self.best = value
+                weights = self.tested_model.state_dict()
+                state = {"model": weights, "iteration": iteration, "best": value}
+                self._write({**state, "class_names": self.class_names}, "model_best")
+
+        on_main_process(write)
+
+    def share_buffers(self) -> None:
+        """Give all processes the batch-norm statistics of the first, as before every test and checkpoint."""
+        dist.share_buffers(self.model)
+        if self.average is not None:
+            dist.share_buffers(self.average.module)
+
     def resume(self) -> int | None:
-        """Restore the newest checkpoint of the folder.
+        """Restore the newest checkpoint of the folder that can be read.
 
         Learning rate, momentum and weight decay are those of the optimizer and scheduler as they were built,
         so a changed configuration counts from here on.
@@ -88,13 +131,19 @@ class Checkpointer:
             Its iteration, or None if the folder has none.
 
         Raises:
-            ValueError: if it cannot be read, does not fit the model or has no solver state.
+            ValueError: if it does not fit the model or has no solver state, or the processes find different
+                ones.
         """
-        path = last_checkpoint(self.folder)
+        on_main_process(lambda: remove_leftovers(self.folder))
+        path, state = read_last_checkpoint(self.folder)
+        if dist.disagree(-1 if path is None else state.get("iteration", -1)):
+            raise ValueError(
+                f"the processes find different checkpoints in {self.folder}; OUTPUT_DIR must be a folder "
+                f"that all machines share"
+            )
         if path is None:
             return None
         logger.info("Resuming from %s", path)
-        state = read_checkpoint(path)
         missing = [key for key in ("optimizer", "iteration", "random") if key not in state]
         if missing:
             raise ValueError(
@@ -108,8 +157,26 @@ class Checkpointer:
             group.update(own)
         set_iteration(self.scheduler, state["iteration"])
         set_random_state(state["random"])
-        on_main_process(lambda: remove_leftovers(self.folder))
+        self.best = state.get("best")
+        if self.scaler is not None and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self._resume_average(state.get("ema"))
         return state["iteration"]
+
+    def _resume_average(self, saved: dict[str, Any] | None) -> None:
+        assert self.average is not None
+        if saved is None:
+            logger.info("The checkpoint has no averaged weights; the average starts from its weights")
+            saved = {"model": self.model.state_dict(), "num_updates": 0}
+        self.average.module.load_state_dict(saved["model"])
+        self.average.n_averaged.fill_(saved["num_updates"])
+
+    def _write(self, state: dict[str, Any], name: str) -> None:
+        path = self.folder / f"{name}.pth"
+        logger.info("Saving %s", path)
+        with atomic_write(path) as file:
+            torch.save(state, file)
 
 
 def set_iteration(scheduler: LambdaLR, iteration: int) -> None:
@@ -163,8 +230,33 @@ def last_checkpoint(folder: Path) -> Path | None:
     return path
 
 
+def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Read the last checkpoint of a folder or, where that is damaged, the newest that can be read.
+
+    Returns:
+        The file and its content; None and nothing if the folder has no checkpoint.
+
+    Raises:
+        ValueError: if there are checkpoints, but none can be read.
+    """
+    last = last_checkpoint(folder)
+    if last is None:
+        return None, {}
+    earlier = [path for path in folder.glob("model_[0-9]*.pth") if path.name < last.name]
+    problems = []
+    for path in [last, *sorted(earlier, reverse=True)]:
+        try:
+            state = read_checkpoint(path)
+        except ValueError as error:
+            problems.append(str(error))
+            logger.warning("%s", error)
+        else:
+            return path, state
+    raise ValueError(f"{problems[0]}; no other checkpoint of {folder} can be read")
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: ours, a published one, or a bare state dict.
+    """Read a checkpoint: ours, a published one, or a bare state dict, as ``.pth`` or ``.safetensors``.
 
     Returns:
         A dictionary with at least ``model``, a state dict without the prefix ``module.``.
@@ -176,7 +268,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}; set MODEL.WEIGHT to an existing file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if Path(path).suffix == ".safetensors":
+            state: Any = read_safetensors(Path(path))
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -196,13 +291,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+def load_weights_strictly(
+    model: nn.Module, weights: dict[str, Tensor], source: str, remedy: str = ""
+) -> None:
     """Load a state dict whose keys and shapes must be exactly the model's.
 
     Args:
         model: receives the weights.
         weights: state dict.
         source: where it comes from, for the message.
+        remedy: what else than another configuration may help, for the message.
 
     Raises:
         ValueError: listing what is missing, unexpected or of another shape; the model is then unchanged.
@@ -219,7 +317,7 @@ def load_weights_strictly(model: nn.Module, weights: dict[str, Tensor], source: 
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(
             f"{source} does not fit the model of this configuration: {shown}. "
-            f"Use the configuration that it was trained with"
+            f"Use the configuration that it was trained with{remedy}"
         )
     model.load_state_dict(weights)
 

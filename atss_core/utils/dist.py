@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+
+# What goes through the CPU, such as detections and "all done", never waits for a GPU nor takes its memory.
+BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
 
 
 def start_process_group(device: torch.device) -> torch.device:
@@ -17,13 +19,30 @@ def start_process_group(device: torch.device) -> torch.device:
 
     Returns:
         The device of this process: with several on CUDA, the one of its local rank.
+
+    Raises:
+        ValueError: if there are fewer GPUs than processes on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            device = choose_gpu(local_rank(), torch.cuda.device_count())
             torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group(BACKENDS.get(device.type, "gloo"))
     return device
+
+
+def choose_gpu(process: int, num_gpus: int) -> torch.device:
+    """Return the GPU of the process with this local rank; one that sees a single GPU takes that.
+
+    Raises:
+        ValueError: if there are several GPUs, but not so many.
+    """
+    if num_gpus > 1 and process >= num_gpus:
+        raise ValueError(
+            f"process {process + 1} of this machine needs a GPU of its own, but there are {num_gpus}; start "
+            f"at most {num_gpus} with --nproc_per_node"
+        )
+    return torch.device("cuda", process if num_gpus > 1 else 0)
 
 
 def stop_process_group() -> None:
@@ -35,6 +54,11 @@ def stop_process_group() -> None:
 def rank() -> int:
     """Return the rank of this process, 0 without a process group."""
     return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Return the rank of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world_size() -> int:
@@ -49,7 +73,13 @@ def is_main() -> bool:
 
 def is_local_main() -> bool:
     """Tell whether this process does what has to be done once on each machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    return local_rank() == 0
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Tell whether an error means that another process of the job has ended."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Socket Timeout")
+    return world_size() > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def share_buffers(module: nn.Module) -> None:
@@ -62,22 +92,43 @@ def share_buffers(module: nn.Module) -> None:
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
-        distributed.barrier()
+        distributed.all_reduce(torch.zeros(1))
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """Add a tensor without gradient over all processes; each gets the same result."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        distributed.all_reduce(total)
+    return total
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
     """Average a tensor without gradient over all processes; each gets the same result."""
+    return sum_over_processes(value) / world_size()
+
+
+def disagree(number: int) -> bool:
+    """Tell whether the processes have different numbers; each gets the same answer."""
     if world_size() == 1:
-        return value
-    total = value.detach().clone()
-    distributed.all_reduce(total)
-    return total / world_size()
+        return False
+    extremes = torch.tensor([number, -number])
+    distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
+    return int(extremes[0]) != -int(extremes[1])
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """Gather one picklable object of every process on the main process; the others get an empty list."""
+def gather(value: Tensor) -> list[Tensor]:
+    """Gather a tensor of every process on the main process; the others get an empty list.
+
+    Args:
+        value: on the CPU; its first dimension may differ between the processes, the others not.
+    """
     if world_size() == 1:
         return [value]
-    gathered: list[Any] = [None] * world_size() if is_main() else []
-    distributed.gather_object(value, gathered if is_main() else None)
-    return gathered
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    distributed.all_gather(lengths, torch.tensor([len(value)]))
+    padded = value.new_zeros(max(int(length) for length in lengths), *value.shape[1:])
+    padded[: len(value)] = value
+    parts = [torch.empty_like(padded) for _ in lengths] if is_main() else None
+    distributed.gather(padded, parts)
+    return [part[: int(length)] for part, length in zip(parts or [], lengths, strict=bool(parts))]

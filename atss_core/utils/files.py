@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +12,17 @@ from typing import IO
 
 from atss_core.utils import dist
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     """Open a temporary sibling of ``path`` and rename it to ``path`` once it is written and flushed.
 
     On an exception the temporary file is removed and an existing ``path`` stays as it was.
+
+    Raises:
+        OSError: if it cannot be written, such as on a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -25,8 +32,15 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # PyTorch hides the error of the disk behind one of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            raise OSError(
+                f"cannot write {path} ({cause.strerror or cause}); what was there before is unchanged. Make "
+                f"room, or set OUTPUT_DIR to another folder"
+            ) from error
         raise
 
 
@@ -35,3 +49,21 @@ def on_main_process(write: Callable[[], None]) -> None:
     if dist.is_main():
         write()
     dist.barrier()
+
+
+def keep_lines(file: Path, last_iteration: int) -> None:
+    """Keep the JSON lines up to an "iteration", so that a resumed run goes on after its checkpoint.
+
+    A line that a killed run left half-written goes as well. No file is made where there is none.
+    """
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["iteration"] <= last_iteration:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            logger.warning("Dropped a broken line of %s: %.60s", file, line)
+    with atomic_write(file, "w") as stream:
+        stream.writelines(kept)

@@ -321,7 +321,11 @@ def test_quickstart_leaves_pictures_curves_and_numbers(tiny, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "tool", ["tools/train_net.py", "tools/test_net.py", "tools/quickstart.py", "demo/atss_demo.py"]
+    "tool",
+    [
+        *("tools/train_net.py", "tools/test_net.py", "tools/quickstart.py", "demo/atss_demo.py"),
+        "tools/remove_solver_states.py",
+    ],
 )
 def test_help_fits_a_screen_and_shows_an_example(tool):
     output = subprocess.run(

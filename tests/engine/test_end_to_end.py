@@ -8,6 +8,7 @@ import torch
 from atss_core.cli.test import test_on as run_test
 from atss_core.config import load_cfg
 from atss_core.data import build_test_loaders
+from atss_core.engine.inference import SingleScale
 from atss_core.evaluation import CocoEvaluator
 from atss_core.structures import BoxList
 from atss_core.structures.boxes import from_xywh
@@ -46,7 +47,7 @@ def test_pictures_to_detections_to_numbers(batch_size, data_dir, tmp_path):
         [loader.dataset.image_ids[key.index] for key in batch] for batch in loader.batch_sampler
     ] == expected["batches"]
     detector = golden.detector("atss_R_50_FPN_1x")
-    run_test(loader.dataset, loader, detector, torch.device("cpu"), tmp_path)
+    run_test(loader.dataset, loader, SingleScale(detector, torch.device("cpu")), tmp_path)
     results = json.loads((tmp_path / "bbox.json").read_text())
     by_image = {}
     for result in results:

@@ -4,7 +4,7 @@ import torch
 from atss_core.config import load_cfg
 from atss_core.modeling import build_detector
 from atss_core.solver import build_optimizer, build_scheduler
-from atss_core.solver.schedule import WarmupMultiStep
+from atss_core.solver.schedule import MultiStep, Warmup
 from tests import golden
 
 OPTIMIZER = golden.numbers("optimizer")
@@ -56,6 +56,6 @@ def test_schedule_is_the_published_one(name):
 
 def test_faulty_schedules_are_refused():
     with pytest.raises(ValueError, match=r"STEPS must rise, got \(20, 10\)"):
-        WarmupMultiStep((20, 10))
+        MultiStep((20, 10))
     with pytest.raises(ValueError, match="must be 'constant' or 'linear', got 'cosine'"):
-        WarmupMultiStep((10,), warmup_method="cosine")
+        Warmup(MultiStep((10,)), method="cosine")

@@ -15,7 +15,8 @@ from atss_core.cli.common import add_config_arguments
 from atss_core.data import read_image
 from atss_core.engine import Predictor
 from atss_core.engine.inference import now
-from atss_core.utils.download import is_url
+from atss_core.utils.download import is_url, locate
+from atss_core.utils.imagenet import is_imagenet_body
 from atss_core.utils.visualize import draw_boxes, readable_scale, save_image
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--show", action="store_true", help="also open a window for each picture")
     add_config_arguments(parser, default="configs/atss/atss_R_50_FPN_1x.yaml")
     arguments = parser.parse_args(argv)
-    if not is_url(arguments.weights) and not Path(arguments.weights).is_file():
+    is_named = is_url(arguments.weights) or is_imagenet_body(arguments.weights)  # Predictor sees to those
+    if not is_named and not locate(arguments.weights).is_file():
         raise FileNotFoundError(
             f"no weights at {arguments.weights}: get {Path(arguments.weights).name} from {RELEASES} (model "
             f"table) or train your own, and point to it with --weights FILE"

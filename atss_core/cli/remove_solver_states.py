@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from atss_core.utils.checkpoint import read_checkpoint
+from atss_core.utils.download import is_url, locate
 from atss_core.utils.files import atomic_write
-from atss_core.utils.safetensors_file import to_safetensors
+from atss_core.utils.tensor_file import to_safetensors
 from atss_core.utils.weights import weights_of
 
 EXAMPLE = """example:
@@ -23,32 +24,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help="the checkpoint")
-    parser.add_argument("--model", metavar="FILE", type=Path, help="the same")
+    sources = parser.add_mutually_exclusive_group(required=True)
+    sources.add_argument("file", nargs="?", metavar="FILE", help="the checkpoint or its URL")
+    sources.add_argument("--model", metavar="FILE", help="the same")
     parser.add_argument(
         "--output",
         metavar="FILE",
         type=Path,
-        help="file to write, .pth or .safetensors (default: FILE with _wo_solver_states.pth)",
+        help="new file, .pth or .safetensors (default: FILE with _wo_solver_states before its suffix; in the "
+        "working folder for a URL)",
     )
     arguments = parser.parse_args(argv)
-    source = arguments.model or arguments.file
-    if source is None or (arguments.model and arguments.file):
-        parser.error("expected one checkpoint, such as --model model_final.pth")
-    remove_solver_states(source, arguments.output or source.with_name(f"{source.stem}_wo_solver_states.pth"))
+    name = arguments.model or arguments.file
+    source = locate(name)
+    folder = Path() if is_url(name) else source.parent
+    remove_solver_states(
+        source, arguments.output or folder / f"{source.stem}_wo_solver_states{source.suffix}"
+    )
 
 
 def remove_solver_states(source: Path, output: Path) -> None:
     """Write the weights of ``source``, averaged ones if it has them, and its class names to ``output``.
 
     Raises:
-        ValueError: if the two are one file, or ``source`` is no checkpoint.
+        ValueError: if there is an ``output`` already, or ``source`` is no checkpoint.
         FileNotFoundError: if there is no ``source``.
     """
-    if source.resolve() == output.resolve():
-        raise ValueError(
-            f"the output must be another file than the checkpoint {source}; choose one with --output"
-        )
+    if output.exists():
+        raise ValueError(f"{output} exists already; remove it, or choose another file with --output")
     checkpoint = read_checkpoint(source)
     kept: dict[str, Any] = {"model": weights_of(checkpoint)}
     if "class_names" in checkpoint:

@@ -20,11 +20,10 @@ from atss_core.evaluation import CocoEvaluator, CocoMetrics, check_expected_resu
 from atss_core.modeling import Detector, build_detector
 from atss_core.structures import BoxList
 from atss_core.utils import dist
-from atss_core.utils.checkpoint import last_checkpoint, load_weights_strictly, read_checkpoint
-from atss_core.utils.download import locate
+from atss_core.utils.checkpoint import last_checkpoint, load_weights_strictly
 from atss_core.utils.files import atomic_write
 from atss_core.utils.imagenet import is_imagenet_body
-from atss_core.utils.weights import weights_of
+from atss_core.utils.weights import read_detector, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_config_arguments(parser)
     cfg = load_config(parser.parse_args(argv))
     device = start(cfg, "test_log.txt")
-    weights = find_weights_to_test(cfg)
+    source, checkpoint = read_detector(find_weights_to_test(cfg))
     detector = build_detector(cfg)
-    load_weights_strictly(detector, weights_of(read_checkpoint(weights)), str(weights))
-    logger.info("Testing %s", weights)
+    load_weights_strictly(detector, weights_of(checkpoint), source)
+    logger.info("Testing %s", source)
     test_detector(cfg, move_detector(cfg, detector, device), device)
 
 
-def find_weights_to_test(cfg: CfgNode) -> Path:
+def find_weights_to_test(cfg: CfgNode) -> str | Path:
     """Return MODEL.WEIGHT, or the last checkpoint of OUTPUT_DIR where that names ImageNet weights or nothing.
 
     Raises:
@@ -57,7 +56,7 @@ def find_weights_to_test(cfg: CfgNode) -> Path:
     """
     weights = cfg.MODEL.WEIGHT
     if weights and not is_imagenet_body(weights):
-        return locate(weights)
+        return weights
     checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR))
     if checkpoint is None:
         raise ValueError(

@@ -11,15 +11,14 @@ from PIL import Image
 
 from atss_core.config import load_cfg
 from atss_core.config.catalog import COCO_CLASSES
-from atss_core.data import Batch, Sample, build_collate, build_transform, read_image
+from atss_core.data import Batch, Sample, build_collate, build_transform, read_image, to_rgb
 from atss_core.data.transforms import Transform
 from atss_core.engine.build import build_device, build_inference, move_detector
 from atss_core.engine.inference import Inference
 from atss_core.modeling import build_detector
 from atss_core.structures import BoxList
-from atss_core.utils.checkpoint import load_weights_strictly, read_checkpoint
-from atss_core.utils.download import locate
-from atss_core.utils.weights import weights_of
+from atss_core.utils.checkpoint import load_weights_strictly
+from atss_core.utils.weights import read_detector, weights_of
 
 
 class Predictor:
@@ -61,8 +60,8 @@ class Predictor:
         settings = load_cfg(config, opts or [])
         device = build_device(settings)
         detector = build_detector(settings)
-        checkpoint = read_checkpoint(locate(weights))
-        load_weights_strictly(detector, weights_of(checkpoint), str(weights))
+        source, checkpoint = read_detector(weights)
+        load_weights_strictly(detector, weights_of(checkpoint), source)
         class_names = checkpoint.get("class_names") or default_class_names(detector.rpn.head.num_classes)
         return cls(
             build_inference(settings, move_detector(settings, detector, device), device),
@@ -81,13 +80,14 @@ class Predictor:
         """Detect objects in a picture.
 
         Args:
-            image: an RGB picture, or the path of one, which is turned upright as its EXIF data says.
+            image: a picture of any mode, or the path of one, which is turned upright as its EXIF data says.
 
         Returns:
             Detections by falling score in pixels of the picture, on the CPU.
         """
         if not isinstance(image, Image.Image):
             image = read_image(Path(image), apply_exif=True)
+        image = to_rgb(image)
         nothing = BoxList(torch.zeros(0, 4), (image.height, image.width))
         tensor, _ = self.transform(image, nothing, random.Random(0))
         images = self.collate([Sample(tensor, nothing, image_id=0)]).images

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What a .pkl of arrays may refer to; anything else in it is refused. The module of the two functions
-# has moved between versions of NumPy, so they are taken from what pickles use.
-_REBUILD_ARRAY, _REBUILD_SCALAR = np.array(0).__reduce__()[0], np.float32(0).__reduce__()[0]
-_HARMLESS = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _REBUILD_ARRAY,
-    ("numpy._core.multiarray", "_reconstruct"): _REBUILD_ARRAY,
-    ("numpy.core.multiarray", "scalar"): _REBUILD_SCALAR,
-    ("numpy._core.multiarray", "scalar"): _REBUILD_SCALAR,
-}
+from atss_core.utils.download import how_to_get_again
 
 _RENAMES = [
     (re.compile(pattern), replacement)
@@ -52,31 +44,137 @@ def read_caffe2(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds anything but arrays and plain containers.
+        ValueError: if it holds anything but arrays and plain containers, or no blobs.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; set MODEL.WEIGHT to an existing file")
     try:
-        with open(path, "rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as Caffe2 weights: {error}") from error
+        content = _ArrayUnpickler(BytesIO(path.read_bytes()), encoding="latin1").load()
+    except Exception as error:  # bytes that someone else wrote may break a parser in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as Caffe2 weights: {reason}; {how_to_get_again(path)}"
+        ) from error
     blobs = content.get("blobs", content) if isinstance(content, dict) else None
-    if not isinstance(blobs, dict):
-        raise ValueError(f"{path} holds no Caffe2 blobs, but a {type(content).__name__}")
-    return {
-        str(name): torch.from_numpy(value.copy())
-        for name, value in blobs.items()
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    arrays = {
+        name: torch.from_numpy(value.array)
+        for name, value in (blobs.items() if isinstance(blobs, dict) else ())
+        if isinstance(name, str) and isinstance(value, PickledArray) and value.array.dtype.kind == "f"
     }
+    if not arrays:
+        raise ValueError(f"{path} holds no blobs; expected a dictionary of arrays by their Caffe2 names")
+    return arrays
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class PickledDtype:
+    """What a pickle says about a type of numbers.
+
+    NumPy's own dtype believes any state that a pickle gives it, also one that makes it take numbers for
+    addresses. This and the classes below take its place, and none hands out NumPy's.
+    """
+
+    def __init__(self, code: str, *_: object) -> None:
+        if not re.fullmatch(r"f[248]|[iu][1248]|b1", code):
+            raise pickle.UnpicklingError(f"it has numbers of type {code!r}")
+        self.code = code
+        self.order = "="
+
+    def __setstate__(self, state: tuple) -> None:
+        """Keep the order of the bytes alone."""
+        if state[1] not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError(f"it has numbers in the order {state[1]!r}")
+        self.order = state[1]
+
+    def read(self, shape: tuple[int, ...], data: bytes | bytearray | str, order: str) -> np.ndarray:
+        """Return numbers in the order of this machine.
+
+        Args:
+            shape: of the array.
+            data: as many bytes as that takes; a string from Python 2.
+            order: ``"C"`` or ``"F"``.
+        """
+        numbers = data.encode("latin1") if isinstance(data, str) else bytes(data)
+        dtype = np.dtype(self.order + self.code)
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(numbers):
+            raise pickle.UnpicklingError(f"it has {len(numbers)} bytes for an array of shape {shape}")
+        return (
+            np.frombuffer(numbers, dtype).reshape(shape, order="F" if order == "F" else "C").astype(self.code)
+        )
+
+
+class PickledArray:
+    """An array in a pickle, none of numbers until its state arrives."""
+
+    array: np.ndarray = np.zeros(0, dtype=bool)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: tuple) -> None:
+        """Take the numbers."""
+        _, shape, dtype, is_fortran, data = state
+        self.array = _own(dtype).read(shape, data, "F" if is_fortran else "C")
+
+
+class PickledBuffer(PickledArray):
+    """An array as protocol 5 writes it, with its numbers at once."""
+
+    def __init__(
+        self, data: bytes, dtype: PickledDtype, shape: tuple, order: str, axes: tuple | None = None
+    ) -> None:
+        array = _own(dtype).read(shape, data, order)
+        self.array = array if axes is None else np.ascontiguousarray(array.transpose(axes))
+
+
+class PickledScalar:
+    """A number of NumPy in a pickle: making one gives Python's own number."""
+
+    def __new__(cls, dtype: PickledDtype, data: bytes | str) -> Any:
+        """Return the number."""
+        return _own(dtype).read((), data, "C").item()
+
+    def __setstate__(self, state: object) -> None:
+        """Refuse to be changed; there is never an object of this class."""
+        raise pickle.UnpicklingError("it changes a number")
+
+
+def _own(dtype: object) -> PickledDtype:
+    if not isinstance(dtype, PickledDtype):
+        raise pickle.UnpicklingError("it has an array without a type")
+    return dtype
+
+
+# What stands for the names that numbers and arrays have in pickles; NumPy 2 moved its modules.
+NUMBERS: dict[str, type] = {
+    "numpy.dtype": PickledDtype,
+    "numpy.core.multiarray.scalar": PickledScalar,
+    "numpy._core.multiarray.scalar": PickledScalar,
+}
+ARRAYS: dict[str, type] = NUMBERS | {
+    "numpy.ndarray": PickledArray,
+    "numpy.core.multiarray._reconstruct": PickledArray,
+    "numpy._core.multiarray._reconstruct": PickledArray,
+    "numpy.core.numeric._frombuffer": PickledBuffer,
+    "numpy._core.numeric._frombuffer": PickledBuffer,
+}
+
+
+def _load_bytes(unpickler: Any) -> None:
+    """Read bytes, where Python would reserve memory for whatever number of them a file claims to have."""
+    unpickler.append(unpickler.read(int.from_bytes(unpickler.read(8), "little")))
+
+
+# The one in C reserves memory for whatever number of memos a file claims to have.
+class _ArrayUnpickler(pickle._Unpickler):
     """Unpickle arrays and plain containers, and refuse everything else."""
 
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytes}  # noqa: RUF012
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _HARMLESS:
-            return _HARMLESS[module, name]
+        if f"{module}.{name}" in ARRAYS:
+            return ARRAYS[f"{module}.{name}"]
         if (module, name) == ("_codecs", "encode"):
-            return lambda text, encoding: text.encode(encoding)
+            return lambda text, encoding: text.encode("latin1")  # what bytes are in old protocols
+        if (module, name) == ("__builtin__", "bytes"):
+            return lambda: b""  # and what no bytes are
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not an array")

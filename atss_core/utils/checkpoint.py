@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from atss_core.utils import dist
 from atss_core.utils.files import atomic_write, on_main_process
-from atss_core.utils.safetensors_file import read_safetensors
+from atss_core.utils.fit import compare
+from atss_core.utils.tensor_file import read_tensor_file, to_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -256,38 +256,26 @@ def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: ours, a published one, or a bare state dict, as ``.pth`` or ``.safetensors``.
+    """Read a checkpoint: ours, a published one, or a bare state dict, of PyTorch or safetensors.
 
     Returns:
-        A dictionary with at least ``model``, a state dict without the prefix ``module.``.
+        A dictionary with at least ``model``, a state dict without the prefix ``module.``, and, if there are
+        averaged weights, another one under ``ema`` and there ``model``.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read or is no checkpoint.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; set MODEL.WEIGHT to an existing file")
-    try:
-        if Path(path).suffix == ".safetensors":
-            state: Any = read_safetensors(Path(path))
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint ({reason}); it may be truncated: download or copy it "
-            f"again, or go back to an earlier one"
-        ) from error
-    if (
-        isinstance(state, dict)
-        and "model" not in state
-        and state
-        and all(map(torch.is_tensor, state.values()))
-    ):
-        state = {"model": state}
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise ValueError(f"{path} holds no state dict; expected a dictionary with the key 'model'")
-    state["model"] = {key.removeprefix("module."): value for key, value in state["model"].items()}
+    content = read_tensor_file(path)
+    nested = content if isinstance(content, dict) else {}
+    wrapper = next((key for key in ("model", "state_dict") if isinstance(nested.get(key), dict)), None)
+    state = {**nested, "model": nested[wrapper]} if wrapper else {"model": content}
+    for holder in (state, state.get("ema")):
+        if isinstance(holder, dict) and "model" in holder:
+            holder["model"] = to_state_dict(holder["model"], path)
     return state
 
 
@@ -305,14 +293,7 @@ def load_weights_strictly(
     Raises:
         ValueError: listing what is missing, unexpected or of another shape; the model is then unchanged.
     """
-    own = model.state_dict()
-    problems = [f"missing {key}" for key in own if key not in weights]
-    problems += [f"unexpected {key}" for key in weights if key not in own]
-    problems += [
-        f"{key} has shape {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
+    problems = compare(model.state_dict(), weights).problems()
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 
 import torch
 from torch import Tensor, distributed, nn
@@ -27,8 +29,46 @@ def start_process_group(device: torch.device) -> torch.device:
         if device.type == "cuda":
             device = choose_gpu(local_rank(), torch.cuda.device_count())
             torch.cuda.set_device(device)
-        distributed.init_process_group(BACKENDS.get(device.type, "gloo"))
+        backend = BACKENDS.get(device.type, "gloo")
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+            rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            distributed.init_process_group(
+                backend, store=store_of_this_attempt(rank), rank=rank, world_size=size
+            )
+        else:
+            distributed.init_process_group(backend)
     return device
+
+
+def store_of_this_attempt(rank: int, patience: float = 300.0) -> distributed.TCPStore:
+    """Return a store for the processes to find each other in, which those of earlier attempts never saw.
+
+    The launcher's own store serves all attempts of a job that it may restart, so the addresses of killed
+    processes are still in it (PyTorch 2.15). The first process therefore opens a store of its own and leaves
+    its port in the launcher's; a port of an earlier attempt leads nowhere, and the others look again.
+
+    Args:
+        rank: of this process.
+        patience: seconds to look for the first process.
+
+    Raises:
+        OSError: if it does not come.
+    """
+    address = os.environ["MASTER_ADDR"]
+    launcher = distributed.TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False)
+    if rank == 0:
+        own = distributed.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        launcher.set("atss/port", str(own.port))
+        return own
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        port = int(launcher.get("atss/port"))
+        try:
+            socket.create_connection((address, port), timeout=2).close()  # fails without PyTorch's long log
+            return distributed.TCPStore(address, port, is_master=False)
+        except OSError:
+            time.sleep(0.2)
+    raise OSError(f"the first process of the job did not come within {patience:.0f} s; look for its error")
 
 
 def choose_gpu(process: int, num_gpus: int) -> torch.device:
@@ -69,11 +109,6 @@ def world_size() -> int:
 def is_main() -> bool:
     """Tell whether this process writes files and logs."""
     return rank() == 0
-
-
-def is_local_main() -> bool:
-    """Tell whether this process does what has to be done once on each machine."""
-    return local_rank() == 0
 
 
 def is_lost_connection(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -24,22 +24,23 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     Raises:
         OSError: if it cannot be written, such as on a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where there is no folder, there is no such file
+            temporary.unlink()
         # PyTorch hides the error of the disk behind one of its own.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
             raise OSError(
-                f"cannot write {path} ({cause.strerror or cause}); what was there before is unchanged. Make "
-                f"room, or set OUTPUT_DIR to another folder"
+                f"cannot write {path} ({cause.strerror or cause}); what was there before is unchanged. "
+                f"{path.parent} must be a folder that has room and that you may write to"
             ) from error
         raise
 

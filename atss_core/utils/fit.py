@@ -26,6 +26,14 @@ class Fit:
     absent: list[str]
     unused: list[str]
 
+    def problems(self) -> list[str]:
+        """Return what keeps the file from being all of the model and nothing else."""
+        return [
+            *(f"missing {key}" for key in self.absent),
+            *(f"unexpected {key}" for key in self.unused),
+            *(f"of another shape {key}" for key in self.other_shape),
+        ]
+
     def table(self) -> str:
         """Return the number of tensors and the first names of each kind that there is."""
         rows = (

@@ -7,7 +7,6 @@ normalised with their own mean and standard deviation.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from torchvision.models import get_model_weights
 from atss_core.config.catalog import TIMM_URL, TORCHVISION_BODIES, find_weights
 from atss_core.utils.caffe2 import body_key, read_caffe2
 from atss_core.utils.checkpoint import read_checkpoint
-from atss_core.utils.download import fetch, is_url, locate
+from atss_core.utils.download import fetch, how_to_get_again, is_url, locate, without_secrets
+from atss_core.utils.pixels import CAFFE2_PIXELS, PixelFormat
 
 # torchvision's and timm's batch norms add this to the variance. Ours, where they are fixed, add nothing.
 BATCH_NORM_EPS = 1e-5
@@ -28,47 +28,6 @@ BATCH_NORM_EPS = 1e-5
 # timm has bodies with the same keys that compute something else (resnetaa50, resnetblur50), so the ones that
 # are known to be plain are listed.
 _PLAIN_TIMM = re.compile(r"(wide_)?(resnet|resnext)(18|34|50|101|152)(_\d+x\d+d|_2|_gn)?")
-
-
-@dataclass(frozen=True)
-class PixelFormat:
-    """Pixels that a network takes, as INPUT.PIXEL_MEAN, PIXEL_STD and TO_BGR255 say it.
-
-    Attributes:
-        mean: subtracted, for each channel in the order and range of the picture.
-        std: divided by, likewise.
-        is_bgr255: BGR in 0..255 if true, RGB in 0..1 if false.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    is_bgr255: bool
-
-    def __str__(self) -> str:
-        order = "BGR pixels in 0..255" if self.is_bgr255 else "RGB pixels in 0..1"
-        return f"{order}, mean {list(self.mean)}, std {list(self.std)}"
-
-    def overrides(self) -> str:
-        """Return the words that ask for these pixels on a command line."""
-        return (
-            f"INPUT.TO_BGR255 {self.is_bgr255} "
-            f'INPUT.PIXEL_MEAN "{list(self.mean)}" INPUT.PIXEL_STD "{list(self.std)}"'
-        )
-
-    def suits(self, wanted: PixelFormat) -> bool:
-        """Tell whether weights trained with ``wanted`` pixels work with these.
-
-        Published configurations give all Caffe2 bodies the mean of the first, so of those pixels only order
-        and range are compared.
-        """
-        if self.is_bgr255 or wanted.is_bgr255:
-            return self.is_bgr255 == wanted.is_bgr255
-        pairs = zip((*self.mean, *self.std), (*wanted.mean, *wanted.std), strict=True)
-        return all(math.isclose(own, other, abs_tol=1e-3) for own, other in pairs)
-
-
-CAFFE2_PIXELS = PixelFormat((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), is_bgr255=True)
-TORCHVISION_PIXELS = PixelFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), is_bgr255=False)
 
 
 @dataclass(frozen=True)
@@ -113,7 +72,7 @@ def read_imagenet_body(source: str) -> BodyWeights:
     path = fetch(find_weights(name)) if scheme == "catalog" else locate(source)
     blobs = read_caffe2(path)
     return BodyWeights(
-        source=source,
+        source=without_secrets(source),
         weights={body_key(blob): value for blob, value in blobs.items()},
         pixels=CAFFE2_PIXELS,
         is_caffe2=True,
@@ -167,7 +126,7 @@ def read_timm(name: str) -> BodyWeights:
         pixels = PixelFormat(tuple(expected["mean"]), tuple(expected["std"]), is_bgr255=False)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"expected mean and std under pretrained_cfg in {description}; remove it to download it again"
+            f"expected mean and std under pretrained_cfg in {description}; {how_to_get_again(description)}"
         ) from error
     return from_torch_layout(f"timm://{name}", read_checkpoint(path)["model"], pixels)
 

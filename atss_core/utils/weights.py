@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from atss_core.utils.checkpoint import load_weights_strictly, read_checkpoint
-from atss_core.utils.download import locate
+from atss_core.utils.download import locate, without_secrets
 from atss_core.utils.fit import Fit, compare
 from atss_core.utils.imagenet import (
     BATCH_NORM_EPS,
-    TORCHVISION_PIXELS,
     BodyWeights,
-    PixelFormat,
     from_torch_layout,
     has_torch_layout,
     is_imagenet_body,
     read_imagenet_body,
 )
+from atss_core.utils.pixels import TORCHVISION_PIXELS, PixelFormat
 
 logger = logging.getLogger(__name__)
+
+# Caffe2 files may have biases before batch norms, which no body has. A norm takes them out of the result, so
+# training left them at zero, but for what rounding made of that.
+NO_BIAS = 1e-3
 
 
 def load_initial_weights(
@@ -36,7 +40,8 @@ def load_initial_weights(
             a ``.pkl`` file and a ``.pth`` or ``.safetensors`` file of torchvision or timm load an ImageNet
             body. Anything else is a checkpoint of a detector. Files may be paths or http(s) URLs.
         partial: load what fits of a detector and leave the rest fresh; else it must fit exactly.
-        pixels: what the data gives the network; compared with what an ImageNet body wants, unless None.
+        pixels: what the data gives the network; it must suit what an ImageNet body was trained with. None is
+            not checked.
 
     Raises:
         ValueError: if the weights cannot be had, cannot be read or do not fit.
@@ -49,10 +54,34 @@ def load_initial_weights(
         load_body(detector, read_imagenet_body(source), pixels)
         return
     weights = weights_of(read_checkpoint(locate(source)))
+    name = without_secrets(source)
     if has_torch_layout(weights):
-        load_body(detector, from_torch_layout(source, weights), pixels)
+        load_body(detector, from_torch_layout(name, weights), pixels)
     else:
-        load_detector(detector, weights, source, partial=partial)
+        load_detector(detector, weights, name, partial=partial)
+
+
+def read_detector(source: str | Path) -> tuple[str, dict[str, Any]]:
+    """Read the checkpoint of a trained detector.
+
+    Args:
+        source: path or http(s) URL.
+
+    Returns:
+        The source for messages, and what ``read_checkpoint`` returns.
+
+    Raises:
+        ValueError: if it is an ImageNet body, or cannot be had or read.
+        FileNotFoundError: if there is no such file.
+    """
+    name = without_secrets(source)
+    checkpoint = {} if is_imagenet_body(source) else read_checkpoint(locate(source))
+    if not checkpoint or has_torch_layout(weights_of(checkpoint)):
+        raise ValueError(
+            f"{name} names an ImageNet body, not a detector; give the .pth or .safetensors file of a trained "
+            f"detector, or train one from it with MODEL.WEIGHT"
+        )
+    return name, checkpoint
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -115,13 +144,19 @@ def load_body(detector: nn.Module, source: BodyWeights, pixels: PixelFormat | No
     check_architecture(source, body)
     weights = adapt(source, body)
     fit = compare(body.state_dict(), weights)
-    check_fit(source, body, fit)
+    check_fit(source, body, fit, weights)
     body.load_state_dict({key: weights[key] for key in fit.loaded}, strict=False)
     logger.info("Loaded the body from %s\n%s", source.source, fit.table())
 
 
-def check_fit(source: BodyWeights, body: nn.Module, fit: Fit) -> None:
+def check_fit(source: BodyWeights, body: nn.Module, fit: Fit, weights: Mapping[str, Tensor]) -> None:
     """Refuse weights of another body.
+
+    Args:
+        source: what to load.
+        body: would receive it.
+        fit: of ``weights`` to the body.
+        weights: those of the source by the names of the body.
 
     Raises:
         ValueError: listing what is missing, of another shape or of parts that the body lacks.
@@ -131,12 +166,12 @@ def check_fit(source: BodyWeights, body: nn.Module, fit: Fit) -> None:
         optional += [".running_mean", ".running_var"]
     missing = [key for key in fit.absent if not key.endswith(tuple(optional))]
     modules = dict(body.named_modules())
-    # The bias of a convolution is no part that the body lacks: Caffe2 files may have some, all zero, before
-    # batch norms. Neither is the classifier.
+    own = [key for key in fit.unused if key.startswith(("stem.", "layer"))]  # the rest is the classifier
     lacking = [
         key
-        for key in fit.unused
-        if key.startswith(("stem.", "layer")) and key.rpartition(".")[0] not in modules
+        for key in own
+        if key.rpartition(".")[0] not in modules
+        or (key.endswith(".bias") and (weights[key].abs() > NO_BIAS).any())
     ]
     problems = {"missing": missing, "of another shape": fit.other_shape, "of parts it lacks": lacking}
     if any(problems.values()):
@@ -150,19 +185,27 @@ def check_fit(source: BodyWeights, body: nn.Module, fit: Fit) -> None:
 
 
 def check_pixels(source: BodyWeights, pixels: PixelFormat | None) -> None:
-    """Refuse pixels that the weights were not trained with; where those are unknown, warn.
+    """Refuse pixels that do not suit the weights, as ``PixelFormat.suits`` says.
+
+    Where the file does not say what it was trained with, warn if they do not suit torchvision's weights.
+
+    Args:
+        source: what to load.
+        pixels: what the data gives the network; None is not checked.
 
     Raises:
         ValueError: with the overrides to paste.
     """
+    if pixels is None:
+        return
     if source.pixels is None:
-        if pixels != TORCHVISION_PIXELS:
+        if not pixels.suits(TORCHVISION_PIXELS):
             logger.warning(
                 "%s does not say which pixels it was trained with; weights of torchvision want %s",
                 source.source,
                 TORCHVISION_PIXELS.overrides(),
             )
-    elif pixels is not None and not pixels.suits(source.pixels):
+    elif not pixels.suits(source.pixels):
         raise ValueError(
             f"{source.source} was trained with {source.pixels}, but the configuration has {pixels}; "
             f"add {source.pixels.overrides()}"

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from torch import nn
 from atss_core.cli.common import run
 from atss_core.cli.remove_solver_states import main
 from atss_core.utils.checkpoint import read_checkpoint
+from atss_core.utils.download import cache_path
 from tests.golden import ROOT
 
 
@@ -50,9 +52,30 @@ def test_other_format_and_back(checkpoint, tmp_path):
         assert read_checkpoint(tmp_path / name)["class_names"] == ["cat", "dog"]
 
 
+def test_suffix_is_kept_and_a_second_run_refused(checkpoint, tmp_path, capsys):
+    main([str(checkpoint), "--output", str(tmp_path / "small.safetensors")])
+    main([str(tmp_path / "small.safetensors")])
+    output = tmp_path / "small_wo_solver_states.safetensors"
+    assert output.read_bytes() == (tmp_path / "small.safetensors").read_bytes()
+    output.write_text("something else")
+    with pytest.raises(ValueError, match=r"small_wo_solver_states.safetensors exists already; remove it"):
+        main([str(tmp_path / "small.safetensors")])
+    assert output.read_text() == "something else"
+
+
+def test_url_is_taken_and_the_output_is_here(checkpoint, tmp_path, monkeypatch):
+    url = "https://example.org/models/model_final.pth"
+    monkeypatch.setenv("ATSS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    cache_path(url).parent.mkdir(parents=True)
+    shutil.copy(checkpoint, cache_path(url))
+    main([url])
+    assert_weights(tmp_path / "model_final_wo_solver_states.pth", read_checkpoint(checkpoint)["model"])
+
+
 def test_averaged_weights_are_the_ones_that_count(checkpoint, tmp_path):
     averaged = nn.Linear(100, 30).state_dict()
-    torch.save({**read_checkpoint(checkpoint), "ema": {"model": averaged, "updates": 7}}, checkpoint)
+    torch.save({**read_checkpoint(checkpoint), "ema": {"model": averaged, "num_updates": 7}}, checkpoint)
     main([str(checkpoint), "--output", str(tmp_path / "averaged.pth")])
     assert_weights(tmp_path / "averaged.pth", averaged)
 
@@ -67,10 +90,13 @@ def test_published_checkpoint_without_names(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{}", "--output", "{}"], "error: the output must be another file than the checkpoint"),
+        (
+            ["{}", "--output", "{}"],
+            "model_final.pth exists already; remove it, or choose another file with --out",
+        ),
         (["nowhere.pth"], "error: no weights at nowhere.pth"),
-        ([], "expected one checkpoint, such as --model"),
-        (["{}", "--model", "{}"], "expected one checkpoint, such as --model"),
+        ([], "one of the arguments FILE --model is required"),
+        (["{}", "--model", "{}"], "argument --model: not allowed with argument FILE"),
     ],
 )
 def test_mistakes_are_explained(checkpoint, words, message, capsys):

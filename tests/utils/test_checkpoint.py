@@ -1,4 +1,8 @@
+import contextlib
 import random
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from atss_core.utils.checkpoint import (
     read_checkpoint,
     set_random_state,
 )
+from atss_core.utils.files import atomic_write
 
 
 def make(folder, seed=0, width=3):
@@ -112,7 +117,13 @@ def test_published_pointer_with_a_path_is_understood(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda m: m, lambda m: {"model": m}, lambda m: {"model": m, "iteration": 5}]
+    "wrap",
+    [
+        lambda m: m,
+        lambda m: {"model": m},
+        lambda m: {"model": m, "iteration": 5},
+        lambda m: {"state_dict": m, "epoch": 5},
+    ],
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_old_formats_are_read(tmp_path, wrap, prefix):
@@ -129,7 +140,7 @@ def test_another_architecture_is_listed_and_leaves_the_model_alone():
     other = {"0.weight": torch.zeros(4, 2), "0.bias": torch.zeros(3), "9.bias": torch.zeros(1)}
     with pytest.raises(ValueError, match="does not fit") as error:
         load_weights_strictly(model, other, "other.pth")
-    for part in ("missing 1.weight", "unexpected 9.bias", "0.weight has shape (4, 2) instead of (3, 2)"):
+    for part in ("missing 1.weight", "unexpected 9.bias", "of another shape 0.weight 4x2 -> 3x2"):
         assert part in str(error.value)
     assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
 
@@ -142,11 +153,28 @@ def test_truncated_checkpoint_is_explained(tmp_path):
         make(tmp_path).resume()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
-def test_other_files_are_explained(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as a checkpoint .*truncated"),
+        (b"not a checkpoint", r"is no checkpoint .*; name a .pth or .safetensors file$"),
+        (
+            b"\n<!DOCTYPE html><html>",
+            "is no checkpoint, but a web page; download the file from its direct link$",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:abc",
+            "a pointer of Git LFS; run git lfs pull$",
+        ),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "is no checkpoint, but a picture"),
+        (b"\x89PNG\r\n", "is no checkpoint, but a picture"),
+    ],
+)
+def test_other_files_are_explained(tmp_path, content, message):
     (tmp_path / "file.pth").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match=message) as error:
         read_checkpoint(tmp_path / "file.pth")
+    assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"no weights at .*none.pth"):
         read_checkpoint(tmp_path / "none.pth")
 
@@ -157,8 +185,95 @@ def test_code_in_a_checkpoint_is_refused(tmp_path):
             return (print, ("executed",))
 
     torch.save({"model": {"weight": Evil()}}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint: it holds print, which is not"):
         read_checkpoint(tmp_path / "evil.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_published_checkpoints_have_beside_the_weights_is_read(tmp_path, zipped):
+    model = OrderedDict(nn.Linear(2, 3).state_dict())
+    model._metadata = OrderedDict({"": {"version": 1}})
+    beside = {
+        "iteration": np.int64(5),
+        "rate": np.float64(0.1),
+        "loss": np.float32(0.5),
+        "seed": np.int32(-1),
+    }
+    path = tmp_path / "old.pth"
+    torch.save({"model": model, **beside}, path, _use_new_zipfile_serialization=zipped)
+    state = read_checkpoint(path)
+    assert {key: state[key] for key in beside} == beside
+    assert {type(state[key]) for key in beside} == {int, float}
+    assert all(torch.equal(state["model"][key], model[key]) for key in model)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (Namespace(a=1), "argparse.Namespace"),
+        (PurePosixPath("a"), "pathlib.PurePosixPath"),
+        (np.zeros(3), "numpy.*_reconstruct"),
+    ],
+)
+def test_other_objects_are_named(tmp_path, zipped, value, name):
+    content = {"model": nn.Linear(2, 3).state_dict(), "args": value}
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=zipped)
+    message = rf"it holds {name}, which is not a plain tensor or container; re-save its state dict$"
+    with pytest.raises(ValueError, match=message) as error:
+        read_checkpoint(tmp_path / "old.pth")
+    assert str(error.value).isprintable()
+    assert "truncated" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {"a": torch.zeros(1), 1: torch.zeros(1)}}, "expected tensors by name, but 1 is a Tensor"),
+        ({"model": {"a": torch.zeros(1), "b": 3}}, "expected tensors by name, but 'b' is a int"),
+        ({"a": torch.zeros(1), "n": 1}, "expected tensors by name, but 'n' is a int"),
+        ({"model": {"a": torch.zeros(1)}, "ema": {"model": {"a": None}}}, "but 'a' is a NoneType"),
+        ({"model": {"a": torch.zeros(1)}, "ema": {"model": None}}, "holds no weights"),
+        ({"model": {}}, "holds no weights"),
+        ({}, "holds no weights"),
+        ([torch.zeros(1)], "holds no weights"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / "odd.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_checkpoints_are_read_or_refused(tmp_path, zipped):
+    file, chance = tmp_path / "model.pth", random.Random(0)
+    torch.save({"model": nn.Linear(2, 3).state_dict()}, file, _use_new_zipfile_serialization=zipped)
+    good = file.read_bytes()
+    for _ in range(300):
+        content = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            content[chance.randrange(min(len(content), 900))] = chance.randrange(256)
+        file.write_bytes(content)
+        with contextlib.suppress(ValueError):
+            read_checkpoint(file)
+
+
+def test_last_checkpoint_that_breaks_the_parser_gives_way_to_an_earlier_one(tmp_path):
+    run = make(tmp_path)
+    run.save("model_0000001", 1)
+    run.save("model_0000002", 2)
+    (tmp_path / "model_0000002.pth").write_bytes(b"(lp0\n.")  # a list, where the parser expects a number
+    assert make(tmp_path).resume() == 1
+
+
+def test_folder_that_is_a_file_is_explained_and_stays(tmp_path):
+    (tmp_path / "file").write_text("content")
+    message = r"cannot write .*a.txt \(.*\); .*file must be a folder that has room"
+    with pytest.raises(OSError, match=message), atomic_write(tmp_path / "file" / "a.txt", "w") as file:
+        file.write("never")
+    assert (tmp_path / "file").read_text() == "content"
 
 
 def test_weights_alone_cannot_be_resumed(tmp_path):

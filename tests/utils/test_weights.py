@@ -1,9 +1,12 @@
 """Weights in each format that MODEL.WEIGHT takes, in files written here from models with known outputs."""
 
+import contextlib
 import json
 import logging
 import os
 import pickle
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +20,12 @@ from atss_core.config.catalog import TIMM_URL
 from atss_core.layers import FrozenBatchNorm2d, group_norm
 from atss_core.modeling import build_detector
 from atss_core.modeling.resnet import ResNet
-from atss_core.utils.caffe2 import body_key
+from atss_core.utils.caffe2 import body_key, read_caffe2
 from atss_core.utils.checkpoint import read_checkpoint
 from atss_core.utils.download import cache_path
-from atss_core.utils.imagenet import CAFFE2_PIXELS, TORCHVISION_PIXELS, PixelFormat, is_imagenet_body
-from atss_core.utils.weights import load_initial_weights, weights_of
+from atss_core.utils.imagenet import is_imagenet_body
+from atss_core.utils.pixels import CAFFE2_PIXELS, TORCHVISION_PIXELS, PixelFormat
+from atss_core.utils.weights import load_initial_weights, read_detector, weights_of
 from tests.conftest import QUICK, TINY
 
 THIN = {"stem_channels": 8, "width_per_group": 8, "out_channels": 32}
@@ -114,11 +118,34 @@ def test_averaged_weights_come_first():
     assert weights_of({"model": {"w": 1}, "ema": None}) == {"w": 1}
 
 
-@pytest.mark.parametrize("content", [b"", b"no header", b"\x08\0\0\0\0\0\0\0{}      cut"])
-def test_broken_safetensors_is_explained(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as a checkpoint .*truncated"),
+        (b"no header", "is no checkpoint"),
+        (b"\x08\0\0\0\0\0\0\0{}      cut", "cannot be read as a checkpoint"),
+        (b"\x80\0\0\0\0\0\0\0{", "cannot be read as a checkpoint .*truncated"),
+    ],
+)
+def test_broken_safetensors_is_explained(tmp_path, content, message):
     (tmp_path / "broken.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken.safetensors cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match=rf"broken.safetensors {message}"):
         read_checkpoint(tmp_path / "broken.safetensors")
+
+
+@pytest.mark.parametrize("names", ["not JSON", '"cat"', "[1, 2]", '{"cat": 1}', "[]"])
+def test_metadata_of_others_is_no_class_names(tmp_path, names):
+    save_file({"w": torch.rand(2)}, tmp_path / "other.safetensors", {"class_names": names})
+    assert read_checkpoint(tmp_path / "other.safetensors").keys() == {"model"}
+
+
+def test_content_tells_the_format(source, tmp_path):
+    save_file(source.state_dict(), tmp_path / "safetensors.pth")
+    torch.save(source.state_dict(), tmp_path / "torch.safetensors")
+    for name in ("safetensors.pth", "torch.safetensors"):
+        found = read_checkpoint(tmp_path / name)["model"]
+        assert found.keys() == source.state_dict().keys()
+        assert all(torch.equal(found[key], value) for key, value in source.state_dict().items())
 
 
 def test_head_of_other_classes_is_loaded_on_demand_alone(source, tmp_path, caplog):
@@ -126,7 +153,10 @@ def test_head_of_other_classes_is_loaded_on_demand_alone(source, tmp_path, caplo
     torch.save({**source.state_dict(), "rpn.head.extra": torch.zeros(2)}, tmp_path / "six.pth")
     detector = make_detector(1, "MODEL.ATSS.NUM_CLASSES", "4")
     fresh = {key: value.clone() for key, value in detector.state_dict().items()}
-    with pytest.raises(ValueError, match=r"cls_logits.weight has shape .* or MODEL.WEIGHT_PARTIAL True to"):
+    with pytest.raises(
+        ValueError,
+        match=r"of another shape .*cls_logits.weight 6x64x3x3 -> 3x.* or MODEL.WEIGHT_PARTIAL True to",
+    ):
         load_initial_weights(detector, str(tmp_path / "six.pth"))
     assert_same(list(detector.state_dict().values()), list(fresh.values()))
     load_initial_weights(detector, str(tmp_path / "six.pth"), partial=True)
@@ -182,6 +212,23 @@ def test_no_weights_and_missing_weights():
 )
 def test_names_of_bodies(name, is_body):
     assert is_imagenet_body(name) == is_body
+
+
+@pytest.mark.parametrize("source", ["torchvision://resnet50", "catalog://R-50", "some/R-50.pkl"])
+def test_name_of_a_body_is_no_detector(source):
+    with pytest.raises(ValueError, match=rf"{source} names an ImageNet body, not a detector; give the .pth"):
+        read_detector(source)
+
+
+def test_classifier_is_no_detector_and_the_home_folder_is_found(resnet18, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(resnet18.state_dict(), tmp_path / "classifier.pth")
+    with pytest.raises(ValueError, match=r"~/classifier.pth names an ImageNet body"):
+        read_detector("~/classifier.pth")
+    torch.save(source.state_dict(), tmp_path / "detector.pth")
+    name, checkpoint = read_detector("~/detector.pth")
+    assert name == "~/detector.pth"
+    assert checkpoint["model"].keys() == source.state_dict().keys()
 
 
 # ---- Caffe2
@@ -316,6 +363,100 @@ def test_hostile_pickle_is_refused(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def test_published_mean_suits_all_caffe2_bodies_and_others_do_not(tmp_path):
+    body = dump(folded_blobs(Model(**THIN)), tmp_path / "R-50.pkl")
+    load_initial_weights(Model(**THIN), body, pixels=PixelFormat((103.53, 116.28, 123.675), (1.0,) * 3, True))
+    for mean, std in (((103.0, 116.0, 123.0), (57.0,) * 3), ((0.4, 0.45, 0.48), (1.0,) * 3)):
+        with pytest.raises(ValueError, match=r"add INPUT.TO_BGR255 True INPUT.PIXEL_MEAN ..102.9801"):
+            load_initial_weights(Model(**THIN), body, pixels=PixelFormat(mean, std, is_bgr255=True))
+
+
+def test_bias_that_is_not_zero_is_refused(tmp_path):
+    blobs = folded_blobs(Model(**THIN))
+    rounding = {**blobs, "conv1_b": np.full(8, 1e-6, dtype=np.float32)}
+    load_initial_weights(Model(**THIN), dump(rounding, tmp_path / "rounding.pkl"))
+    biased = {**blobs, "conv1_b": np.ones(8, dtype=np.float32)}
+    with pytest.raises(ValueError, match=r"weights of parts it lacks \(stem.conv1.bias\)"):
+        load_initial_weights(Model(**THIN), dump(biased, tmp_path / "biased.pkl"))
+
+
+ARRAYS = {
+    "f4": np.arange(6, dtype="<f4").reshape(2, 3),
+    "big-endian": np.arange(6, dtype=">f4").reshape(2, 3),
+    "fortran": np.asfortranarray(np.arange(24, dtype="f8").reshape(2, 3, 4)),
+    "transposed": np.arange(24, dtype="f4").reshape(2, 3, 4).transpose(2, 0, 1),
+    "strided": np.arange(10, dtype="f4")[::3],
+    "half": np.ones((2, 0), dtype="f2"),
+}
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_arrays_of_all_protocols_are_read(tmp_path, protocol):
+    others = {"iteration": np.int64(5), "rate": np.float64(0.1), "ids": np.arange(3), "name": "R-50"}
+    found = read_caffe2(Path(dump({"blobs": {**ARRAYS, **others}}, tmp_path / "a.pkl", protocol)))
+    assert found.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert found[name].dtype == torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).dtype
+        assert np.array_equal(found[name], array)
+
+
+def forged(order=b"|", flags=63, code=b"f4", data=b"A" * 16):
+    """A pickle of Python 2 with an array of four numbers and the state that it claims for their type."""
+    state = b"(K\x03U\x01" + order + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK" + bytes([flags]) + b"tb"
+    dtype = b"cnumpy\ndtype\nU\x02" + code + b"K\x00K\x01\x87R" + state
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    value = b"(K\x01K\x04\x85" + dtype + b"\x89U" + bytes([len(data)]) + data + b"tb"
+    return b"\x80\x02}U\x01a" + array + value + b"s."
+
+
+def test_strings_of_python_2_are_arrays(tmp_path):
+    (tmp_path / "old.pkl").write_bytes(forged(order=b"<", data=np.float32([1, -2, 3, 0.1]).tobytes()))
+    assert read_caffe2(tmp_path / "old.pkl")["a"].tolist() == pytest.approx([1, -2, 3, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (forged(code=b"O8"), "numbers of type 'O8'"),
+        (forged(code=b"V4"), "numbers of type 'V4'"),
+        (forged(order=b"?"), "order '\\?'"),
+        (forged(data=b"A" * 15), "15 bytes for an array of shape"),
+        (forged(data=b"A" * 17), "17 bytes for an array of shape"),
+        (b"\x80\x02N" + b"r\xff\xff\xff\x7f" + b".", "holds no blobs"),  # a large number of a memo
+        (b"\x80\x05\x96\0\0\0\0\0\1\0\0.", "cannot be read as Caffe2 weights"),  # of bytes
+        (b"\x80\x02}.", "holds no blobs"),
+        (b"\x80\x02cnumpy\nndarray\n)\x81.", "holds no blobs"),
+        (b"", "cannot be read as Caffe2 weights: EOFError"),
+    ],
+)
+def test_forged_arrays_are_refused(tmp_path, content, message):
+    (tmp_path / "forged.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_caffe2(tmp_path / "forged.pkl")
+    assert "\n" not in str(error.value)
+
+
+def test_state_of_a_type_is_not_believed(tmp_path):
+    # With these flags NumPy's dtype would take the numbers for addresses.
+    (tmp_path / "forged.pkl").write_bytes(forged(flags=63))
+    assert read_caffe2(tmp_path / "forged.pkl")["a"].tolist() == np.frombuffer(b"A" * 16, "f4").tolist()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_damaged_pickles_are_read_or_refused(tmp_path, protocol):
+    file = Path(
+        dump({"blobs": {"a": np.zeros((2, 3), "f4"), "b": np.float32(1)}}, tmp_path / "a.pkl", protocol)
+    )
+    good, chance = file.read_bytes(), random.Random(0)
+    for _ in range(1000):
+        content = bytearray(good)
+        for _ in range(chance.randint(1, 3)):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        file.write_bytes(content)
+        with contextlib.suppress(ValueError):
+            read_caffe2(file)
+
+
 # ---- torchvision and timm
 
 
@@ -352,7 +493,7 @@ def test_body_of_torchvision_gives_its_features(name, tmp_path, caplog):
     torch.save(classifier.state_dict(), tmp_path / "classifier.pth")
     images = torch.rand(1, 3, 64, 96)
     trainable = Model(**BODIES[name], norm=nn.BatchNorm2d)
-    load_initial_weights(trainable, str(tmp_path / "classifier.pth"))
+    load_initial_weights(trainable, str(tmp_path / "classifier.pth"), pixels=CAFFE2_PIXELS)
     assert_same(trainable(images), stages(classifier, images))
     assert 'torchvision want INPUT.TO_BGR255 False INPUT.PIXEL_MEAN "[0.485, 0.456, 0.406]"' in caplog.text
 
@@ -365,10 +506,20 @@ def test_body_of_torchvision_gives_its_features(name, tmp_path, caplog):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
-def test_pixels_of_torchvision_need_no_warning(resnet18, tmp_path, caplog):
+@pytest.mark.parametrize("shift", [0, 1e-6])
+def test_pixels_of_torchvision_need_no_warning(resnet18, tmp_path, caplog, shift):
     save_file(resnet18.state_dict(), tmp_path / "classifier.safetensors")
-    load_initial_weights(Model(18), str(tmp_path / "classifier.safetensors"), pixels=TORCHVISION_PIXELS)
+    rounded = PixelFormat((0.485 + shift, 0.456, 0.406), TORCHVISION_PIXELS.std, is_bgr255=False)
+    load_initial_weights(Model(18), str(tmp_path / "classifier.safetensors"), pixels=rounded)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_classifier_wrapped_as_its_training_script_does(resnet18, tmp_path):
+    torch.save({"state_dict": resnet18.state_dict(), "epoch": 3}, tmp_path / "wrapped.pth.tar")
+    model = Model(18, norm=nn.BatchNorm2d)
+    load_initial_weights(model, str(tmp_path / "wrapped.pth.tar"))
+    images = torch.rand(1, 3, 64, 96)
+    assert_same(model(images), stages(resnet18, images))
 
 
 def test_deformable_convolution_gets_the_weights_of_the_plain_one(tmp_path):
@@ -424,7 +575,9 @@ def test_timm_name(resnet18, cache):
     images = torch.rand(1, 3, 64, 96)
     assert_same(model(images), stages(resnet18, images))
     description.write_text("{}")
-    with pytest.raises(ValueError, match=r"expected mean and std under pretrained_cfg in .*config.json"):
+    with pytest.raises(
+        ValueError, match=r"under pretrained_cfg in .*config.json; remove .*config.json to download it"
+    ):
         load_initial_weights(model, f"timm://{name}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -23,10 +24,8 @@ from atss_core.utils.logging import setup_logging
 
 logger = logging.getLogger(__name__)
 
-LOST = (
-    "another process of the job has ended; see its error, or whether the system killed it (out of memory?). "
-    "The same command goes on from the last checkpoint"
-)
+# What a user can cause raises one of these. A RuntimeError is PyTorch's word for everything else.
+USER_ERRORS = (ValueError, OSError, ArithmeticError)
 
 
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -43,23 +42,29 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
         if dist.is_main():
             print(stop, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)  # as a shell reports it
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-        is_lost = dist.is_lost_connection(error)
-        if os.environ.get("ATSS_TRACEBACK") or (isinstance(error, RuntimeError) and not is_lost):
+    except (*USER_ERRORS, RuntimeError) as error:
+        message = in_own_words(error)
+        if os.environ.get("ATSS_TRACEBACK") or not message:
             raise
         logger.debug("stopped by an error", exc_info=True)  # in the log file alone
-        print(f"error: {LOST if is_lost else in_own_words(error)}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
 
 def in_own_words(error: Exception) -> str:
-    """Return the message of an error; PyTorch wraps that of a data worker in the worker's traceback."""
-    return (
-        str(error)
-        .rsplit(f"\n{type(error).__qualname__}: ", 1)[-1]
-        .rsplit(f".{type(error).__name__}: ", 1)[-1]
-        .strip()
-    )
+    """Return what to tell the user about an error; nothing if it is a fault of the program."""
+    if dist.is_lost_connection(error):
+        return (
+            "another process of the job has ended; see its error, or whether the system killed it (out of "
+            "memory?). The same command goes on from the last checkpoint"
+        )
+    if re.search(r"DataLoader worker .* (killed|exited)", str(error)):
+        return f"{str(error).strip()} Out of memory? Then lower DATALOADER.NUM_WORKERS"
+    if not isinstance(error, USER_ERRORS):
+        return ""
+    # PyTorch wraps the message of a data worker in the worker's traceback.
+    text = str(error).rsplit(f"\n{type(error).__qualname__}: ", 1)[-1]
+    return text.rsplit(f".{type(error).__name__}: ", 1)[-1].strip()
 
 
 def start(cfg: CfgNode, log_file: str) -> torch.device:

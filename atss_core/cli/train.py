@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -181,7 +182,11 @@ def parallel(detector: Detector, device: torch.device, sync_batch_norm: bool) ->
     model = nn.SyncBatchNorm.convert_sync_batchnorm(detector) if sync_batch_norm else detector
     device_ids = [device.index] if device.type == "cuda" else None
     # Batch norms that are not synchronised keep their own statistics between checkpoints, as published.
-    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    # PyTorch 2.15 has renamed this switch and warns about its old name.
+    names = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    options: dict[str, Any] = {switch: False}
+    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **options)
 
 
 def log_evaluation(metrics: dict[str, CocoMetrics], iteration: int, file: Path, best_metric: str) -> float:

@@ -21,7 +21,7 @@ from atss_core.data.batch import Batch, Sample, collate
 from atss_core.data.coco import CocoDataset
 from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler, divide_batch
 from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Step, to_pixels
-from atss_core.utils.imagenet import PixelFormat
+from atss_core.utils.pixels import PixelFormat
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,18 @@
 """From the configuration to a device and to what detects on it."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
 from atss_core.data import build_test_transform
 from atss_core.engine.inference import Inference, SingleScale
-from atss_core.engine.tta import MultiScale, NmsMerge, View, VoteMerge
+from atss_core.engine.tta import MultiScale, View, suppress, vote
 from atss_core.modeling import Detector
+from atss_core.structures import BoxList
 from atss_core.utils.env import choose_device
 
 logger = logging.getLogger(__name__)
@@ -58,17 +62,18 @@ def build_views(cfg: CfgNode) -> list[View]:
     """Build the views of multi-scale testing: the usual size, and those of TEST.BBOX_AUG.SCALES.
 
     Raises:
-        ValueError: if SCALE_RANGES are not pairs, one for each of SCALES.
+        ValueError: if sizes are not positive, or SCALE_RANGES no pairs of lengths, one for each of SCALES.
     """
     aug = cfg.TEST.BBOX_AUG
-    ranges = aug.SCALE_RANGES if aug.VOTE else ()
-    if aug.SCALE_RANGES and not aug.VOTE:
-        logger.warning("TEST.BBOX_AUG.SCALE_RANGES counts only with TEST.BBOX_AUG.VOTE True, as published")
-    is_paired = all(isinstance(limits, (list, tuple)) and len(limits) == 2 for limits in ranges)
-    if ranges and (len(ranges) != len(aug.SCALES) or not is_paired):
+    if min(aug.SCALES, default=1) < 1 or aug.MAX_SIZE < 1:
         raise ValueError(
-            f"TEST.BBOX_AUG.SCALE_RANGES must be empty or have a pair (smallest, largest) for each of the "
-            f"{len(aug.SCALES)} sizes in SCALES, got {aug.SCALE_RANGES}"
+            f"TEST.BBOX_AUG.SCALES and MAX_SIZE must be positive, got {tuple(aug.SCALES)} and {aug.MAX_SIZE}"
+        )
+    ranges = aug.SCALE_RANGES if aug.VOTE else ()
+    if ranges and (len(ranges) != len(aug.SCALES) or not all(map(_is_range, ranges))):
+        raise ValueError(
+            f"TEST.BBOX_AUG.SCALE_RANGES must be empty or have a pair 0 <= smallest < largest for each of "
+            f"the {len(aug.SCALES)} sizes in SCALES, got {aug.SCALE_RANGES}"
         )
     usual = build_test_transform(cfg, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     views = [View(usual, is_mirrored=aug.H_FLIP)]
@@ -79,7 +84,12 @@ def build_views(cfg: CfgNode) -> list[View]:
     return views
 
 
-def build_merge(cfg: CfgNode, nms_threshold: float) -> VoteMerge | NmsMerge:
+def _is_range(limits: Any) -> bool:
+    is_pair = isinstance(limits, (list, tuple)) and len(limits) == 2
+    return is_pair and all(isinstance(limit, (int, float)) for limit in limits) and limits[1] > limits[0] >= 0
+
+
+def build_merge(cfg: CfgNode, nms_threshold: float) -> Callable[[BoxList], BoxList]:
     """Build what merges the detections of all views; ``nms_threshold`` is that of the post-processing.
 
     Raises:
@@ -93,10 +103,14 @@ def build_merge(cfg: CfgNode, nms_threshold: float) -> VoteMerge | NmsMerge:
     if not 0 <= aug.VOTE_TH <= 1:
         raise ValueError(f"TEST.BBOX_AUG.VOTE_TH is an IoU and must be in [0, 1], got {aug.VOTE_TH}")
     if not aug.VOTE:
-        return NmsMerge(nms_threshold, max_detections=cfg.TEST.DETECTIONS_PER_IMG)
+        if aug.SCALE_RANGES or MERGE_TYPES[0] != aug.MERGE_TYPE:
+            logger.warning(
+                "TEST.BBOX_AUG.MERGE_TYPE and SCALE_RANGES count only with VOTE True, as published"
+            )
+        return partial(suppress, threshold=nms_threshold, max_detections=cfg.TEST.DETECTIONS_PER_IMG)
     # The published code caps merged detections with the key of the candidates, not DETECTIONS_PER_IMG.
+    max_detections = cfg.MODEL.ATSS.PRE_NMS_TOP_N
     if aug.MERGE_TYPE == "nms":
-        return NmsMerge(nms_threshold, max_detections=cfg.MODEL.ATSS.PRE_NMS_TOP_N)
-    return VoteMerge(
-        aug.VOTE_TH, soft=aug.MERGE_TYPE == "soft-vote", max_detections=cfg.MODEL.ATSS.PRE_NMS_TOP_N
-    )
+        return partial(suppress, threshold=nms_threshold, max_detections=max_detections)
+    is_soft = aug.MERGE_TYPE == "soft-vote"
+    return partial(vote, threshold=aug.VOTE_TH, soft=is_soft, max_detections=max_detections)

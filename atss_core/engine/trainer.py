@@ -69,10 +69,9 @@ def train(
         disable=None if dist.is_main() else True,
     )
     end = time.perf_counter()
+    iterations = zip(*[iter(batches)] * num_parts, strict=True)  # num_parts batches each
     with bar, Termination() as termination:
-        for iteration, loaded in enumerate(
-            zip(*[iter(batches)] * num_parts, strict=True), start=start_iter + 1
-        ):
+        for iteration, loaded in enumerate(iterations, start=start_iter + 1):
             log.add_data_seconds(time.perf_counter() - end)
             for part in loaded:
                 num_skipped += report_skipped(part, num_skipped)
@@ -98,13 +97,13 @@ def train(
                 checkpointer.save(f"model_{iteration:07d}", iteration)
             if is_terminated:
                 raise TerminatedError(
-                    f"stopped by SIGTERM; the same command goes on after iteration {iteration}"
+                    f"stopped by SIGTERM after iteration {iteration}; the same command goes on from there"
                 )
             end = time.perf_counter()
         checkpointer.save("model_final", max_iter)
         if termination.is_due():
             raise TerminatedError(
-                "stopped by SIGTERM when training had ended; test_net.py tests the final model"
+                "stopped by SIGTERM after training had ended; the same command tests the model"
             )
 
 

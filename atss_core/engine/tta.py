@@ -117,58 +117,48 @@ class MultiScale:
         )
 
 
-class VoteMerge:
+def vote(found: BoxList, *, threshold: float, soft: bool, max_detections: int) -> BoxList:
     """Average the boxes of all views that agree (box voting, arXiv 1505.01749, section 5).
 
     Args:
+        found: detections of one picture.
         threshold: IoU from which on boxes of a class agree.
         soft: also keep the averaged boxes, rescored.
-        max_detections: detections a picture; ties with the last one stay as well.
+        max_detections: detections to keep; ties with the last one stay as well.
+
+    Returns:
+        Merged detections by falling score.
     """
-
-    def __init__(self, threshold: float, *, soft: bool, max_detections: int) -> None:
-        self.threshold = threshold
-        self.soft = soft
-        self.max_detections = max_detections
-
-    def __call__(self, found: BoxList) -> BoxList:
-        """Merge the detections of one picture, by falling score."""
-        assert found.scores is not None
-        assert found.labels is not None
-        boxes, scores, labels = box_vote(found.boxes, found.scores, found.labels, self.threshold, self.soft)
-        return best(BoxList(boxes, found.image_size, labels=labels, scores=scores), self.max_detections)
+    assert found.scores is not None
+    assert found.labels is not None
+    boxes, scores, labels = box_vote(found.boxes, found.scores, found.labels, threshold, soft)
+    return best(BoxList(boxes, found.image_size, labels=labels, scores=scores), max_detections)
 
 
-class NmsMerge:
+def suppress(found: BoxList, *, threshold: float, max_detections: int) -> BoxList:
     """Keep the best of the boxes that overlap.
 
     Args:
+        found: detections of one picture.
         threshold: IoU of the class-wise NMS.
-        max_detections: detections a picture; ties with the last one stay as well.
+        max_detections: detections to keep; ties with the last one stay as well.
+
+    Returns:
+        The kept detections by falling score.
     """
-
-    def __init__(self, threshold: float, *, max_detections: int) -> None:
-        self.threshold = threshold
-        self.max_detections = max_detections
-
-    def __call__(self, found: BoxList) -> BoxList:
-        """Merge the detections of one picture, by falling score."""
-        assert found.scores is not None
-        assert found.labels is not None
-        keep = batched_nms(found.boxes, found.scores, found.labels, self.threshold)
-        return best(found[keep], self.max_detections)
+    assert found.scores is not None
+    assert found.labels is not None
+    keep = batched_nms(found.boxes, found.scores, found.labels, threshold)
+    return best(found[keep], max_detections)
 
 
 def join(found: Sequence[BoxList]) -> BoxList:
     """Put the detections of all views together, in pixels of the first."""
     image_size = found[0].image_size
     resized = [boxes.resize(image_size) for boxes in found]
-    return BoxList(
-        torch.cat([part.boxes for part in resized]),
-        image_size,
-        labels=torch.cat([part.labels for part in resized if part.labels is not None]),
-        scores=torch.cat([part.scores for part in resized if part.scores is not None]),
-    )
+    fields = [(part.boxes, part.labels, part.scores) for part in resized]
+    boxes, labels, scores = (torch.cat(values) for values in zip(*fields, strict=True))
+    return BoxList(boxes, image_size, labels=labels, scores=scores)
 
 
 def in_range(found: BoxList, side_range: tuple[float, float] | None) -> BoxList:

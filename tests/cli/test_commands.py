@@ -272,6 +272,30 @@ def test_demo_draws_every_picture(tiny, trained, pictures, tmp_path, capsys):
     assert "a.jpg: " in output
 
 
+MULTI_SCALE = [
+    *("TEST.BBOX_AUG.ENABLED", "True", "TEST.BBOX_AUG.VOTE", "True", "TEST.BBOX_AUG.H_FLIP", "True"),
+    *("TEST.BBOX_AUG.SCALES", "(48, 96)", "TEST.BBOX_AUG.SCALE_H_FLIP", "True"),
+]
+
+
+def test_multi_scale_testing(tiny, trained, tmp_path, capsys):
+    test.main(["--config-file", str(QUICK), *tiny])
+    folder = tmp_path / "run" / "inference" / "shapes_val"
+    usual = json.loads((folder / "bbox.json").read_text())
+    test.main(["--config-file", str(QUICK), *tiny, *MULTI_SCALE])
+    merged = json.loads((folder / "bbox.json").read_text())
+    assert {found["image_id"] for found in merged} == {found["image_id"] for found in usual}
+    assert merged != usual
+    assert "AP50" in capsys.readouterr().out
+
+
+def test_demo_looks_in_several_sizes(tiny, trained, pictures, tmp_path):
+    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(pictures)]
+    flags += ["--output-dir", str(tmp_path / "out"), "--config-file", str(QUICK)]
+    demo.main([*flags, *tiny, *MULTI_SCALE])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.jpg", "b.png"}
+
+
 def test_demo_without_weights_says_where_to_get_them():
     process = subprocess.run(
         [sys.executable, "demo/atss_demo.py"], cwd=ROOT, capture_output=True, text=True, check=False

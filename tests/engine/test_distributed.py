@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import torch
 from atss_core.cli import test
 from atss_core.data import write_shapes
 from atss_core.utils.checkpoint import read_checkpoint
+from atss_core.utils.weights import weights_of
 from tests.conftest import QUICK, TINY
 from tests.golden import ROOT
 
@@ -26,34 +28,60 @@ ALONE = [
 ]
 
 
-def train(num_processes, data, folder, more=()):
-    """Train and test with ``torchrun``, or plainly for one process."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    command = [sys.executable, *(launcher if num_processes > 1 else []), str(ROOT / "tools" / "train_net.py")]
+def command(num_processes, data, folder, more=(), launcher="torchrun"):
+    """The words that train and test in some processes on the CPU."""
+    launchers = {
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"],
+        "launch": ["-m", "torch.distributed.launch", f"--nproc_per_node={num_processes}"],
+    }
+    words = launchers[launcher] if num_processes > 1 else []
+    if launcher == "launch":
+        words.append(f"--master_port={free_port()}")
     opts = [*TINY, *more, "DATASETS.DATA_DIR", str(data), "OUTPUT_DIR", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return [sys.executable, *words, str(ROOT / "tools" / "train_net.py"), "--config-file", str(QUICK), *opts]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+def train(*arguments, **options):
+    """Train and test; returns what was printed."""
     done = subprocess.run(
-        [*command, "--config-file", str(QUICK), *opts],
-        env=environment,
+        command(*arguments, **options),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The folders of a run in one process and of one in two, on the same data."""
+def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     write_shapes(folder / "shapes", num_train=12, num_val=7, image_sizes=((128, 128),), progress=False)
-    for num_processes in (1, 2):
-        train(num_processes, folder, folder / str(num_processes), ALONE)
-    return folder / "1", folder / "2"
+    return folder
 
 
-def test_saved_batch_norm_statistics_are_those_that_were_tested(runs, tmp_path):
-    data = runs[0].parent
+# Processes and parts that share the same batches of four pictures.
+SPLITS = {"1x4": (1, 1), "2x2": (2, 1), "1x2x2": (1, 2), "2x1x2": (2, 2)}
+
+
+@pytest.fixture(scope="module")
+def runs(data):
+    """The folders of runs on the same data, in one and two processes, at once and in two parts."""
+    for name, (num_processes, num_parts) in SPLITS.items():
+        launcher = "launch" if name == "2x2" else "torchrun"
+        more = [*ALONE, "SOLVER.GRAD_ACCUM_STEPS", str(num_parts)]
+        train(num_processes, data, data / name, more, launcher=launcher)
+    return [data / name for name in SPLITS]
+
+
+def test_saved_batch_norm_statistics_are_those_that_were_tested(data, tmp_path):
     train(2, data, tmp_path)
     name = "inference/shapes_val/bbox.json"
     after_training = json.loads((tmp_path / name).read_text())
@@ -66,24 +94,81 @@ def test_saved_batch_norm_statistics_are_those_that_were_tested(runs, tmp_path):
         assert first["score"] == pytest.approx(second["score"], abs=1e-5)
 
 
-def test_two_processes_train_as_one(runs):
-    first, second = (read_checkpoint(folder / "model_final.pth")["model"] for folder in runs)
+@pytest.mark.parametrize("split", list(SPLITS)[1:])
+def test_update_does_not_depend_on_processes_and_parts(runs, split):
+    folder = runs[0].parent
+    first, second = (read_checkpoint(folder / name / "model_final.pth")["model"] for name in ("1x4", split))
     for key in first:
-        assert torch.allclose(first[key], second[key], rtol=1e-4, atol=1e-5), key
+        assert torch.allclose(first[key], second[key], rtol=1e-5, atol=1e-6), key
     start = torch.full_like(first["rpn.head.cls_logits.bias"], first["rpn.head.cls_logits.bias"].mean())
     assert not torch.equal(first["rpn.head.cls_logits.bias"], start)
 
 
+@pytest.mark.parametrize("split", list(SPLITS)[1:])
+def test_losses_are_logged_for_the_whole_batch(runs, split):
+    first, second = (
+        [
+            json.loads(line)["loss"]
+            for line in (runs[0].parent / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("1x4", split)
+    )
+    assert first == pytest.approx(second, rel=1e-4)
+    assert len(first) == 3
+
+
 def test_two_processes_count_every_picture_once(runs):
-    first, second = (torch.load(f / "inference/shapes_val/predictions.pth", weights_only=True) for f in runs)
+    first, second = (
+        torch.load(f / "inference/shapes_val/predictions.pth", weights_only=True) for f in runs[:2]
+    )
     assert sorted(first) == sorted(second)
     assert len(first) == 7
+    found, again = (json.loads((f / "inference/shapes_val/bbox.json").read_text()) for f in runs[:2])
+    assert len(found) == len(again) > 0
 
 
-def test_losses_are_logged_as_means_over_the_processes(runs):
-    first, second = (
-        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in runs
+def test_tests_during_training_change_nothing_and_choose_the_best(data, tmp_path, runs):
+    more = [*ALONE, "TEST.EVAL_PERIOD", "2", "SOLVER.EMA_DECAY", "0.9", "SOLVER.CLIP_GRAD_NORM", "1e9"]
+    output = train(2, data, tmp_path, more)
+    first, second = (read_checkpoint(f / "model_final.pth")["model"] for f in (runs[1], tmp_path))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [2, 4, 6]
+    best = read_checkpoint(tmp_path / "model_best.pth")
+    assert best["best"] == max(line["AP"] for line in lines)
+    assert output.count("star") == 3, "the final model is not tested twice"
+
+
+def test_averaged_weights_are_those_that_are_tested(data, tmp_path):
+    more = [*ALONE, "SOLVER.EMA_DECAY", "0.5", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.MAX_ITER", "3"]
+    train(1, data, tmp_path, more)
+    states = [read_checkpoint(tmp_path / f"model_{i:07d}.pth") for i in (1, 2)]
+    states.append(read_checkpoint(tmp_path / "model_final.pth"))
+    key = "rpn.head.cls_logits.bias"
+    expected = states[0]["model"][key]
+    for state in states[1:]:
+        expected = 0.5 * expected + 0.5 * state["model"][key]
+    average = states[-1]["ema"]["model"]
+    assert torch.allclose(average[key], expected, atol=1e-7)
+    assert not torch.equal(average[key], states[-1]["model"][key])
+    assert weights_of(states[-1]) is average
+
+
+def test_processes_with_different_folders_are_told(data, tmp_path):
+    """As on two machines that do not share OUTPUT_DIR: only one finds the checkpoint."""
+    train(1, data, tmp_path / "run", [*ALONE, "SOLVER.MAX_ITER", "2"])
+    script = tmp_path / "apart.py"
+    script.write_text(
+        "import os, sys\n"
+        "from atss_core.cli import common, train\n"
+        "folder = sys.argv.index('OUTPUT_DIR') + 1\n"
+        "sys.argv[folder] += '' if os.environ['RANK'] == '0' else '_of_another_machine'\n"
+        "common.run(train.main)\n"
     )
-    assert first == pytest.approx(second, rel=1e-3)
-    assert len(first) == 3
+    words = command(2, data, tmp_path / "run", ALONE)
+    words[words.index(str(ROOT / "tools" / "train_net.py"))] = str(script)
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode != 0
+    assert "OUTPUT_DIR must be a folder that all machines share" in done.stderr

@@ -1,6 +1,9 @@
 """Multi-scale testing."""
 
 import random
+import weakref
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from atss_core.config import load_cfg
 from atss_core.data.transforms import Compose, Normalize, Resize, from_pixels, to_pixels
 from atss_core.engine.build import build_inference, build_merge, build_views
 from atss_core.engine.inference import SingleScale
-from atss_core.engine.tta import MultiScale, NmsMerge, View, VoteMerge, best, in_range, join
+from atss_core.engine.tta import MultiScale, View, best, in_range, join, suppress, vote
 from atss_core.modeling import build_detector
 from atss_core.structures import BoxList, ImageList
 from tests import golden
@@ -106,7 +109,7 @@ def pictures(*sizes):
 
 
 def multi_scale(detector, *sizes, is_mirrored=False, joint=False):
-    merge = NmsMerge(0.6, max_detections=100)
+    merge = partial(suppress, threshold=0.6, max_detections=100)
     return MultiScale(
         detector,
         views(*sizes, is_mirrored=is_mirrored),
@@ -142,7 +145,9 @@ def test_pictures_do_not_depend_on_their_neighbours():
     for i, size in enumerate(images.image_sizes):
         alone = ImageList(images.tensors[i : i + 1, :, : size[0], : size[1]], [size])
         (found,) = inference.detect(inference.predict(alone), alone.image_sizes)
-        assert torch.equal(found.boxes, together[i].boxes)
+        assert len(found) > 0
+        for key in ("boxes", "scores", "labels"):
+            assert torch.equal(getattr(found, key), getattr(together[i], key))
 
 
 @torch.inference_mode()
@@ -156,16 +161,60 @@ def test_a_mirrored_picture_has_mirrored_detections():
     assert distance.min(dim=1).values.max() < 1e-2
 
 
-def test_views_are_looked_at_one_at_a_time():
-    """The memory of a picture is that of its largest view, not of all of them."""
+def test_memory_is_that_of_the_largest_view_not_of_all(monkeypatch):
+    """One view at a time goes through the network, while at most one more is prepared."""
     detector = tiny_detector()
-    seen = []
+    seen, inputs = [], []
     predict = detector.predict
-    detector.predict = lambda images: (seen.append(tuple(images.tensors.shape)), predict(images))[1]
-    inference = multi_scale(detector, 64, 96, 128, is_mirrored=True)
+
+    def watch(images):
+        seen.append((tuple(images.tensors.shape), sum(tensor() is not None for tensor in inputs)))
+        return predict(images)
+
+    monkeypatch.setattr(detector, "predict", watch)
+    inference = multi_scale(detector, 64, 96, 128, 160, is_mirrored=True)
+    inference.views = [replace(view, transform=Watched(view.transform, inputs)) for view in inference.views]
     with torch.inference_mode():
         inference.predict(pictures((60, 60), (60, 60)))
-    assert seen == [(1, 3, size, size) for size in (64, 64, 96, 96, 128, 128)] * 2
+    assert [shape for shape, _ in seen] == [(1, 3, s, s) for s in (64, 64, 96, 96, 128, 128, 160, 160)] * 2
+    assert max(alive for _, alive in seen) <= 2
+    assert len(inputs) == 8
+
+
+class Watched:
+    """A transform that notes which of its results are still alive."""
+
+    def __init__(self, transform, results):
+        self.transform = transform
+        self.results = results
+
+    def __call__(self, *arguments):
+        image, target = self.transform(*arguments)
+        self.results.append(weakref.ref(image))
+        return image, target
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (90, 60)])
+@pytest.mark.parametrize("merge_type", ["vote", "soft-vote", "nms"])
+@pytest.mark.parametrize("threshold", ["0.0", "1.0"])
+def test_odd_pictures_and_views_that_find_nothing(size, merge_type, threshold):
+    """No probability is above 1, so at that threshold nothing is found in any view."""
+    opts = [*AUG, "TEST.BBOX_AUG.MERGE_TYPE", merge_type, "INPUT.MIN_SIZE_TEST", "64"]
+    opts += [
+        "TEST.BBOX_AUG.SCALES",
+        "(48, 80)",
+        "TEST.BBOX_AUG.SCALE_RANGES",
+        "((0, 100000), (100000, 1000000))",
+    ]
+    cfg = load_cfg(QUICK, [*TINY, *opts, "MODEL.ATSS.INFERENCE_TH", threshold])
+    torch.manual_seed(0)
+    inference = build_inference(cfg, build_detector(cfg).eval(), CPU)
+    images = pictures(size)
+    with torch.inference_mode():
+        (found,) = inference.detect(inference.predict(images), images.image_sizes)
+    assert (len(found) == 0) == (threshold == "1.0")
+    assert found.boxes.shape == (len(found), 4)
+    assert found.labels.dtype == torch.int64
 
 
 def test_detections_of_all_views_are_in_pixels_of_the_first():
@@ -197,9 +246,8 @@ def test_published_multi_scale_configuration():
     assert built[0].side_range is None
     assert built[1].side_range == (96, 10000)
     merge = build_merge(cfg, 0.6)
-    assert isinstance(merge, VoteMerge)
-    assert merge.soft
-    assert (merge.threshold, merge.max_detections) == (0.66, 1000)
+    assert merge.func is vote
+    assert merge.keywords == {"threshold": 0.66, "soft": True, "max_detections": 1000}
 
 
 @pytest.mark.parametrize(
@@ -209,8 +257,18 @@ def test_published_multi_scale_configuration():
         (["TEST.BBOX_AUG.VOTE_TH", "66.0"], r"must be in \[0, 1\], got 66.0"),
         (["TEST.BBOX_AUG.SCALES", "(200,)"], "a pair .* for each of the 1 sizes"),
         (["TEST.BBOX_AUG.SCALE_RANGES", "((40,), (0, 96))"], "a pair .* for each of the 2 sizes"),
+        (["TEST.BBOX_AUG.SCALE_RANGES", "((-1, -1), (0, 96))"], "0 <= smallest < largest"),
+        (["TEST.BBOX_AUG.SCALE_RANGES", "(('a', 'b'), (0, 96))"], "must be a whole number, .* got 'a'"),
+        (["TEST.BBOX_AUG.SCALES", "(0, 320)"], r"must be positive, got \(0, 320\) and 4000"),
+        (["TEST.BBOX_AUG.MAX_SIZE", "0"], "must be positive"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(opts, message):
     with pytest.raises(ValueError, match=message):
         build_inference(load_cfg(QUICK, [*TINY, *AUG, *opts]), tiny_detector(), CPU)
+
+
+def test_keys_that_do_not_count_are_told(caplog):
+    opts = ["TEST.BBOX_AUG.VOTE", "False", "TEST.BBOX_AUG.MERGE_TYPE", "soft-vote"]
+    build_inference(load_cfg(QUICK, [*TINY, *AUG, *opts]), tiny_detector(), CPU)
+    assert "count only with VOTE True" in caplog.text

@@ -1,0 +1,201 @@
+"""Runs that are killed, told to stop or cannot save, and still end with the weights of an undisturbed one."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from atss_core.cli import train as train_command
+from atss_core.data import write_shapes
+from atss_core.utils.checkpoint import read_checkpoint
+from tests.conftest import QUICK
+from tests.engine.test_distributed import ALONE, command
+
+NUM_ITERS = 40
+LONGER = [
+    *(*ALONE, "SOLVER.MAX_ITER", str(NUM_ITERS), "SOLVER.CHECKPOINT_PERIOD", "10", "SOLVER.LOG_PERIOD", "5"),
+    *("DATALOADER.NUM_WORKERS", "1"),
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interruptions")
+    write_shapes(folder / "shapes", num_train=12, num_val=4, image_sizes=((128, 128),), progress=False)
+    return folder
+
+
+def words(num_processes, data, folder, *launcher_options):
+    """The command of a run without the final test."""
+    found = command(num_processes, data, folder, LONGER)
+    tool = next(i for i, word in enumerate(found) if word.endswith("train_net.py"))
+    return [*found[:tool], *launcher_options, found[tool], "--skip-test", *found[tool + 1 :]]
+
+
+def begin(*arguments):
+    """Start a run as the leader of its own process group."""
+    return subprocess.Popen(
+        words(*arguments),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(num_processes, data, folder):
+    """Run the command to its end."""
+    done = subprocess.run(
+        words(num_processes, data, folder), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.01)
+
+
+def children(pid):
+    """The processes that a process has started: a launcher its workers, those their data workers."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True).stdout
+    return [int(child) for child in found.split()]
+
+
+def final_weights(folder):
+    return read_checkpoint(folder / "model_final.pth")["model"]
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    assert not [key for key in first if not torch.equal(first[key], second[key])]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data):
+    """The final weights of undisturbed runs, by number of processes."""
+    for num_processes in (1, 2):
+        finish(num_processes, data, data / str(num_processes))
+    return {n: final_weights(data / str(n)) for n in (1, 2)}
+
+
+@pytest.mark.parametrize("max_restarts", [0, 1])
+def test_killed_worker(max_restarts, data, undisturbed, tmp_path):
+    """Without restarts the job ends with an error and the command goes on; with them it does so by itself."""
+    folder = tmp_path / "run"
+    job = begin(2, data, folder, f"--max-restarts={max_restarts}")
+    wait_for(folder / "model_0000010.pth")
+    os.kill(children(job.pid)[-1], signal.SIGKILL)
+    output, _ = job.communicate(timeout=200)
+    if max_restarts:
+        assert job.returncode == 0, output[-3000:]
+        assert "Resuming from" in output
+    else:
+        assert job.returncode != 0
+        assert "Signal 9 (SIGKILL)" in output
+        assert "error: another process of the job has ended" in output
+        assert not (folder / "model_final.pth").exists()
+        assert "Resuming from" in finish(2, data, folder)
+    assert_same_weights(final_weights(folder), undisturbed[2])
+
+
+def test_killed_data_worker_ends_in_one_line(data, tmp_path):
+    job = begin(1, data, tmp_path / "run")
+    wait_for(tmp_path / "run" / "model_0000010.pth")
+    os.kill(children(job.pid)[-1], signal.SIGKILL)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 2
+    assert "error: DataLoader worker" in output
+    assert "lower DATALOADER.NUM_WORKERS" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_terminated_job_saves_and_goes_on(num_processes, data, undisturbed, tmp_path):
+    """The whole group gets the signal, data workers as well, as from a cluster that takes a node back."""
+    folder = tmp_path / "run"
+    job = begin(num_processes, data, folder)
+    wait_for(folder / "model_0000010.pth")
+    os.killpg(job.pid, signal.SIGTERM)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode not in (0, None)
+    (stopped,) = re.findall(r"stopped by SIGTERM after iteration (\d+)", output)
+    assert "DataLoader worker" not in output
+    if num_processes == 1:
+        assert job.returncode == 128 + signal.SIGTERM
+        assert "Traceback" not in output
+    saved = folder / f"model_{int(stopped):07d}.pth"
+    assert (folder / "last_checkpoint").read_text() == saved.name
+    assert read_checkpoint(saved)["iteration"] == int(stopped) < NUM_ITERS
+    assert f"Resuming from {saved}" in finish(num_processes, data, folder)
+    assert_same_weights(final_weights(folder), undisturbed[num_processes])
+
+
+def can_mount():
+    """Tell whether this user may mount a file system of its own."""
+    if shutil.which("unshare") is None:
+        return False
+    tried = subprocess.run([*NAMESPACE, "mount -t tmpfs tmpfs /mnt"], capture_output=True, check=False)
+    return tried.returncode == 0
+
+
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs permission to mount a small tmpfs (user namespaces)")
+def test_full_disk_leaves_the_previous_checkpoint(data, undisturbed, tmp_path):
+    size = (data / "1" / "model_final.pth").stat().st_size * 3 // 2  # for one checkpoint, but not for two
+    (tmp_path / "disk").mkdir()
+    folder = tmp_path / "disk" / "run"
+    script = f'mount -t tmpfs -o size={size} tmpfs disk && "$@"; code=$?; cp -a disk/run copy; exit $code'
+    done = subprocess.run(
+        [*NAMESPACE, script, "sh", *words(1, data, folder)],
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "model_0000020.pth (No space left on device)" in message
+    assert "Traceback" not in done.stderr
+    copy = tmp_path / "copy"
+    assert (copy / "last_checkpoint").read_text() == "model_0000010.pth"
+    assert [path.name for path in copy.glob("*.pth")] == ["model_0000010.pth"]
+    assert not list(copy.glob(".*.tmp"))
+    finish(1, data, copy)
+    assert_same_weights(final_weights(copy), undisturbed[1])
+
+
+@pytest.mark.parametrize("name", ["model_0000030.pth", "model_final.pth"])
+def test_damaged_checkpoint_is_passed_over(name, data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(data / "1", folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    (folder / "last_checkpoint").write_text(name)
+    before = f"model_{20 if '30' in name else 30:07d}.pth"
+    output = finish(1, data, folder)
+    assert f"{name} cannot be read as a checkpoint" in output
+    assert f"Resuming from {folder / before}" in output
+    assert_same_weights(final_weights(folder), undisturbed[1])
+
+
+def test_folder_with_damaged_checkpoints_alone_is_an_error(data, tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000010.pth")
+    (tmp_path / "model_0000010.pth").write_bytes(b"PK")
+    opts = words(1, data, tmp_path)
+    with pytest.raises(ValueError, match=r"no other checkpoint of .* can be read"):
+        train_command.main(opts[opts.index("--skip-test") :])
+    assert str(QUICK) in opts

@@ -19,6 +19,7 @@ from atss_core.modeling import build_detector
 from atss_core.structures import BoxList, ImageList
 from tests import golden
 from tests.conftest import QUICK, TINY
+from tests.devices import devices
 
 CPU = torch.device("cpu")
 AUG = [
@@ -34,16 +35,17 @@ def published_detector():
 
 
 @golden.needs_coco_tiny
+@devices
 @pytest.mark.parametrize("merge_type", ["vote", "soft-vote", "nms"])
 @torch.inference_mode()
-def test_whole_pipeline_is_the_published_one(merge_type, published_detector):
+def test_whole_pipeline_is_the_published_one(merge_type, published_detector, device):
     expected = golden.arrays("tta")
     opts = [*AUG, "TEST.BBOX_AUG.MERGE_TYPE", merge_type]
     cfg = load_cfg(golden.ROOT / "configs" / "atss" / "atss_R_50_FPN_1x.yaml", opts)
-    inference = build_inference(cfg, published_detector, CPU)
+    inference = build_inference(cfg, published_detector.to(device), torch.device(device))
     picture = golden.SHARED / "coco_tiny" / "val2017" / str(expected["file_name"])
     images = ImageList.from_tensors([to_pixels(Image.open(picture).convert("RGB"))])
-    (found,) = inference.detect(inference.predict(images), images.image_sizes)
+    (found,) = (r.to("cpu") for r in inference.detect(inference.predict(images), images.image_sizes))
     assert found.image_size == tuple(expected["result_size_wh"].tolist()[::-1])
     boxes, scores, labels = (
         torch.from_numpy(expected[f"{merge_type}/{key}"].astype(kind))

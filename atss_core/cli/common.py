@@ -41,6 +41,7 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
     except TerminatedError as stop:
         if dist.is_main():
             print(stop, file=sys.stderr)
+        dist.stop_process_group()
         sys.exit(128 + signal.SIGTERM)  # as a shell reports it
     except (*USER_ERRORS, RuntimeError) as error:
         message = in_own_words(error)
@@ -55,8 +56,8 @@ def in_own_words(error: Exception) -> str:
     """Return what to tell the user about an error; nothing if it is a fault of the program."""
     if dist.is_lost_connection(error):
         return (
-            "another process of the job has ended; see its error, or whether the system killed it (out of "
-            "memory?). The same command goes on from the last checkpoint"
+            f"another process of the job has ended; see its error, or whether the system killed it (out of "
+            f"memory?). The same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
         )
     if re.search(r"DataLoader worker .* (killed|exited)", str(error)):
         return f"{str(error).strip()} Out of memory? Then lower DATALOADER.NUM_WORKERS"

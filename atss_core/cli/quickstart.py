@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_cfg(CONFIG, parser.parse_args(argv).opts)
     write_shapes(find_dataset(cfg.DATASETS.TRAIN[0], cfg.DATASETS.DATA_DIR).images.parent)
     trained = train_detector(cfg)
-    metrics = test_detector(cfg, trained.detector, trained.device)
+    metrics = test_detector(cfg, trained.detector, trained.device, is_final=True)
 
     folder = Path(cfg.OUTPUT_DIR)
     plot_curves(folder / "metrics.jsonl", folder / "loss_curves.png")

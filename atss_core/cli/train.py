@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +15,23 @@ from yacs.config import CfgNode
 
 from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config, start
 from atss_core.cli.test import test_detector
-from atss_core.data import build_pixel_format, build_test_loaders, build_train_dataset, build_train_loader
+from atss_core.data import (
+    CocoDataset,
+    build_pixel_format,
+    build_test_loaders,
+    build_train_dataset,
+    build_train_loader,
+)
 from atss_core.engine import TrainingStep, train
 from atss_core.engine.build import move_detector
-from atss_core.evaluation import METRIC_NAMES, CocoMetrics
+from atss_core.engine.periodic_test import PeriodicTest
+from atss_core.evaluation import METRIC_NAMES
 from atss_core.modeling import Detector, build_detector
 from atss_core.solver import build_average, build_optimizer, build_scheduler
 from atss_core.utils import dist
 from atss_core.utils.checkpoint import Checkpointer
 from atss_core.utils.env import seed_everything
-from atss_core.utils.files import atomic_write, keep_lines
+from atss_core.utils.files import atomic_write
 from atss_core.utils.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -51,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(arguments)
     trained = train_detector(cfg, will_test=not arguments.skip_test)
     if not arguments.skip_test and not trained.is_tested:
-        test_detector(cfg, trained.detector, trained.device)
+        test_detector(cfg, trained.detector, trained.device, is_final=True)
 
 
 class Trained(NamedTuple):
@@ -60,7 +65,7 @@ class Trained(NamedTuple):
     Attributes:
         detector: with the weights that are tested: the average, if there is one.
         device: where it is.
-        is_tested: whether training has tested it, which TEST.EVAL_PERIOD makes it do.
+        is_tested: whether TEST.EVAL_PERIOD has made training test it.
     """
 
     detector: Detector
@@ -88,7 +93,7 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
 
     dataset = build_train_dataset(cfg)
     if will_test or cfg.TEST.EVAL_PERIOD:
-        build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size())
+        check_test_sets(cfg)
     seed_everything(cfg.SEED)
     detector = move_detector(cfg, build_detector(cfg), device)
     optimizer = build_optimizer(cfg, detector)
@@ -106,8 +111,21 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         )
     tested = checkpointer.tested_model
     assert isinstance(tested, Detector)
+    periodic_test = None
+    if cfg.TEST.EVAL_PERIOD:
+        periodic_test = PeriodicTest(
+            lambda iteration: test_detector(cfg, tested, device, is_final=iteration == cfg.SOLVER.MAX_ITER),
+            checkpointer,
+            folder / "evaluations.jsonl",
+            start_iter=start_iter,
+            max_iter=cfg.SOLVER.MAX_ITER,
+            period=cfg.TEST.EVAL_PERIOD,
+            best_metric=cfg.TEST.BEST_METRIC,
+        )
     if start_iter >= cfg.SOLVER.MAX_ITER:
         logger.info("%s is trained already (%d iterations); remove it to train anew", folder, start_iter)
+        if periodic_test is not None and periodic_test.is_due(start_iter):
+            periodic_test(start_iter)
         return Trained(tested, device, is_tested=False)
 
     step = TrainingStep(
@@ -120,14 +138,6 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
         average=average,
     )
-
-    def evaluate(iteration: int) -> float:
-        checkpointer.share_buffers()
-        metrics = test_detector(cfg, tested, device)
-        return log_evaluation(metrics, iteration, folder / "evaluations.jsonl", cfg.TEST.BEST_METRIC)
-
-    if dist.is_main():
-        keep_lines(folder / "evaluations.jsonl", start_iter)
     train(
         step,
         build_train_loader(
@@ -141,10 +151,9 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         log_period=cfg.SOLVER.LOG_PERIOD,
         metrics_file=folder / "metrics.jsonl",
-        evaluate=evaluate if cfg.TEST.EVAL_PERIOD else None,
-        eval_period=cfg.TEST.EVAL_PERIOD,
+        periodic_test=periodic_test,
     )
-    return Trained(tested, device, is_tested=cfg.TEST.EVAL_PERIOD > 0)
+    return Trained(tested, device, is_tested=periodic_test is not None)
 
 
 def check_settings(cfg: CfgNode) -> None:
@@ -173,6 +182,21 @@ def check_settings(cfg: CfgNode) -> None:
             )
 
 
+def check_test_sets(cfg: CfgNode) -> None:
+    """Find what is wrong with the test sets before hours of training.
+
+    Raises:
+        ValueError: if they cannot be tested on, or TEST.EVAL_PERIOD has nothing to choose the best by.
+    """
+    first, *_ = build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size())
+    assert isinstance(first.dataset, CocoDataset)
+    if cfg.TEST.EVAL_PERIOD and not first.dataset.has_annotations:
+        raise ValueError(
+            f"TEST.EVAL_PERIOD needs annotations to choose the best checkpoint by, but {first.dataset.name} "
+            f"in DATASETS.TEST has none; set it to 0 or put a data set with annotations first"
+        )
+
+
 def parallel(detector: Detector, device: torch.device, sync_batch_norm: bool) -> nn.Module:
     """Wrap the detector for training in several processes; alone it stays as it is."""
     if dist.world_size() == 1:
@@ -180,6 +204,9 @@ def parallel(detector: Detector, device: torch.device, sync_batch_norm: bool) ->
     if sync_batch_norm and device.type != "cuda":
         raise ValueError(f"MODEL.USE_SYNCBN needs CUDA devices, but this runs on {device}; set it to False")
     model = nn.SyncBatchNorm.convert_sync_batchnorm(detector) if sync_batch_norm else detector
+    if sync_batch_norm:
+        count = sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+        logger.info("MODEL.USE_SYNCBN synchronises %d batch norms (fixed ones have nothing to share)", count)
     device_ids = [device.index] if device.type == "cuda" else None
     # Batch norms that are not synchronised keep their own statistics between checkpoints, as published.
     # PyTorch 2.15 has renamed this switch and warns about its old name.
@@ -187,19 +214,3 @@ def parallel(detector: Detector, device: torch.device, sync_batch_norm: bool) ->
     switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     options: dict[str, Any] = {switch: False}
     return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **options)
-
-
-def log_evaluation(metrics: dict[str, CocoMetrics], iteration: int, file: Path, best_metric: str) -> float:
-    """Append the metrics of each data set to a file of JSON lines, and return the one to choose the best by.
-
-    Raises:
-        ValueError: if the first data set has no annotations to measure against.
-    """
-    if not dist.is_main():
-        return math.nan  # only the main process measures, and chooses
-    if not metrics:
-        raise ValueError("TEST.EVAL_PERIOD needs a data set with annotations in DATASETS.TEST; set it to 0")
-    with open(file, "a", encoding="utf-8") as stream:
-        for name, found in metrics.items():
-            stream.write(json.dumps({"iteration": iteration, "dataset": name, **found.overall}) + "\n")
-    return next(iter(metrics.values())).overall[best_metric]

@@ -49,7 +49,7 @@ def _model() -> Node:
             "WEIGHT": "",
             # (new) Load what fits of a detector and leave the rest fresh: another number of classes, say.
             "WEIGHT_PARTIAL": False,
-            # (new) Store images and weights with the channels last, which suits the tensor cores of GPUs.
+            # (new) Store weights with the channels last, which activations then follow; suits tensor cores.
             "CHANNELS_LAST": False,
             # (new) Compile body, FPN and head with torch.compile; the first iterations then take minutes.
             "COMPILE": False,
@@ -221,7 +221,8 @@ def _solver() -> Node:
             # (new) Parts that each process splits its share of a batch into, one after the other, to save
             # memory. The update is that of the whole batch.
             "GRAD_ACCUM_STEPS": 1,
-            # (new) Mixed precision in training: "bfloat16", "float16" (with a loss scaler), empty for none.
+            # (new) Mixed precision in training: "bfloat16", "float16", empty for none. float16 needs a loss
+            # scaler, which waits for the GPU in each iteration.
             "AMP": "",
             # (new) Largest norm of all gradients together; 0 does not clip.
             "CLIP_GRAD_NORM": 0.0,
@@ -242,7 +243,7 @@ def _test() -> Node:
             # than SIGMA_TOL std from the mean are reported.
             "EXPECTED_RESULTS": [],
             "EXPECTED_RESULTS_SIGMA_TOL": 4,
-            # Pictures a batch over all processes.
+            # Pictures a batch over all processes, at least one for each.
             "IMS_PER_BATCH": 8,
             "DETECTIONS_PER_IMG": 100,
             # (new) Iterations between tests during training, 0 for none; model_best.pth is the best of them

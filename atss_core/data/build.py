@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from atss_core.config.catalog import find_dataset
 from atss_core.data.batch import Batch, Sample, collate
 from atss_core.data.coco import CocoDataset
-from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler, divide_batch
+from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler
 from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Step, to_pixels
 from atss_core.utils.pixels import PixelFormat
 
@@ -179,9 +179,14 @@ def build_test_loaders(cfg: CfgNode, rank: int = 0, world_size: int = 1) -> list
     Args:
         cfg: the configuration.
         rank: of this process.
-        world_size: number of processes, which share TEST.IMS_PER_BATCH and the pictures.
+        world_size: number of processes, which share TEST.IMS_PER_BATCH, at least one picture each.
+
+    Raises:
+        ValueError: if TEST.IMS_PER_BATCH is not positive, or as ``build_datasets``.
     """
-    share = divide_batch(cfg.TEST.IMS_PER_BATCH, world_size, "pictures in TEST.IMS_PER_BATCH")
+    if cfg.TEST.IMS_PER_BATCH < 1:
+        raise ValueError(f"TEST.IMS_PER_BATCH must be at least 1, got {cfg.TEST.IMS_PER_BATCH}")
+    share = max(cfg.TEST.IMS_PER_BATCH // world_size, 1)  # how they share it changes no picture's turn
     if cfg.TEST.BBOX_AUG.ENABLED:
         share = 1  # it looks at one picture at a time in any case, and so do the loader and the progress bar
     loaders = []

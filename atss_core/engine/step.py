@@ -67,7 +67,7 @@ class TrainingStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update_parameters(self.detector)
+            update_average(self.average, self.detector)
         return {name: torch.stack([losses[name] for losses in terms]).sum() for name in terms[0]}
 
     def _add_gradients(self, part: Batch, normalizers: Tensor | None) -> dict[str, Tensor]:
@@ -81,3 +81,19 @@ class TrainingStep:
         if isinstance(self.model, DistributedDataParallel) and not is_last:
             return self.model.no_sync()
         return nullcontext()
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module) -> None:
+    """Do what ``average.update_parameters`` does, which would copy a counter to the GPU and wait for that."""
+    own = [*average.module.parameters(), *average.module.buffers()]
+    new = [*model.parameters(), *model.buffers()]
+    floats = [i for i, tensor in enumerate(own) if tensor.is_floating_point()]
+    others = sorted(set(range(len(own))) - set(floats))
+    if average.n_averaged == 0:
+        floats, others = [], list(range(len(own)))
+    if floats and average.multi_avg_fn:
+        average.multi_avg_fn([own[i] for i in floats], [new[i] for i in floats], average.n_averaged)
+    for i in others:
+        own[i].copy_(new[i])
+    average.n_averaged += 1

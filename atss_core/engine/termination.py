@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -27,6 +29,7 @@ class Termination:
 
     def __init__(self) -> None:
         self._is_noticed = False
+        self._message = ""
         self._pending: tuple[torch.Tensor, distributed.Work] | None = None
         self._previous: Any = None
 
@@ -41,10 +44,10 @@ class Termination:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def is_due(self) -> bool:
+    def is_due(self, wait: bool = False) -> bool:
         """Tell whether to stop now; all processes call this after each iteration and get the same answer.
 
-        What is sent now arrives while the next iteration runs, so that nobody waits.
+        What is sent now arrives while the next iteration runs, so that nobody waits, unless told to.
         """
         if dist.world_size() == 1:
             return self._is_noticed
@@ -55,7 +58,27 @@ class Termination:
             answer = bool(flag.item())
         flag = torch.tensor([float(self._is_noticed)])
         self._pending = (flag, distributed.all_reduce(flag, async_op=True))
+        if wait:
+            self._pending[1].wait()
+            answer = answer or bool(flag.item())
         return answer
+
+    @contextmanager
+    def at_once(self, message: str) -> Iterator[None]:
+        """Stop at once in this block, with ``message``, if the signal comes: there is nothing left to save.
+
+        Raises:
+            TerminatedError: when the signal comes.
+        """
+        self._message = message
+        if self._is_noticed:
+            raise TerminatedError(message)
+        try:
+            yield
+        finally:
+            self._message = ""
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._is_noticed = True
+        if self._message:
+            raise TerminatedError(self._message)

@@ -85,7 +85,8 @@ class TrainingLog:
                 listed = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
                 raise NonFiniteLossError(
                     f"the loss is not finite at iteration {iteration}: {listed}; images {image_ids}. Nothing "
-                    f"was saved since the last checkpoint. Look at these images, or lower SOLVER.BASE_LR"
+                    f"was saved since the last checkpoint. Look at these images, lower SOLVER.BASE_LR or, "
+                    f"with SOLVER.AMP float16, take bfloat16"
                 )
             self._record("loss", sum(terms))
             for name, value in losses.items():

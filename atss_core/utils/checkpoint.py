@@ -38,9 +38,6 @@ class Checkpointer:
         class_names: stored beside the weights, so that detections can be named without the data set.
         scaler: of the loss in float16; restored on resume.
         average: averaged weights, which are what ``model_best.pth`` holds; restored on resume.
-
-    Attributes:
-        best: the highest value that ``save_best`` was given, None before.
     """
 
     def __init__(
@@ -61,7 +58,6 @@ class Checkpointer:
         self.class_names = class_names
         self.scaler = scaler
         self.average = average
-        self.best: float | None = None
 
     @property
     def tested_model(self) -> nn.Module:
@@ -85,7 +81,6 @@ class Checkpointer:
             "iteration": iteration,
             "random": random_state(),
             "class_names": self.class_names,
-            "best": self.best,
         }
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
@@ -100,20 +95,15 @@ class Checkpointer:
 
         on_main_process(write)
 
-    def save_best(self, value: float, iteration: int) -> None:
-        """Write the weights to ``<folder>/model_best.pth`` if ``value`` is higher than all before.
+    def save_best(self, iteration: int, value: float) -> None:
+        """Write the weights that are tested to ``<folder>/model_best.pth``; only the main process calls this.
 
-        All processes call this; the value of the main one counts.
+        Args:
+            iteration: of the weights.
+            value: of the metric that they are the best by.
         """
-
-        def write() -> None:
-            if self.best is None or value > self.best:
-                self.best = value
-                weights = self.tested_model.state_dict()
-                state = {"model": weights, "iteration": iteration, "best": value}
-                self._write({**state, "class_names": self.class_names}, "model_best")
-
-        on_main_process(write)
+        state = {"model": self.tested_model.state_dict(), "iteration": iteration, "best": value}
+        self._write({**state, "class_names": self.class_names}, "model_best")
 
     def share_buffers(self) -> None:
         """Give all processes the batch-norm statistics of the first, as before every test and checkpoint."""
@@ -157,7 +147,6 @@ class Checkpointer:
             group.update(own)
         set_iteration(self.scheduler, state["iteration"])
         set_random_state(state["random"])
-        self.best = state.get("best")
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

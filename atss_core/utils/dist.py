@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import time
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 
 # What goes through the CPU, such as detections and "all done", never waits for a GPU nor takes its memory.
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
+# Long enough to wait for the main process while it measures a large data set.
+TIMEOUT = timedelta(hours=2)
 
 
 def start_process_group(device: torch.device) -> torch.device:
@@ -29,14 +32,15 @@ def start_process_group(device: torch.device) -> torch.device:
         if device.type == "cuda":
             device = choose_gpu(local_rank(), torch.cuda.device_count())
             torch.cuda.set_device(device)
-        backend = BACKENDS.get(device.type, "gloo")
-        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+        if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            distributed.init_process_group(
-                backend, store=store_of_this_attempt(rank), rank=rank, world_size=size
-            )
+            store = store_of_this_attempt(rank)
         else:
-            distributed.init_process_group(backend)
+            rank, size, store = -1, -1, None  # all in the environment
+        distributed.init_process_group(
+            BACKENDS.get(device.type, "gloo"), timeout=TIMEOUT, store=store, rank=rank, world_size=size
+        )
     return device
 
 
@@ -65,24 +69,31 @@ def store_of_this_attempt(rank: int, patience: float = 300.0) -> distributed.TCP
         port = int(launcher.get("atss/port"))
         try:
             socket.create_connection((address, port), timeout=2).close()  # fails without PyTorch's long log
-            return distributed.TCPStore(address, port, is_master=False)
-        except OSError:
+            own = distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+        except (OSError, distributed.DistError):
             time.sleep(0.2)
+        else:
+            own.set_timeout(timedelta(minutes=5))
+            return own
     raise OSError(f"the first process of the job did not come within {patience:.0f} s; look for its error")
 
 
 def choose_gpu(process: int, num_gpus: int) -> torch.device:
-    """Return the GPU of the process with this local rank; one that sees a single GPU takes that.
+    """Return the GPU of the process with this local rank.
+
+    A process that sees a single GPU takes that, if it was given to it alone by CUDA_VISIBLE_DEVICES.
 
     Raises:
-        ValueError: if there are several GPUs, but not so many.
+        ValueError: if there are fewer GPUs than processes.
     """
-    if num_gpus > 1 and process >= num_gpus:
-        raise ValueError(
-            f"process {process + 1} of this machine needs a GPU of its own, but there are {num_gpus}; start "
-            f"at most {num_gpus} with --nproc_per_node"
-        )
-    return torch.device("cuda", process if num_gpus > 1 else 0)
+    if process < num_gpus:
+        return torch.device("cuda", process)
+    if num_gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        return torch.device("cuda", 0)
+    raise ValueError(
+        f"process {process + 1} of this machine needs a GPU of its own, but there are {num_gpus}; start at "
+        f"most {num_gpus} with --nproc_per_node"
+    )
 
 
 def stop_process_group() -> None:
@@ -113,15 +124,17 @@ def is_main() -> bool:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Tell whether an error means that another process of the job has ended."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Socket Timeout")
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return world_size() > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give all processes the buffers of the first, such as batch-norm statistics."""
+    """Give all processes the batch-norm statistics of the first; other buffers never differ."""
     if world_size() > 1:
-        for buffer in module.buffers():
-            distributed.broadcast(buffer, src=0)
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                for buffer in layer.buffers():
+                    distributed.broadcast(buffer, src=0)
 
 
 def barrier() -> None:

@@ -212,6 +212,18 @@ def test_faults_of_the_test_set_are_found_before_training(own_shapes, tiny, tmp_
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
+def test_best_checkpoint_needs_annotations(own_shapes, tiny, tmp_path, capsys):
+    file = own_shapes[0] / "shapes" / "annotations" / "val.json"
+    content = json.loads(file.read_text())
+    del content["annotations"]
+    file.write_text(json.dumps(content))
+    opts = [*tiny, "DATASETS.DATA_DIR", str(own_shapes[0]), "TEST.EVAL_PERIOD", "2"]
+    with pytest.raises(SystemExit):
+        run(train.main, ["--config-file", str(QUICK), *opts])
+    assert "TEST.EVAL_PERIOD needs annotations" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
 def test_boxes_without_area_are_counted_and_dropped(own_shapes, tiny, capsys):
     folder, edit = own_shapes
 
@@ -239,7 +251,7 @@ def test_corrupt_pictures_are_skipped_on_demand(own_shapes, tiny, capsys):
         (train.main, ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
         (train.main, ["DATASETS.TRAIN", "('shape_train',)"], "did you mean shapes_train"),
         (train.main, ["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH"),
-        (train.main, ["TEST.IMS_PER_BATCH", "0"], "TEST.IMS_PER_BATCH"),
+        (train.main, ["TEST.IMS_PER_BATCH", "0"], "TEST.IMS_PER_BATCH must be at least 1, got 0"),
         (train.main, ["SOLVER.LOG_PERIOD", "0"], "SOLVER.LOG_PERIOD must be at least 1, got 0"),
         (train.main, ["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be at least 1, got 0"),
         (test.main, [], "nothing to test: MODEL.WEIGHT is ''"),

@@ -142,8 +142,15 @@ def test_no_data_set_named(cfg, training, key):
 def test_batches_that_cannot_be_shared(cfg):
     with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH must be a positive multiple of the 3"):
         train_batches(cfg, world_size=3)
-    with pytest.raises(ValueError, match=r"TEST\.IMS_PER_BATCH must be a positive multiple of the 3"):
-        build_test_loaders(cfg, world_size=3)
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 16])
+def test_any_number_of_processes_tests_every_picture_once(world_size, cfg):
+    loaders = [build_test_loaders(cfg, rank=i, world_size=world_size)[0] for i in range(world_size)]
+    batches = [batch for loader in loaders for batch in loader.batch_sampler]
+    found = sorted(key.index for batch in batches for key in batch)
+    assert found == list(range(len(loaders[0].dataset)))
+    assert sum(loader.batch_sampler.num_images for loader in loaders) == len(found)
 
 
 def test_range_of_sizes(cfg):

@@ -136,6 +136,7 @@ def test_tests_during_training_change_nothing_and_choose_the_best(data, tmp_path
     assert [line["iteration"] for line in lines] == [2, 4, 6]
     best = read_checkpoint(tmp_path / "model_best.pth")
     assert best["best"] == max(line["AP"] for line in lines)
+    assert best["iteration"] == next(line["iteration"] for line in lines if line["AP"] == best["best"])
     assert output.count("star") == 3, "the final model is not tested twice"
 
 

@@ -1,5 +1,6 @@
 """Runs that are killed, told to stop or cannot save, and still end with the weights of an undisturbed one."""
 
+import json
 import os
 import re
 import shutil
@@ -31,17 +32,17 @@ def data(tmp_path_factory):
     return folder
 
 
-def words(num_processes, data, folder, *launcher_options):
+def words(num_processes, data, folder, *launcher_options, more=()):
     """The command of a run without the final test."""
-    found = command(num_processes, data, folder, LONGER)
+    found = command(num_processes, data, folder, [*LONGER, *more])
     tool = next(i for i, word in enumerate(found) if word.endswith("train_net.py"))
     return [*found[:tool], *launcher_options, found[tool], "--skip-test", *found[tool + 1 :]]
 
 
-def begin(*arguments):
+def begin(*arguments, **options):
     """Start a run as the leader of its own process group."""
     return subprocess.Popen(
-        words(*arguments),
+        words(*arguments, **options),
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -50,10 +51,10 @@ def begin(*arguments):
     )
 
 
-def finish(num_processes, data, folder):
+def finish(*arguments, **options):
     """Run the command to its end."""
     done = subprocess.run(
-        words(num_processes, data, folder), env=ENVIRONMENT, capture_output=True, text=True, check=False
+        words(*arguments, **options), env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -139,6 +140,32 @@ def test_terminated_job_saves_and_goes_on(num_processes, data, undisturbed, tmp_
     assert read_checkpoint(saved)["iteration"] == int(stopped) < NUM_ITERS
     assert f"Resuming from {saved}" in finish(num_processes, data, folder)
     assert_same_weights(final_weights(folder), undisturbed[num_processes])
+
+
+@pytest.mark.parametrize("moment", ["model_0000010.pth", "inference/shapes_val/bbox.json"])
+def test_terminated_while_testing_ends_as_undisturbed(moment, data, tmp_path):
+    """Right before the first test of a run, or in the middle of one; the rest of the run makes up for it."""
+    tested = ["TEST.EVAL_PERIOD", "10", "SOLVER.EMA_DECAY", "0.9"]
+    for name in ("whole", "stopped"):
+        folder = tmp_path / name
+        if name == "stopped":
+            job = begin(1, data, folder, more=tested)
+            wait_for(folder / moment)
+            job.send_signal(signal.SIGTERM)
+            output, _ = job.communicate(timeout=120)
+            assert job.returncode == 128 + signal.SIGTERM, output
+        finish(1, data, folder, more=tested)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert_same_weights(final_weights(stopped), final_weights(whole))
+    lines = [
+        [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        for folder in (whole, stopped)
+    ]
+    assert lines[0] == lines[1]
+    assert [line["iteration"] for line in lines[0]] == [10, 20, 30, 40]
+    best = [read_checkpoint(folder / "model_best.pth") for folder in (whole, stopped)]
+    assert best[0]["iteration"] == best[1]["iteration"]
+    assert_same_weights(best[0]["model"], best[1]["model"])
 
 
 def can_mount():

@@ -11,6 +11,7 @@ from atss_core.cli.common import run
 from atss_core.config import load_cfg
 from atss_core.data import Batch
 from atss_core.engine import TrainingStep
+from atss_core.engine.step import update_average
 from atss_core.modeling import build_detector
 from atss_core.solver import build_average, build_optimizer, build_scheduler
 from atss_core.structures import BoxList, ImageList
@@ -211,3 +212,28 @@ def test_wrong_settings_end_in_one_line(opts, message, tiny, capsys):
 def test_average_is_none_unless_asked_for():
     step, cfg = make_step()
     assert build_average(cfg, step.detector) is None
+
+
+def test_synchronised_batch_norm_keeps_keys_parameters_and_their_order():
+    step, cfg = make_step(["SOLVER.EMA_DECAY", "0.5"])
+    average = build_average(cfg, step.detector)
+    keys, parameters = list(step.detector.state_dict()), list(step.detector.parameters())
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(step.detector)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+    assert list(converted.state_dict()) == keys == list(average.module.state_dict())
+    assert all(own is other for own, other in zip(converted.parameters(), parameters, strict=True))
+
+
+def test_average_is_that_of_pytorch():
+    step, cfg = make_step(["SOLVER.EMA_DECAY", "0.5"])
+    own, theirs = (build_average(cfg, step.detector) for _ in range(2))
+    for _ in range(3):
+        step([batch()])
+        update_average(own, step.detector)
+        theirs.update_parameters(step.detector)
+    assert own.n_averaged == theirs.n_averaged == 3
+    floats = {
+        k: v for k, v in theirs.module.state_dict().items() if v.is_floating_point()
+    }  # counts are copied
+    assert_equal(floats, own.module.state_dict())
+    assert not torch.equal(own.module.rpn.head.cls_logits.bias, step.detector.rpn.head.cls_logits.bias)

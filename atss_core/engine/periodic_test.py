@@ -1,0 +1,77 @@
+"""Tests during training, and the choice of the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from atss_core.evaluation import CocoMetrics
+from atss_core.utils import dist
+from atss_core.utils.checkpoint import Checkpointer
+from atss_core.utils.files import keep_lines, on_main_process
+
+
+class PeriodicTest:
+    """Test every so many iterations and after the last one, and keep the best weights.
+
+    Each test is a line of metrics in a file, which also tells a resumed run what has been tested and what was
+    the best until then.
+
+    Args:
+        test: tests the current weights, after an iteration; returns metrics by data set name on the main
+            process.
+        checkpointer: saves ``model_best.pth``.
+        file: JSON lines, one a test and data set; lines after ``start_iter`` are dropped.
+        start_iter: iterations done before.
+        max_iter: iterations in all.
+        period: iterations between tests.
+        best_metric: of the first data set, chooses the best.
+    """
+
+    def __init__(
+        self,
+        test: Callable[[int], dict[str, CocoMetrics]],
+        checkpointer: Checkpointer,
+        file: Path,
+        *,
+        start_iter: int,
+        max_iter: int,
+        period: int,
+        best_metric: str,
+    ) -> None:
+        self.test = test
+        self.checkpointer = checkpointer
+        self.file = file
+        self.max_iter = max_iter
+        self.period = period
+        self.best_metric = best_metric
+        on_main_process(lambda: keep_lines(file, start_iter))
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        tests = [json.loads(line) for line in lines]
+        self._tested = {line["iteration"] for line in tests}
+        # The first line of an iteration is that of the first data set.
+        firsts = {line["iteration"]: line[best_metric] for line in reversed(tests)}
+        self.best: float = max(firsts.values(), default=-1.0)
+
+    def is_due(self, iteration: int) -> bool:
+        """Tell whether to test after this iteration, which all processes answer alike."""
+        is_its_turn = iteration > 0 and iteration % self.period == 0
+        return (is_its_turn or iteration == self.max_iter) and iteration not in self._tested
+
+    def __call__(self, iteration: int) -> None:
+        """Test, log the metrics and save the weights if they are the best so far."""
+        self.checkpointer.share_buffers()
+        metrics = self.test(iteration)
+        self._tested.add(iteration)
+        if dist.is_main():
+            value = next(iter(metrics.values())).overall[self.best_metric]
+            if value > self.best or not (self.checkpointer.folder / "model_best.pth").is_file():
+                self.best = max(value, self.best)
+                self.checkpointer.save_best(iteration, value)
+            with open(self.file, "a", encoding="utf-8") as stream:
+                for name, found in metrics.items():
+                    stream.write(
+                        json.dumps({"iteration": iteration, "dataset": name, **found.overall}) + "\n"
+                    )
+        dist.barrier()

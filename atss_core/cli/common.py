@@ -41,7 +41,6 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
     except TerminatedError as stop:
         if dist.is_main():
             print(stop, file=sys.stderr)
-        dist.stop_process_group()
         sys.exit(128 + signal.SIGTERM)  # as a shell reports it
     except (*USER_ERRORS, RuntimeError) as error:
         message = in_own_words(error)

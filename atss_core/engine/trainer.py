@@ -71,6 +71,7 @@ def train(
     with bar, Termination() as termination:
 
         def test_if_due(iteration: int) -> None:
+            """Test if it is time, and leave the model in training mode in any case."""
             if periodic_test is not None and periodic_test.is_due(iteration):
                 with termination.at_once(STOPPED.format(iteration)):
                     periodic_test(iteration)

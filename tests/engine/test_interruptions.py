@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,10 @@ from atss_core.data import write_shapes
 from atss_core.utils.checkpoint import read_checkpoint
 from tests.conftest import QUICK
 from tests.engine.test_distributed import ALONE, command
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="looks for processes in /proc, as Linux has it"
+)
 
 NUM_ITERS = 40
 LONGER = [
@@ -69,8 +75,7 @@ def wait_for(path):
 
 def children(pid):
     """The processes that a process has started: a launcher its workers, those their data workers."""
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True).stdout
-    return [int(child) for child in found.split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def final_weights(folder):

@@ -1,6 +1,7 @@
 """Switches of precision and speed, each against training without it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -76,6 +77,9 @@ def test_mixed_precision_changes_losses_by_its_rounding(train, amp):
     assert bool(other["scaler"]) == (amp == "float16")
 
 
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler"
+)
 def test_compiled_network_computes_the_same(train):
     small = ["SOLVER.MAX_ITER", "2", "INPUT.MIN_SIZE_RANGE_TRAIN", "(64, 64)"]
     (usual, losses), (other, other_losses) = (

@@ -124,9 +124,10 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         )
     if start_iter >= cfg.SOLVER.MAX_ITER:
         logger.info("%s is trained already (%d iterations); remove it to train anew", folder, start_iter)
-        if periodic_test is not None and periodic_test.is_due(start_iter):
+        is_due = periodic_test is not None and periodic_test.is_due(start_iter)
+        if periodic_test is not None and is_due:
             periodic_test(start_iter)
-        return Trained(tested, device, is_tested=False)
+        return Trained(tested, device, is_tested=is_due)
 
     step = TrainingStep(
         detector,

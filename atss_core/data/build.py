@@ -186,7 +186,7 @@ def build_test_loaders(cfg: CfgNode, rank: int = 0, world_size: int = 1) -> list
     """
     if cfg.TEST.IMS_PER_BATCH < 1:
         raise ValueError(f"TEST.IMS_PER_BATCH must be at least 1, got {cfg.TEST.IMS_PER_BATCH}")
-    share = max(cfg.TEST.IMS_PER_BATCH // world_size, 1)  # how they share it changes no picture's turn
+    share = max(cfg.TEST.IMS_PER_BATCH // world_size, 1)  # each picture is tested once in any case
     if cfg.TEST.BBOX_AUG.ENABLED:
         share = 1  # it looks at one picture at a time in any case, and so do the loader and the progress bar
     loaders = []

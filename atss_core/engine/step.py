@@ -92,7 +92,8 @@ def update_average(average: AveragedModel, model: nn.Module) -> None:
     others = sorted(set(range(len(own))) - set(floats))
     if average.n_averaged == 0:
         floats, others = [], list(range(len(own)))
-    if floats and average.multi_avg_fn:
+    assert average.multi_avg_fn is not None
+    if floats:
         average.multi_avg_fn([own[i] for i in floats], [new[i] for i in floats], average.n_averaged)
     for i in others:
         own[i].copy_(new[i])

@@ -106,7 +106,8 @@ def _resnets() -> Node:
 def _atss() -> Node:
     return Node(
         {
-            # Object classes plus one for the background: 81 for COCO.
+            # Object classes plus one for the background: 81 for COCO. Where no file and no override gives it,
+            # it follows from the data set or the checkpoint.
             "NUM_CLASSES": 81,
             # Anchor side on each level, or a list of several; and the stride of each level.
             "ANCHOR_SIZES": (64, 128, 256, 512, 1024),
@@ -122,6 +123,13 @@ def _atss() -> Node:
             # 3x3 convolutions in each tower of the head; the last is deformable if USE_DCN_IN_TOWER.
             "NUM_CONVS": 4,
             "USE_DCN_IN_TOWER": False,
+            # (new) Normalisation in the towers: GN (32 groups) or none.
+            "TOWER_NORM": "GN",
+            # (new) Predict the centerness. If false, a score is the class probability alone, not the root of
+            # its product with the centerness, and the box terms of all positives weigh the same.
+            "USE_CENTERNESS": True,
+            # (new) Multiply the box codes of each level by a learnt number.
+            "USE_SCALE": True,
             # Focal loss.
             "LOSS_ALPHA": 0.25,
             "LOSS_GAMMA": 2.0,
@@ -132,8 +140,16 @@ def _atss() -> Node:
             "BG_IOU_THRESHOLD": 0.4,
             # Only for ATSS (candidates a level) and TOPK (positives an object).
             "TOPK": 9,
+            # (new) Positives must have their centre inside their box. SSC is defined by that and needs True.
+            "POSITIVES_IN_BOX": True,
+            # (new) Only for SSC: positives must lie less than so many strides from the object's centre,
+            # across and down. 0 is off; FCOS's centre sampling, "ATSS lite" in the paper, is 1.5.
+            "CENTER_SAMPLING_RADIUS": 0.0,
             # BOX regresses from an anchor box, POINT the distances from its centre to the four sides.
             "REGRESSION_TYPE": "BOX",
+            # (new) GIoU of the decoded boxes, or SmoothL1 of their codes (RetinaNet); and its factor. With
+            # SmoothL1 the factor of RetinaNet is 1.
+            "REG_LOSS_TYPE": "GIoU",
             "REG_LOSS_WEIGHT": 2.0,
             # Class probability that the head predicts everywhere when training starts.
             "PRIOR_PROB": 0.01,
@@ -168,9 +184,12 @@ def _input() -> Node:
 def _datasets() -> Node:
     return Node(
         {
-            # Names from config/catalog.py.
+            # Each a name from config/catalog.py or REGISTER, or (new) where the data set is:
+            # "annotations.json@pictures" (COCO), "folder@split" (VOC, YOLO) or "data.yaml@split" (YOLO).
             "TRAIN": (),
             "TEST": (),
+            # (new) Own names for such places: REGISTER: {cells_train: "cells/train.json@cells/pictures"}.
+            "REGISTER": Node(),
             # (new) The folder that the paths of the catalogue start from.
             "DATA_DIR": "datasets",
         }
@@ -186,6 +205,9 @@ def _dataloader() -> Node:
             "SIZE_DIVISIBILITY": 0,
             # Batches hold either wide (height < width) or tall and square pictures.
             "ASPECT_RATIO_GROUPING": True,
+            # (new) Leave out of training the pictures without any object; if False they are trained on as
+            # background. Those with only crowds or boxes without area are left out in either case.
+            "FILTER_EMPTY_ANNOTATIONS": True,
             # (new) Count and skip pictures that cannot be read, instead of stopping.
             "SKIP_CORRUPT": False,
         }

@@ -13,9 +13,17 @@ from yacs.config import CfgNode as Node
 
 from atss_core.config.defaults import get_cfg
 
+_BASE = "_BASE_"
+_GIVEN = "__given__"
+# A section whose keys are the user's own.
+_OPEN_SECTION = "DATASETS.REGISTER"
+
 
 def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
     """Read a YAML file and overrides over the defaults.
+
+    A file may begin with ``_BASE_: other.yaml``, a path from its own folder: that file is read first, and the
+    keys of this one go over it.
 
     Args:
         file: a YAML file, or None for the defaults alone.
@@ -23,24 +31,63 @@ def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
             Python literals; what is not one is taken as a string.
 
     Returns:
-        A frozen configuration.
+        A frozen configuration; ``is_given`` tells which keys were set.
 
     Raises:
         ValueError: for an unknown key, a value of the wrong type, bad YAML or an odd number of ``opts``.
         FileNotFoundError: if there is no such file.
     """
-    node = get_cfg()
-    if file is not None:
-        for key, value in _flatten(_read_yaml(Path(file)), str(file)):
-            _set(node, key, value, source=str(file))
+    node, defaults = get_cfg(), get_cfg()
+    given = set()
+    for source, tree in _read_with_bases(Path(file)) if file is not None else ():
+        for key, value in _flatten(tree, str(source)):
+            _set(node, key, value, defaults, source=str(source))
+            given.add(key)
     if len(opts) % 2:
         raise ValueError(
             f"overrides come in pairs KEY VALUE, but there are {len(opts)} words, the last is {opts[-1]!r}"
         )
     for key, text in zip(opts[::2], opts[1::2], strict=True):
-        _set(node, key, _literal(text), source="the command line")
+        _set(node, key, _literal(text), defaults, source="the command line")
+        given.add(key)
+    node.__dict__[_GIVEN] = frozenset(given)  # beside the keys, where yacs keeps whether a node is frozen
     node.freeze()
     return node
+
+
+def is_given(cfg: Node, key: str) -> bool:
+    """Tell whether a file or the command line has set a key, such as "MODEL.ATSS.NUM_CLASSES"."""
+    return key in cfg.__dict__.get(_GIVEN, ())
+
+
+def override(cfg: Node, key: str, value: Any) -> Node:
+    """Return a copy of a configuration in which one more key is given.
+
+    Raises:
+        ValueError: if there is no such key, or the value is of the wrong type.
+    """
+    node = cfg.clone()
+    node.defrost()
+    _set(node, key, value, get_cfg(), source="the program")
+    node.__dict__[_GIVEN] = frozenset({*cfg.__dict__.get(_GIVEN, ()), key})
+    node.freeze()
+    return node
+
+
+def _read_with_bases(file: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return a file and those it builds on, the lowest first."""
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    base: Path | None = file
+    while base is not None:
+        if base.resolve() in [done.resolve() for done, _ in chain]:
+            raise ValueError(f"{chain[-1][0]}: {_BASE} {base} leads back to itself; correct the chain")
+        tree = _read_yaml(base)
+        chain.append((base, tree))
+        name = tree.pop(_BASE, None)
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"{base}: {_BASE} must be the path of a YAML file, got {name!r}")
+        base = base.parent / Path(name).expanduser() if name is not None else None
+    return chain[::-1]
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -59,7 +106,7 @@ def _flatten(tree: dict[str, Any], source: str, prefix: str = "") -> Iterator[tu
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict):
-            if not value:
+            if not value and key != _OPEN_SECTION:  # which every config.yml has
                 raise ValueError(f"{source}: section {key} is empty")
             yield from _flatten(value, source, f"{key}.")
         else:
@@ -74,18 +121,22 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _set(node: Node, key: str, value: Any, source: str) -> None:
+def _set(node: Node, key: str, value: Any, defaults: Node, source: str) -> None:
     *sections, leaf = key.split(".")
-    parent = node
+    parent, default = node, defaults
     for section in sections:
         parent = parent.get(section) if isinstance(parent, Node) else None
+        default = default.get(section) if isinstance(default, Node) else None
+    if isinstance(parent, Node) and ".".join(sections) == _OPEN_SECTION:
+        parent[leaf] = _coerce(value, "path/to/annotations.json@path/to/pictures", key, source)
+        return
     if not isinstance(parent, Node) or leaf not in parent:
         raise ValueError(f"{source}: unknown key {key}{_nearest(node, key)}")
     if isinstance(parent[leaf], Node):
         raise ValueError(
             f"{source}: {key} is a section, give one of its keys, such as {_keys(parent[leaf], key)[0]}"
         )
-    parent[leaf] = _coerce(value, parent[leaf], key, source)
+    parent[leaf] = _coerce(value, default[leaf], key, source)
 
 
 def _nearest(node: Node, key: str) -> str:
@@ -113,6 +164,8 @@ def _keys(node: Node, prefix: str = "") -> list[str]:
 
 def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
     """Bring a value to the type of the default: lists and tuples are one, a whole number may be a float."""
+    if key in _ONE_OR_MORE and isinstance(value, str):
+        value = (value,)
     if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
         if default:  # an empty default says nothing about its elements
             value = [
@@ -136,6 +189,9 @@ def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
 
 # Keys whose elements may be lists themselves: several anchor sizes on a level.
 _NESTED = ("MODEL.ATSS.ANCHOR_SIZES",)
+
+# Lists that may be given as their only element.
+_ONE_OR_MORE = ("DATASETS.TRAIN", "DATASETS.TEST")
 
 # Keys whose published default is a whole number although any number makes sense.
 _NUMBERS = ("SOLVER.BIAS_LR_FACTOR", "SOLVER.WEIGHT_DECAY_BIAS", "TEST.EXPECTED_RESULTS_SIGMA_TOL")

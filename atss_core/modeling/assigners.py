@@ -44,12 +44,14 @@ class AtssAssigner:
 
     Args:
         topk: places per level and box; each counts with all the anchors that share its centre.
+        positives_in_box: only anchors whose centre is inside the box can be positive.
     """
 
-    def __init__(self, topk: int = 9) -> None:
+    def __init__(self, topk: int = 9, *, positives_in_box: bool = True) -> None:
         if topk < 1:
             raise ValueError(f"MODEL.ATSS.TOPK must be at least 1, got {topk}")
         self.topk = topk
+        self.positives_in_box = positives_in_box
 
     def __call__(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
         """Match the anchors to the boxes of each image, (G, 4) each; returns (N, K) int64."""
@@ -62,7 +64,7 @@ class AtssAssigner:
         # One candidate alone has no spread.
         spread = ious.std(dim=-1, keepdim=True) if ious.shape[-1] > 1 else torch.zeros_like(ious)
         is_positive = (ious >= ious.mean(dim=-1, keepdim=True) + spread) & is_box[..., None]
-        is_positive &= is_inside(box_ops.centers(candidate_boxes), padded[:, :, None])
+        is_positive &= may_be_positive(candidate_boxes, padded[:, :, None], ious, self.positives_in_box)
         return most_overlapping_box(candidates, ious, is_positive, len(anchors))
 
 
@@ -72,12 +74,24 @@ class SscAssigner:
     An anchor is positive for the boxes that its centre is inside and whose size suits its level; the smallest
     of them wins.
 
+    With centre sampling (version 2 of that paper, and its released code) the anchor's centre must also be
+    near the box's, across and down.
+
     Args:
         sizes: (low, high) of each level in pixels, both included.
+        center_radius: the centres must be less than so many strides of the level apart; 0 for any distance.
     """
 
-    def __init__(self, sizes: Sequence[tuple[float, float]] = SSC_SIZES) -> None:
+    def __init__(
+        self, sizes: Sequence[tuple[float, float]] = SSC_SIZES, *, center_radius: float = 0.0
+    ) -> None:
+        if center_radius < 0:
+            raise ValueError(
+                f"MODEL.ATSS.CENTER_SAMPLING_RADIUS counts strides and must not be negative, got "
+                f"{center_radius}; 0 is off"
+            )
         self.sizes = tuple(sizes)
+        self.center_radius = center_radius
 
     def __call__(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
         """Match the anchors to the boxes of each image, (G, 4) each; returns (N, K) int64.
@@ -90,41 +104,46 @@ class SscAssigner:
                 f"POSITIVE_TYPE SSC knows the object sizes of {len(self.sizes)} levels, "
                 f"but there are {len(anchors.strides)} levels"
             )
-        low, high = (
-            torch.cat([anchors.boxes.new_full((n,), x) for n, x in zip(anchors.counts, limits, strict=True)])
-            for limits in zip(*self.sizes, strict=True)
+        low, high = (per_anchor(anchors, limits) for limits in zip(*self.sizes, strict=True))
+        radius = per_anchor(anchors, [stride * self.center_radius or torch.inf for stride in anchors.strides])
+        return per_image(
+            lambda image_boxes: self._match(anchors, image_boxes, low, high, radius), anchors, boxes
         )
-        return per_image(lambda image_boxes: self._match(anchors, image_boxes, low, high), anchors, boxes)
 
     @staticmethod
-    def _match(anchors: Anchors, boxes: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        distances = box_ops.distances_to_sides(box_ops.centers(anchors.boxes), boxes[:, None])  # (G, K, 4)
+    def _match(anchors: Anchors, boxes: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
+        centers = box_ops.centers(anchors.boxes)
+        distances = box_ops.distances_to_sides(centers, boxes[:, None])  # (G, K, 4)
         size = distances.amax(dim=-1)
         is_positive = (distances.amin(dim=-1) > INSIDE_MARGIN) & (size >= low) & (size <= high)
+        is_positive &= (centers - box_ops.centers(boxes)[:, None]).abs().amax(dim=-1) < radius
         areas = torch.where(is_positive, box_ops.area(boxes)[:, None], torch.inf)
         smallest, box_index = areas.min(dim=0)
         return torch.where(smallest < torch.inf, box_index, BACKGROUND)
 
 
 class IouAssigner:
-    """IoU thresholds of RetinaNet (arXiv 1708.02002, section 4), positives limited to their box.
+    """IoU thresholds of RetinaNet (arXiv 1708.02002, section 4).
 
     An anchor is positive for the box it overlaps most if the IoU reaches the upper threshold, or if it is
-    one of some box's best anchors; it is background below the lower threshold. What lies between, and
-    positives whose centre is outside their box, is ignored.
+    one of some box's best anchors; it is background below the lower threshold. What lies between is ignored.
 
     Args:
         positive_iou: the upper threshold.
         negative_iou: the lower threshold.
+        positives_in_box: ignore positives whose centre is outside their box, which RetinaNet keeps.
     """
 
-    def __init__(self, positive_iou: float = 0.5, negative_iou: float = 0.4) -> None:
+    def __init__(
+        self, positive_iou: float = 0.5, negative_iou: float = 0.4, *, positives_in_box: bool = True
+    ) -> None:
         if negative_iou > positive_iou:
             raise ValueError(
                 f"BG_IOU_THRESHOLD must not exceed FG_IOU_THRESHOLD, got {negative_iou} > {positive_iou}"
             )
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou
+        self.positives_in_box = positives_in_box
 
     def __call__(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
         """Match the anchors to the boxes of each image, (G, 4) each; returns (N, K) int64."""
@@ -137,25 +156,27 @@ class IouAssigner:
         # A box that overlaps no anchor would tie with all of them at IoU 0, hence the second condition.
         is_best_of_a_box = ((ious == best_of_box) & (best_of_box > 0)).any(dim=0)
         is_positive = (best_iou >= self.positive_iou) | is_best_of_a_box
-        inside = is_inside(box_ops.centers(anchors.boxes), boxes[box_index])
+        stays = may_be_positive(anchors.boxes, boxes[box_index], best_iou, self.positives_in_box)
         unmatched = torch.where(best_iou < self.negative_iou, BACKGROUND, IGNORED)
-        return torch.where(is_positive, torch.where(inside, box_index, IGNORED), unmatched)
+        return torch.where(is_positive, torch.where(stays, box_index, IGNORED), unmatched)
 
 
 class TopkAssigner:
     """A fixed number of positives per box: the highest IoUs, ties settled by distance.
 
-    The rank score is ``IoU - distance / largest distance / 1000``. Positives must have their centre inside
-    the box, and an anchor that several boxes want goes to the one it overlaps most.
+    The rank score is ``IoU - distance / largest distance / 1000``. An anchor that several boxes want goes to
+    the one it overlaps most.
 
     Args:
         topk: anchors per box over all levels.
+        positives_in_box: those of them whose centre is outside the box are not positive.
     """
 
-    def __init__(self, topk: int = 9) -> None:
+    def __init__(self, topk: int = 9, *, positives_in_box: bool = True) -> None:
         if topk < 1:
             raise ValueError(f"MODEL.ATSS.TOPK must be at least 1, got {topk}")
         self.topk = topk
+        self.positives_in_box = positives_in_box
 
     def __call__(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
         """Match the anchors to the boxes of each image, (G, 4) each; returns (N, K) int64."""
@@ -168,9 +189,11 @@ class TopkAssigner:
         ranks = torch.arange(len(anchors), device=boxes.device)
         order = sort_key(distances / distances.max() / 1000 - ious, ranks)
         chosen = order.topk(min(self.topk, len(anchors)), largest=False).indices
-        inside = is_inside(box_ops.centers(anchors.boxes)[chosen], boxes[:, None])
         chosen_ious = ious.gather(1, chosen)
-        return most_overlapping_box(chosen[None], chosen_ious[None], inside[None], len(anchors))[0]
+        is_positive = may_be_positive(
+            anchors.boxes[chosen], boxes[:, None], chosen_ious, self.positives_in_box
+        )
+        return most_overlapping_box(chosen[None], chosen_ious[None], is_positive[None], len(anchors))[0]
 
 
 def pad(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -185,6 +208,24 @@ def per_image(match: Callable[[Tensor], Tensor], anchors: Anchors, boxes: Sequen
     """Match image by image, for the rules that need all pairs of boxes and anchors; returns (N, K)."""
     background = anchors.boxes.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
     return torch.stack([match(b) if len(b) else background for b in boxes])
+
+
+def per_anchor(anchors: Anchors, values: Sequence[float]) -> Tensor:
+    """Repeat the value of each level for all its anchors, shape (K,)."""
+    return torch.cat([anchors.boxes.new_full((n,), x) for n, x in zip(anchors.counts, values, strict=True)])
+
+
+def may_be_positive(anchor_boxes: Tensor, boxes: Tensor, ious: Tensor, in_box: bool) -> Tensor:
+    """Tell which anchors may be positive for boxes that they are paired with, shape (...).
+
+    Args:
+        anchor_boxes: shape (..., 4).
+        boxes: shape (..., 4).
+        ious: of each pair, shape (...).
+        in_box: the anchor's centre must be inside the box; if not, the two need only overlap, because a box
+            far from all anchors has candidates too.
+    """
+    return is_inside(box_ops.centers(anchor_boxes), boxes) if in_box else ious > 0
 
 
 def is_inside(points: Tensor, boxes: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from atss_core.layers import FrozenBatchNorm2d, group_norm
 from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.assigners import Assigner, AtssAssigner, IouAssigner, SscAssigner, TopkAssigner
 from atss_core.modeling.box_coder import BoxCoder, Coder, PointCoder
+from atss_core.modeling.box_loss import BoxLoss, GiouLoss, SmoothL1Loss
 from atss_core.modeling.detector import DenseStage, Detector
 from atss_core.modeling.fpn import FPN
-from atss_core.modeling.head import AtssHead
+from atss_core.modeling.head import AtssHead, tower_group_norm
 from atss_core.modeling.loss import AtssLoss
 from atss_core.modeling.postprocess import PostProcessor
 from atss_core.modeling.registry import Registry
@@ -26,6 +27,8 @@ FPN_STRIDES = (8, 16, 32, 64, 128)
 BACKBONES = Registry("MODEL.BACKBONE.CONV_BODY")
 ASSIGNERS = Registry("MODEL.ATSS.POSITIVE_TYPE")
 BOX_CODERS = Registry("MODEL.ATSS.REGRESSION_TYPE")
+BOX_LOSSES = Registry("MODEL.ATSS.REG_LOSS_TYPE")
+TOWER_NORMS = Registry("MODEL.ATSS.TOWER_NORM")
 
 
 def build_detector(cfg: CfgNode) -> Detector:
@@ -43,10 +46,11 @@ def build_detector(cfg: CfgNode) -> Detector:
             anchor_generator=anchor_generator,
             loss=AtssLoss(
                 build_assigner(cfg),
-                build_box_coder(cfg),
+                build_box_loss(cfg),
                 alpha=cfg.MODEL.ATSS.LOSS_ALPHA,
                 gamma=cfg.MODEL.ATSS.LOSS_GAMMA,
                 box_weight=cfg.MODEL.ATSS.REG_LOSS_WEIGHT,
+                use_centerness=cfg.MODEL.ATSS.USE_CENTERNESS,
             ),
             postprocess=PostProcessor(
                 build_box_coder(cfg),
@@ -157,7 +161,20 @@ def build_head(cfg: CfgNode, num_anchors: int) -> AtssHead:
         deformable=atss.USE_DCN_IN_TOWER,
         prior_prob=atss.PRIOR_PROB,
         positive_codes=atss.REGRESSION_TYPE == "POINT",
+        norm=TOWER_NORMS.build(atss.TOWER_NORM),
+        use_centerness=atss.USE_CENTERNESS,
+        use_scales=atss.USE_SCALE,
     )
+
+
+@TOWER_NORMS.register("GN")
+def _gn() -> Norm:
+    return tower_group_norm
+
+
+@TOWER_NORMS.register("none")
+def _no_norm() -> None:
+    return None
 
 
 def build_anchor_generator(cfg: CfgNode) -> AnchorGenerator:
@@ -182,28 +199,62 @@ def build_anchor_generator(cfg: CfgNode) -> AnchorGenerator:
 
 
 def build_assigner(cfg: CfgNode) -> Assigner:
-    """Build the assigner that MODEL.ATSS.POSITIVE_TYPE names."""
-    return ASSIGNERS.build(cfg.MODEL.ATSS.POSITIVE_TYPE, cfg)
+    """Build the assigner that MODEL.ATSS.POSITIVE_TYPE names.
+
+    Raises:
+        ValueError: for another name, or if the configuration limits positives in a way that does not fit it.
+    """
+    atss = cfg.MODEL.ATSS
+    if atss.CENTER_SAMPLING_RADIUS and atss.POSITIVE_TYPE != "SSC":
+        raise ValueError(
+            f"MODEL.ATSS.CENTER_SAMPLING_RADIUS belongs to POSITIVE_TYPE SSC and must be 0 with "
+            f"{atss.POSITIVE_TYPE}, got {atss.CENTER_SAMPLING_RADIUS}"
+        )
+    return ASSIGNERS.build(atss.POSITIVE_TYPE, cfg)
 
 
 @ASSIGNERS.register("ATSS")
 def _atss(cfg: CfgNode) -> AtssAssigner:
-    return AtssAssigner(topk=cfg.MODEL.ATSS.TOPK)
+    return AtssAssigner(topk=cfg.MODEL.ATSS.TOPK, positives_in_box=cfg.MODEL.ATSS.POSITIVES_IN_BOX)
 
 
 @ASSIGNERS.register("SSC")
 def _ssc(cfg: CfgNode) -> SscAssigner:
-    return SscAssigner()
+    if not cfg.MODEL.ATSS.POSITIVES_IN_BOX:
+        raise ValueError(
+            "MODEL.ATSS.POSITIVES_IN_BOX must be True with POSITIVE_TYPE SSC, which is defined by it, "
+            "got False; set it to True or choose another POSITIVE_TYPE"
+        )
+    return SscAssigner(center_radius=cfg.MODEL.ATSS.CENTER_SAMPLING_RADIUS)
 
 
 @ASSIGNERS.register("IoU")
 def _iou(cfg: CfgNode) -> IouAssigner:
-    return IouAssigner(cfg.MODEL.ATSS.FG_IOU_THRESHOLD, cfg.MODEL.ATSS.BG_IOU_THRESHOLD)
+    return IouAssigner(
+        cfg.MODEL.ATSS.FG_IOU_THRESHOLD,
+        cfg.MODEL.ATSS.BG_IOU_THRESHOLD,
+        positives_in_box=cfg.MODEL.ATSS.POSITIVES_IN_BOX,
+    )
 
 
 @ASSIGNERS.register("TOPK")
 def _topk(cfg: CfgNode) -> TopkAssigner:
-    return TopkAssigner(topk=cfg.MODEL.ATSS.TOPK)
+    return TopkAssigner(topk=cfg.MODEL.ATSS.TOPK, positives_in_box=cfg.MODEL.ATSS.POSITIVES_IN_BOX)
+
+
+def build_box_loss(cfg: CfgNode) -> BoxLoss:
+    """Build the box loss that MODEL.ATSS.REG_LOSS_TYPE names."""
+    return BOX_LOSSES.build(cfg.MODEL.ATSS.REG_LOSS_TYPE, build_box_coder(cfg))
+
+
+@BOX_LOSSES.register("GIoU")
+def _giou(box_coder: Coder) -> GiouLoss:
+    return GiouLoss(box_coder)
+
+
+@BOX_LOSSES.register("SmoothL1")
+def _smooth_l1(box_coder: Coder) -> SmoothL1Loss:
+    return SmoothL1Loss(box_coder)
 
 
 def build_box_coder(cfg: CfgNode) -> Coder:

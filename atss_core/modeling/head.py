@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from atss_core.layers import DeformConv2d, Scale
+
+# Builds the normalisation of so many channels.
+Norm = Callable[[int], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,12 @@ class HeadOutputs:
     Attributes:
         cls_logits: (N, A * C, H, W) a level.
         box_codes: (N, A * 4, H, W) a level, for the box coder.
-        centerness: logits, (N, A, H, W) a level.
+        centerness: logits, (N, A, H, W) a level; None if the head has no centerness.
     """
 
     cls_logits: list[Tensor]
     box_codes: list[Tensor]
-    centerness: list[Tensor]
+    centerness: list[Tensor] | None
 
     @property
     def grid_sizes(self) -> list[tuple[int, int]]:
@@ -40,21 +43,38 @@ def flatten_level(level: Tensor, num_values: int) -> Tensor:
     return split.permute(0, 3, 4, 1, 2).reshape(num_images, -1, num_values)
 
 
+def tower_group_norm(channels: int) -> nn.GroupNorm:
+    """Build the GroupNorm of the published towers.
+
+    Raises:
+        ValueError: if ``channels`` is not a multiple of 32 from 64 on.
+    """
+    if channels % 32 or channels < 64:
+        raise ValueError(
+            "the towers normalise 32 groups of at least 2 channels, so that one cell has a spread: "
+            f"MODEL.RESNETS.BACKBONE_OUT_CHANNELS must be 64, 96, 128, ..., got {channels}"
+        )
+    return nn.GroupNorm(32, channels)
+
+
 class AtssHead(nn.Module):
     """Two towers of convolutions and three predictions; the centerness comes from the box tower.
 
     Args:
-        in_channels: channels of the features, a multiple of 32 from 64 on.
+        in_channels: channels of the features.
         num_classes: object classes without background (C).
-        num_levels: feature levels, each with its own ``Scale`` of the box codes.
+        num_levels: feature levels.
         num_anchors: anchors of a place (A).
         num_convs: convolutions in each tower.
         deformable: make the last convolution of each tower a DCNv2.
         prior_prob: class probability predicted everywhere at the start (arXiv 1708.02002, section 4.1).
         positive_codes: pass the codes through a ReLU; for distances, which cannot be negative.
+        norm: normalisation in the towers, None for none.
+        use_centerness: predict the centerness.
+        use_scales: multiply the box codes of each level by a ``Scale`` of its own.
 
     Raises:
-        ValueError: if ``in_channels`` is something else.
+        ValueError: if ``norm`` cannot normalise so many channels.
     """
 
     def __init__(
@@ -68,42 +88,41 @@ class AtssHead(nn.Module):
         deformable: bool = False,
         prior_prob: float = 0.01,
         positive_codes: bool = False,
+        norm: Norm | None = tower_group_norm,
+        use_centerness: bool = True,
+        use_scales: bool = True,
     ) -> None:
         super().__init__()
-        if in_channels % 32 or in_channels < 64:
-            raise ValueError(
-                "the towers normalise 32 groups of at least 2 channels, so that one cell has a spread: "
-                f"MODEL.RESNETS.BACKBONE_OUT_CHANNELS must be 64, 96, 128, ..., got {in_channels}"
-            )
         self.num_classes = num_classes
         self.positive_codes = positive_codes
-        self.cls_tower = tower(in_channels, num_convs, deformable)
-        self.bbox_tower = tower(in_channels, num_convs, deformable)
+        self.cls_tower = tower(in_channels, num_convs, deformable, norm)
+        self.bbox_tower = tower(in_channels, num_convs, deformable, norm)
         self.cls_logits = conv3x3(in_channels, num_anchors * num_classes)
         self.bbox_pred = conv3x3(in_channels, num_anchors * 4)
-        self.centerness = conv3x3(in_channels, num_anchors)
-        self.scales = nn.ModuleList([Scale(1.0) for _ in range(num_levels)])
+        self.centerness = conv3x3(in_channels, num_anchors) if use_centerness else None
+        self.scales = nn.ModuleList([Scale(1.0) if use_scales else nn.Identity() for _ in range(num_levels)])
         nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior_prob) / prior_prob))  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
         """Predict from the levels, each (N, in_channels, H, W)."""
-        outputs = HeadOutputs([], [], [])
+        outputs = HeadOutputs([], [], None if self.centerness is None else [])
         for feature, scale in zip(features, self.scales, strict=True):
             box_features = self.bbox_tower(feature)
             codes = scale(self.bbox_pred(box_features))
             outputs.cls_logits.append(self.cls_logits(self.cls_tower(feature)))
             outputs.box_codes.append(F.relu(codes) if self.positive_codes else codes)
-            outputs.centerness.append(self.centerness(box_features))
+            if self.centerness is not None and outputs.centerness is not None:
+                outputs.centerness.append(self.centerness(box_features))
         return outputs
 
 
-def tower(channels: int, num_convs: int, deformable: bool) -> nn.Sequential:
-    """Build convolution, GroupNorm and ReLU ``num_convs`` times, the last deformable if asked for."""
+def tower(channels: int, num_convs: int, deformable: bool, norm: Norm | None) -> nn.Sequential:
+    """Build convolution, norm if any and ReLU ``num_convs`` times, the last deformable if asked for."""
     layers: list[nn.Module] = []
     for i in range(num_convs):
         is_deformable = deformable and i == num_convs - 1
         layers.append(deform_conv3x3(channels) if is_deformable else conv3x3(channels, channels))
-        layers += [nn.GroupNorm(32, channels), nn.ReLU()]
+        layers += [nn.ReLU()] if norm is None else [norm(channels), nn.ReLU()]
     return nn.Sequential(*layers)
 
 

@@ -59,10 +59,11 @@ class PostProcessor:
         self, outputs: HeadOutputs, anchors: Anchors, image_sizes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what enters the NMS: boxes (N, M, 4), scores (N, M), labels (N, M); score -1 is no box."""
+        centerness: Sequence[Tensor | None] = outputs.centerness or [None] * len(outputs.cls_logits)
         levels = zip(
             outputs.cls_logits,
             outputs.box_codes,
-            outputs.centerness,
+            centerness,
             anchors.boxes.split(anchors.counts),
             strict=True,
         )
@@ -72,16 +73,29 @@ class PostProcessor:
         return boxes, scores, labels
 
     def _select(
-        self, cls_logits: Tensor, box_codes: Tensor, centerness: Tensor, anchors: Tensor, per_place: int
+        self,
+        cls_logits: Tensor,
+        box_codes: Tensor,
+        centerness: Tensor | None,
+        anchors: Tensor,
+        per_place: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (N, M, 4), scores (N, M) and labels (N, M) of a level; score -1 is no candidate."""
+        """Return boxes (N, M, 4), scores (N, M) and labels (N, M) of a level; score -1 is no candidate.
+
+        A score is the root of class probability times centerness, or the class probability alone if there is
+        no centerness.
+        """
         num_classes = cls_logits.shape[1] // per_place
         probabilities = flatten_level(cls_logits, num_classes).float().sigmoid()
-        quality = flatten_level(centerness, 1).float().sigmoid()
-        products = torch.where(probabilities > self.score_threshold, probabilities * quality, -1.0).flatten(1)
+        products = probabilities
+        if centerness is not None:
+            products = probabilities * flatten_level(centerness, 1).float().sigmoid()
+        products = torch.where(probabilities > self.score_threshold, products, -1.0).flatten(1)
         products, index = products.topk(min(self.pre_nms_top_n, products.shape[1]))
         anchor_index = index.div(num_classes, rounding_mode="floor")
         codes = flatten_level(box_codes, 4).gather(1, anchor_index[..., None].expand(-1, -1, 4))
         boxes = self.box_coder.decode(codes.float(), anchors[anchor_index])
-        scores = torch.where(products < 0, -1.0, products.clamp(min=0).sqrt())
+        scores = products
+        if centerness is not None:
+            scores = torch.where(products < 0, -1.0, products.clamp(min=0).sqrt())
         return boxes, scores, index % num_classes + 1

@@ -8,7 +8,7 @@ import torch
 from atss_core.structures import boxes as box_ops
 
 
-def assign(anchors, boxes, topk):
+def assign(anchors, boxes, topk, in_box=True):
     """Match K anchors to (G, 4) boxes as ``AtssAssigner`` does for one image; returns (K,) int64."""
     anchor_boxes, boxes = anchors.boxes.double(), boxes.double()
     # The anchors of a place share its centre, a whole pixel; their rounded sides hide that from arithmetic.
@@ -26,6 +26,7 @@ def assign(anchors, boxes, topk):
         ious = box_ops.iou(anchor_boxes[candidates], box)
         threshold = ious.mean() + (ious.std() if len(ious) > 1 else 0)
         inside = box_ops.distances_to_sides(centers[candidates], box).amin(dim=1) > 0.01
+        inside = inside if in_box else ious > 0
         for anchor, iou in zip(
             candidates[inside & (ious >= threshold)], ious[inside & (ious >= threshold)], strict=True
         ):

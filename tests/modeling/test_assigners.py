@@ -10,6 +10,7 @@ from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.assigners import (
     BACKGROUND,
     IGNORED,
+    SSC_SIZES,
     AtssAssigner,
     IouAssigner,
     SscAssigner,
@@ -178,3 +179,103 @@ def test_unknown_assigner_lists_the_choices():
     cfg = load_cfg(opts=["MODEL.ATSS.POSITIVE_TYPE", "IOU"])
     with pytest.raises(ValueError, match="POSITIVE_TYPE must be one of ATSS, SSC, IoU, TOPK, got 'IOU'"):
         build_assigner(cfg)
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.5, 2.5])
+def test_center_sampling_equals_a_loop(radius):
+    grids = [(13, 20), (7, 10), (4, 5), (2, 3), (1, 2)]
+    anchors = GENERATORS["A1"](grids)
+    boxes = random_boxes(30, 160, 104, seed=3, whole_pixels=True)
+    strides = [stride for stride, count in zip(STRIDES, anchors.counts, strict=True) for _ in range(count)]
+    limits = [limit for limit, n in zip(SSC_SIZES, anchors.counts, strict=True) for _ in range(n)]
+    expected = torch.full((len(anchors),), BACKGROUND)
+    for index, (anchor, stride, (low, high)) in enumerate(
+        zip(anchors.boxes.tolist(), strides, limits, strict=True)
+    ):
+        x, y = (anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2
+        smallest = float("inf")
+        for number, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+            sides = (x - x1, y - y1, x2 - x, y2 - y)
+            is_near = abs(x - (x1 + x2) / 2) < radius * stride and abs(y - (y1 + y2) / 2) < radius * stride
+            area = (x2 - x1 + 1) * (y2 - y1 + 1)
+            if min(sides) > 0.01 and low <= max(sides) <= high and is_near and area < smallest:
+                smallest, expected[index] = area, number
+    found = SscAssigner(center_radius=radius)(anchors, [boxes])[0]
+    assert torch.equal(found, expected)
+    everywhere = SscAssigner()(anchors, [boxes])[0]
+    assert 0 < (found >= 0).sum() < (everywhere >= 0).sum()
+
+
+def test_center_sampling_by_hand():
+    anchors = AnchorGenerator((64,), (8,))([(6, 6)])  # centres 4, 12, ..., 44
+    assigner = SscAssigner([(-1, 64)], center_radius=1.5)
+    # The centre is (20, 20): less than 12 px away are 12, 20 and 28.
+    matched = assigner(anchors, [torch.tensor([[0.0, 0.0, 40.0, 40.0]])])[0].view(6, 6)
+    assert (matched >= 0).nonzero().tolist() == [[r, c] for r in (1, 2, 3) for c in (1, 2, 3)]
+    # The box is narrower than the region, and must hold the centre of the anchor all the same.
+    matched = assigner(anchors, [torch.tensor([[15.0, 0.0, 25.0, 40.0]])])[0].view(6, 6)
+    assert (matched >= 0).nonzero().tolist() == [[r, 2] for r in (1, 2, 3)]
+
+
+def test_atss_positives_may_lie_outside_their_box():
+    anchors = GENERATORS["A1"](GRIDS)
+    boxes = random_boxes(40, 1216, 800, seed=5, whole_pixels=True)
+    for topk in (3, 9):
+        inside = AtssAssigner(topk)(anchors, [boxes])[0]
+        anywhere = AtssAssigner(topk, positives_in_box=False)(anchors, [boxes])[0]
+        assert torch.equal(anywhere, dense.assign(anchors, boxes, topk, in_box=False))
+        assert (anywhere >= 0)[inside >= 0].all()
+        assert (anywhere >= 0).sum() > (inside >= 0).sum()
+
+
+def test_iou_positives_may_lie_outside_their_box():
+    anchors = AnchorGenerator((64,), (64,))([(1, 2)])  # centres (32, 32) and (96, 32)
+    boxes = [torch.tensor([[0.0, 0.0, 31.5, 63.0]])]
+    assert IouAssigner(positives_in_box=False)(anchors, boxes)[0].tolist() == [0, BACKGROUND]
+
+
+def test_topk_positives_may_lie_outside_their_box():
+    anchors = GENERATORS["A1"](GRIDS)
+    boxes = [torch.tensor([[98.0, 98.0, 102.0, 102.0]])]  # holds the centre (100, 100) and no other
+    assert (TopkAssigner(9)(anchors, boxes)[0] >= 0).sum() == 1
+    assert (TopkAssigner(9, positives_in_box=False)(anchors, boxes)[0] >= 0).sum() == 9
+
+
+@pytest.mark.parametrize("kind", [AtssAssigner, IouAssigner, TopkAssigner])
+def test_a_box_that_overlaps_no_anchor_has_no_positives_outside_either(kind):
+    anchors = GENERATORS["A1"](GRIDS)
+    boxes = torch.tensor([[-40.0, -30.0, 60.0, 50.0], [5000.0, 5000.0, 5100.0, 5100.0]])
+    matched = kind(positives_in_box=False)(anchors, [boxes, boxes[1:]])
+    assert (matched[0] == 0).any()
+    assert not (matched[0] == 1).any()
+    assert (matched[1] < 0).all()
+
+
+@pytest.mark.parametrize("radius", [-1.0, -0.1])
+def test_center_sampling_radius_is_not_negative(radius):
+    with pytest.raises(ValueError, match=f"CENTER_SAMPLING_RADIUS counts strides .* got {radius}; 0 is off"):
+        SscAssigner(center_radius=radius)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["CENTER_SAMPLING_RADIUS", "1.5"], "belongs to POSITIVE_TYPE SSC and must be 0 with ATSS, got 1.5"),
+        (["CENTER_SAMPLING_RADIUS", "-1.0", "POSITIVE_TYPE", "SSC"], "must not be negative, got -1.0"),
+        (["POSITIVES_IN_BOX", "False", "POSITIVE_TYPE", "SSC"], "POSITIVES_IN_BOX must be True with .* SSC"),
+    ],
+)
+def test_limits_of_positives_that_do_not_fit_are_refused(opts, message):
+    keys = [f"MODEL.ATSS.{word}" if i % 2 == 0 else word for i, word in enumerate(opts)]
+    with pytest.raises(ValueError, match=message):
+        build_assigner(load_cfg(opts=keys))
+
+
+def test_limits_of_positives_reach_the_assigner():
+    cfg = load_cfg(opts=["MODEL.ATSS.POSITIVE_TYPE", "SSC", "MODEL.ATSS.CENTER_SAMPLING_RADIUS", "1.5"])
+    assert build_assigner(cfg).center_radius == 1.5
+    for kind in ("ATSS", "IoU", "TOPK"):
+        opts = ["MODEL.ATSS.POSITIVE_TYPE", kind]
+        assert build_assigner(load_cfg(opts=opts)).positives_in_box
+        opts += ["MODEL.ATSS.POSITIVES_IN_BOX", "False"]
+        assert not build_assigner(load_cfg(opts=opts)).positives_in_box

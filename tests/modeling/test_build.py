@@ -40,6 +40,13 @@ def small(*opts):
         ["MODEL.ATSS.ANCHOR_SIZES", "((32, 45.3), (64, 91), (128, 181), (256, 362), (512, 724))"],
         ["MODEL.ATSS.USE_DCN_IN_TOWER", "True"],
         ["MODEL.ATSS.REGRESSION_TYPE", "POINT", "MODEL.ATSS.POSITIVE_TYPE", "SSC"],
+        ["MODEL.ATSS.TOWER_NORM", "none", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "24"],
+        ["MODEL.ATSS.TOWER_NORM", "none", "MODEL.ATSS.USE_DCN_IN_TOWER", "True"],
+        ["MODEL.ATSS.REG_LOSS_TYPE", "SmoothL1"],
+        ["MODEL.ATSS.REG_LOSS_TYPE", "SmoothL1", "MODEL.ATSS.REGRESSION_TYPE", "POINT"],
+        ["MODEL.ATSS.USE_CENTERNESS", "False", "MODEL.ATSS.USE_SCALE", "False"],
+        ["MODEL.ATSS.POSITIVES_IN_BOX", "False"],
+        ["MODEL.ATSS.POSITIVE_TYPE", "SSC", "MODEL.ATSS.CENTER_SAMPLING_RADIUS", "1.5"],
     ],
 )
 def test_variant_trains_and_detects(opts):
@@ -84,6 +91,44 @@ def test_frozen_stages_do_not_move(frozen):
         norm = next(m for m in stage.modules() if isinstance(m, nn.BatchNorm2d))
         assert (norm.running_mean.abs().sum() == 0) == (number < frozen)
         assert all(p.requires_grad == (number >= frozen) for p in stage.parameters())
+
+
+def head_keys(*opts):
+    return set(small(*opts, "MODEL.ATSS.NUM_CONVS", "2").rpn.head.state_dict())
+
+
+def test_parts_of_the_head_can_be_left_out():
+    default = head_keys()
+    scales = {f"scales.{level}.scale" for level in range(5)}
+    assert default - head_keys("MODEL.ATSS.USE_SCALE", "False") == scales
+    centerness = {"centerness.weight", "centerness.bias"}
+    assert default - head_keys("MODEL.ATSS.USE_CENTERNESS", "False") == centerness
+    towers = {f"{name}_tower" for name in ("cls", "bbox")}
+    norms = {f"{tower}.{i}.{kind}" for tower in towers for i in (1, 4) for kind in ("weight", "bias")}
+    assert norms < default
+    # Convolution, ReLU, convolution, ReLU.
+    plain = {key for key in head_keys("MODEL.ATSS.TOWER_NORM", "none") if "_tower." in key}
+    assert plain == {f"{tower}.{i}.{kind}" for tower in towers for i in (0, 2) for kind in ("weight", "bias")}
+    for unchanged in (["REG_LOSS_TYPE", "SmoothL1"], ["POSITIVES_IN_BOX", "False"]):
+        assert head_keys(f"MODEL.ATSS.{unchanged[0]}", unchanged[1]) == default
+
+
+def test_codes_are_scaled_only_if_asked_for():
+    features = [torch.randn(1, 64, 3, 3)] * 5
+    for use_scale, factor in (("True", 3.0), ("False", 1.0)):
+        head = small("MODEL.ATSS.USE_SCALE", use_scale).rpn.head
+        before = head(features).box_codes[0]
+        for scale in head.scales:
+            for parameter in scale.parameters():
+                parameter.data *= 3
+        assert torch.equal(head(features).box_codes[0], before * factor)
+
+
+def test_new_keys_written_out_are_the_defaults():
+    keys = ("TOWER_NORM", "REG_LOSS_TYPE", "POSITIVES_IN_BOX", "USE_CENTERNESS", "USE_SCALE")
+    values = ("GN", "GIoU", "True", "True", "True")
+    opts = [word for k, v in zip(keys, values, strict=True) for word in (f"MODEL.ATSS.{k}", v)]
+    assert load_cfg(R50, [*opts, "MODEL.ATSS.CENTER_SAMPLING_RADIUS", "0.0"]) == load_cfg(R50)
 
 
 def test_stride_is_where_it_should_be():
@@ -131,6 +176,9 @@ def test_two_models_live_side_by_side():
             "POINT needs one anchor a place, but .* make 3",
         ),
         (["MODEL.ATSS.REGRESSION_TYPE", "box"], "REGRESSION_TYPE must be one of BOX, POINT, got 'box'"),
+        (["MODEL.ATSS.TOWER_NORM", "BN"], "TOWER_NORM must be one of GN, none, got 'BN'"),
+        (["MODEL.ATSS.REG_LOSS_TYPE", "L1"], "REG_LOSS_TYPE must be one of GIoU, SmoothL1, got 'L1'"),
+        (["MODEL.ATSS.CENTER_SAMPLING_RADIUS", "1.5"], "CENTER_SAMPLING_RADIUS belongs to POSITIVE_TYPE SSC"),
     ],
 )
 def test_what_does_not_fit_is_refused(opts, message):

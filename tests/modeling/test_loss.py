@@ -5,8 +5,9 @@ import torch
 from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.assigners import BACKGROUND, IGNORED, AtssAssigner
 from atss_core.modeling.box_coder import BoxCoder, PointCoder
+from atss_core.modeling.box_loss import RETINANET_BETA, GiouLoss, SmoothL1Loss, giou_loss
 from atss_core.modeling.head import HeadOutputs, flatten_level
-from atss_core.modeling.loss import AtssLoss, centerness_target, giou_loss
+from atss_core.modeling.loss import AtssLoss, centerness_target
 from atss_core.structures import BoxList
 from tests import golden
 from tests.modeling.test_assigners import GENERATORS, GRIDS, SCENES
@@ -25,7 +26,7 @@ def outputs(num_images=1, num_classes=3, grids=SMALL_GRIDS, seed=0):
 
 
 def atss_loss(**options):
-    return AtssLoss(AtssAssigner(9), BoxCoder(), **options)
+    return AtssLoss(AtssAssigner(9), GiouLoss(BoxCoder()), **options)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +137,8 @@ def test_ignored_anchors_count_for_nothing():
     predicted = outputs()
 
     def class_loss():
-        return AtssLoss(lambda anchors, boxes: matched, BoxCoder())(predicted, anchors, [target])[
-            "loss_cls"
-        ].item()
+        loss = AtssLoss(lambda anchors, boxes: matched, GiouLoss(BoxCoder()))
+        return loss(predicted, anchors, [target])["loss_cls"].item()
 
     everything = class_loss()
     matched[:] = IGNORED
@@ -151,3 +151,108 @@ def test_targets_need_labels():
     anchors = AnchorGenerator((16, 32, 64, 128, 256), (8, 16, 32, 64, 128))(SMALL_GRIDS)
     with pytest.raises(ValueError, match="training needs labels"):
         atss_loss()(outputs(), anchors, [BoxList(torch.zeros(1, 4), (64, 64))])
+
+
+def test_centerness_outside_is_zero_and_never_undefined():
+    anchor = torch.tensor([[92.0, 92.0, 107.0, 107.0]])  # its centre is (99.5, 99.5)
+    x = 99.5
+    boxes = torch.tensor(
+        [
+            [x - 10, x - 10, x + 10, x + 10],  # at the centre
+            [x - 5, x - 10, x + 20, x + 10],  # a quarter across
+            [x + 1, x - 10, x + 9, x + 10],  # outside across
+            [x + 1, x + 1, x + 9, x + 9],  # outside both ways, where two negative ratios meet
+            [x - 9, x + 1, x - 1, x + 9],
+            [x, x - 10, x, x + 10],  # no extent, on the point
+            [x + 3, x - 10, x + 3, x + 10],  # no extent, beside it
+        ]
+    )
+    assert centerness_target(anchor, boxes).tolist() == [1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", CODERS)
+def test_smooth_l1_equals_a_loop(kind):
+    assert RETINANET_BETA == 0.11
+    anchors = AnchorGenerator((32,), (8,))([(2, 3)]).boxes
+    boxes = anchors + torch.tensor([1.0, -2.0, 6.0, 3.0])
+    random = torch.Generator().manual_seed(0)
+    codes = CODERS[kind].encode(boxes, anchors) + 0.2 * torch.randn(6, 4, generator=random)
+    codes[0, 0] += 30.0
+    expected = []
+    for code, wanted in zip(codes.tolist(), CODERS[kind].encode(boxes, anchors).tolist(), strict=True):
+        differences = [abs(a - b) for a, b in zip(code, wanted, strict=True)]
+        expected.append(sum(0.5 * d * d / 0.11 if d < 0.11 else d - 0.055 for d in differences) / 4)
+    found = SmoothL1Loss(CODERS[kind])(codes, anchors, boxes)
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(
+        found,
+        torch.nn.functional.smooth_l1_loss(
+            codes, CODERS[kind].encode(boxes, anchors), beta=0.11, reduction="none"
+        ).mean(dim=1),
+    )
+
+
+def one_picture():
+    """Anchors, ground truth, what the anchors are matched to, and the positives' predicted codes."""
+    anchors = AnchorGenerator((16, 32, 64, 128, 256), (8, 16, 32, 64, 128))(SMALL_GRIDS)
+    target = BoxList(torch.tensor([[9.0, 8.0, 52.0, 60.0]]), (64, 64), labels=torch.tensor([2]))
+    matched = torch.full((1, len(anchors)), BACKGROUND)
+    matched[0, [10, 20, 70]] = 0  # the first lies outside the box
+    predicted = outputs()
+    codes = torch.cat([flatten_level(level, 4) for level in predicted.box_codes], dim=1)[0]
+    return anchors, target, matched, predicted, codes
+
+
+@pytest.mark.parametrize("kind", [GiouLoss, SmoothL1Loss])
+@pytest.mark.parametrize("use_centerness", [True, False])
+def test_box_term_is_the_weighted_mean_of_the_positives(kind, use_centerness):
+    anchors, target, matched, predicted, codes = one_picture()
+    if not use_centerness:
+        predicted = HeadOutputs(predicted.cls_logits, predicted.box_codes, None)
+    box_loss = kind(BoxCoder())
+    loss = AtssLoss(lambda anchors, boxes: matched, box_loss, box_weight=3.0, use_centerness=use_centerness)
+    losses = loss(predicted, anchors, [target])
+    total = total_weight = 0.0
+    for index in (10, 20, 70):
+        anchor = anchors.boxes[index]
+        weight = centerness_target(anchor, target.boxes[0]).item() if use_centerness else 1.0
+        total += weight * box_loss(codes[index], anchor, target.boxes[0]).item()
+        total_weight += weight
+    assert losses["loss_reg"].item() == pytest.approx(3 * total / total_weight, rel=1e-5)
+    assert ("loss_centerness" in losses) == use_centerness
+    if not use_centerness:
+        assert total_weight == 3
+
+
+@pytest.mark.parametrize("kind", [GiouLoss, SmoothL1Loss])
+@pytest.mark.parametrize("num_boxes", [0, 2])
+def test_losses_without_centerness_train(kind, num_boxes):
+    anchors, *_ = one_picture()
+    boxes = torch.tensor([[4.0, 4.0, 30.0, 40.0], [20.0, 20.0, 50.0, 60.0]])[:num_boxes]
+    target = BoxList(boxes, (64, 64), labels=torch.ones(num_boxes, dtype=torch.int64))
+    predicted = outputs()
+    predicted = HeadOutputs(predicted.cls_logits, predicted.box_codes, None)
+    predicted.box_codes[0].data[0, :, 7, 7] = torch.inf  # of background
+    loss = AtssLoss(AtssAssigner(9), kind(BoxCoder()), use_centerness=False)
+    losses = loss(predicted, anchors, [target])
+    assert losses.keys() == {"loss_cls", "loss_reg"}
+    assert (losses["loss_reg"] > 0) == (num_boxes > 0)
+    sum(losses.values()).backward()
+    for level in (*predicted.cls_logits, *predicted.box_codes):
+        assert torch.isfinite(level.grad).all()
+
+
+def test_parts_of_a_batch_without_centerness_add_up():
+    anchors, target, *_ = one_picture()
+    other = BoxList(torch.tensor([[0.0, 0.0, 60.0, 60.0]]), (64, 64), labels=torch.tensor([1]))
+    loss = AtssLoss(AtssAssigner(9), GiouLoss(BoxCoder()), use_centerness=False)
+    both = outputs(num_images=2)
+    whole = loss(HeadOutputs(both.cls_logits, both.box_codes, None), anchors, [target, other])
+    totals = loss.normalizers([loss.targets(anchors, [t]) for t in (target, other)])
+    assert totals[0] == totals[1]
+    for key in whole:
+        parts = 0.0
+        for i, t in enumerate((target, other)):
+            maps = ([level[i : i + 1] for level in levels] for levels in (both.cls_logits, both.box_codes))
+            parts += loss(HeadOutputs(*maps, None), anchors, [t], totals)[key].item()
+        assert parts == pytest.approx(whole[key].item(), rel=1e-5)

@@ -109,3 +109,36 @@ def test_images_of_a_batch_do_not_mix():
         assert torch.equal(found.boxes, expected.boxes)
         assert torch.equal(found.scores, expected.scores)
         assert torch.equal(found.labels, expected.labels)
+
+
+def without_centerness(predicted):
+    return HeadOutputs(predicted.cls_logits, predicted.box_codes, None)
+
+
+def test_score_without_centerness_is_the_class_probability():
+    predicted = outputs()
+    predicted.cls_logits[0][0, 2, 0, 1] = 1.0
+    predicted.cls_logits[1][0, 0, 2, 2] = -1.0
+    found = run(without_centerness(predicted))
+    assert found.labels.tolist() == [3, 1]
+    assert torch.equal(found.scores, torch.sigmoid(torch.tensor([1.0, -1.0])))
+
+
+def test_without_centerness_the_most_probable_enter_the_nms():
+    predicted = without_centerness(outputs())
+    logits = torch.linspace(1, 2, 64).view(8, 8)
+    predicted.cls_logits[0][0, 0] = logits
+    predicted.cls_logits[0][0, 1] = -10.0
+    found = run(predicted, nms_threshold=1.0, pre_nms_top_n=5)
+    assert torch.equal(found.scores, logits.sigmoid().flatten().flip(0)[:5])
+    assert len(run(predicted, nms_threshold=1.0, score_threshold=0.99)) == 0
+
+
+def test_candidates_without_centerness_mark_what_is_none():
+    predicted = without_centerness(outputs())
+    predicted.cls_logits[1][0, 1, 0, 0] = 0.0
+    process = PostProcessor(BoxCoder())
+    _, scores, labels = process.candidates(predicted, GENERATOR(GRIDS), [(60, 62)])
+    assert scores[scores >= 0].tolist() == [0.5]
+    assert labels[scores >= 0].tolist() == [2]
+    assert (scores[scores < 0] == -1).all()

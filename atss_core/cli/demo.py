@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from atss_core.cli.common import add_config_arguments
 from atss_core.data import read_image
+from atss_core.data.pictures import SUFFIXES
 from atss_core.engine import Predictor
 from atss_core.engine.inference import now
 from atss_core.utils.download import is_url, locate
 from atss_core.utils.imagenet import is_imagenet_body
 from atss_core.utils.visualize import draw_boxes, readable_scale, save_image
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RELEASES = "https://github.com/sfzhang15/ATSS"
 
 EXAMPLE = """example:
@@ -78,7 +78,7 @@ def find_pictures(folder: Path) -> list[Path]:
     Raises:
         ValueError: if there are none.
     """
-    pictures = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICTURES) if folder.is_dir() else []
+    pictures = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not pictures:
         raise ValueError(
             f"no pictures in {folder}: expected files such as *.jpg or *.png; use --images-dir DIR"

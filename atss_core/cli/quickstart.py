@@ -16,7 +16,7 @@ from atss_core.cli.test import test_detector
 from atss_core.cli.train import train_detector
 from atss_core.config import load_cfg
 from atss_core.config.catalog import find_dataset
-from atss_core.data import CocoDataset, build_test_loaders, write_shapes
+from atss_core.data import DetectionDataset, build_test_loaders, write_shapes
 from atss_core.structures import BoxList
 from atss_core.utils.curves import plot_curves
 from atss_core.utils.visualize import contact_sheet, draw_boxes, readable_scale, save_image
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=f"overrides of {CONFIG}")
     cfg = load_cfg(CONFIG, parser.parse_args(argv).opts)
-    write_shapes(find_dataset(cfg.DATASETS.TRAIN[0], cfg.DATASETS.DATA_DIR).images.parent)
+    write_shapes(find_dataset(cfg.DATASETS.TRAIN[0], cfg.DATASETS.DATA_DIR).annotations.parent.parent)
     trained = train_detector(cfg)
     metrics = test_detector(cfg, trained.detector, trained.device, is_final=True)
 
@@ -65,7 +65,7 @@ def draw_detections(
         blank: draw the boxes on grey, for documents that must not show the pictures themselves.
     """
     dataset = build_test_loaders(cfg)[0].dataset
-    assert isinstance(dataset, CocoDataset)
+    assert isinstance(dataset, DetectionDataset)
     predictions = torch.load(
         Path(cfg.OUTPUT_DIR) / "inference" / dataset.name / "predictions.pth", weights_only=True
     )
@@ -81,7 +81,7 @@ def draw_detections(
 
 
 def draw_pair(
-    image: Image.Image, dataset: CocoDataset, index: int, prediction: dict[str, Any]
+    image: Image.Image, dataset: DetectionDataset, index: int, prediction: dict[str, Any]
 ) -> list[tuple[str, Image.Image]]:
     """Return captions and pictures: the ground truth of an image, and its detections."""
     scale = readable_scale((image.height, image.width), short_side=256)

@@ -1,4 +1,4 @@
-"""Test a detector on the data sets of DATASETS.TEST with the COCO metrics."""
+"""Test a detector on the data sets of DATASETS.TEST with the metrics of COCO, and of VOC on its layout."""
 
 from __future__ import annotations
 
@@ -12,11 +12,24 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config, start
-from atss_core.data import CocoDataset, TestBatchSampler, build_test_loaders
+from atss_core.data import (
+    DetectionDataset,
+    TestBatchSampler,
+    build_datasets,
+    build_test_loaders,
+    check_same_classes,
+    fill_num_classes,
+)
 from atss_core.engine import gather_detections, run_inference
 from atss_core.engine.build import build_inference, move_detector
 from atss_core.engine.inference import Inference
-from atss_core.evaluation import CocoEvaluator, CocoMetrics, check_expected_results, save_results
+from atss_core.evaluation import (
+    CocoEvaluator,
+    CocoMetrics,
+    check_expected_results,
+    evaluate_voc,
+    save_results,
+)
 from atss_core.modeling import Detector, build_detector
 from atss_core.structures import BoxList
 from atss_core.utils import dist
@@ -42,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(parser.parse_args(argv))
     device = start(cfg, "test_log.txt")
     source, checkpoint = read_detector(find_weights_to_test(cfg))
+    learned = checkpoint.get("class_names")
+    test_sets = build_datasets(cfg, training=False)
+    for dataset in test_sets:
+        check_same_classes(dataset, learned or test_sets[0].class_names, f"the weights {source}")
+    cfg = fill_num_classes(cfg, learned or test_sets[0].class_names)
     detector = build_detector(cfg)
     load_weights_strictly(detector, weights_of(checkpoint), source)
     logger.info("Testing %s", source)
@@ -79,7 +97,7 @@ def test_detector(
     metrics = {}
     for loader in build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size()):
         dataset = loader.dataset
-        assert isinstance(dataset, CocoDataset)
+        assert isinstance(dataset, DetectionDataset)
         found = test_on(dataset, loader, inference, Path(cfg.OUTPUT_DIR) / "inference" / dataset.name)
         if found is not None:
             metrics[dataset.name] = found
@@ -89,7 +107,7 @@ def test_detector(
 
 
 def test_on(
-    dataset: CocoDataset, loader: DataLoader, inference: Inference, folder: Path
+    dataset: DetectionDataset, loader: DataLoader, inference: Inference, folder: Path
 ) -> CocoMetrics | None:
     """Test on one data set; returns the metrics on the main process if the data set has annotations."""
     assert isinstance(loader.batch_sampler, TestBatchSampler)
@@ -101,7 +119,7 @@ def test_on(
     return metrics
 
 
-def write_results(dataset: CocoDataset, results: dict[int, BoxList], folder: Path) -> CocoMetrics | None:
+def write_results(dataset: DetectionDataset, results: dict[int, BoxList], folder: Path) -> CocoMetrics | None:
     """Write detections by image id and, if the data set has annotations, measure them."""
     evaluator = CocoEvaluator(dataset.coco_dict, dataset.category_ids, dataset.class_names, dataset.image_ids)
     for image_id in sorted(results):
@@ -112,12 +130,19 @@ def write_results(dataset: CocoDataset, results: dict[int, BoxList], folder: Pat
         logger.info("%s has no annotations: results are in %s", dataset.name, folder)
         return None
     metrics = evaluator.evaluate()
-    save_results(folder, evaluator.results, metrics)
+    voc_metrics = None
+    if dataset.layout == "VOC":
+        voc_metrics = evaluate_voc(
+            dataset.coco_dict["annotations"], evaluator.results, dataset.category_ids, dataset.class_names
+        )
+    save_results(folder, evaluator.results, metrics, voc_metrics)
     logger.info("%s\n%s", dataset.name, metrics.table())
+    if voc_metrics is not None:
+        logger.info("%s: %s", dataset.name, voc_metrics.line())
     return metrics
 
 
-def save_predictions(path: Path, results: dict[int, BoxList], dataset: CocoDataset) -> None:
+def save_predictions(path: Path, results: dict[int, BoxList], dataset: DetectionDataset) -> None:
     """Write detections by image id, as tensors in pixels of the original image."""
     sizes = {i["id"]: (i["height"], i["width"]) for i in dataset.coco_dict["images"]}
     predictions = {}

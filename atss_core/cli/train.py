@@ -13,15 +13,20 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from atss_core.cli.check_dataset import quick_defects
 from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config, start
 from atss_core.cli.test import test_detector
 from atss_core.data import (
-    CocoDataset,
+    DetectionDataset,
+    JoinedDataset,
     build_pixel_format,
     build_test_loaders,
     build_train_dataset,
     build_train_loader,
+    check_same_classes,
+    fill_num_classes,
 )
+from atss_core.data.check import refuse_fatal
 from atss_core.engine import TrainingStep, train
 from atss_core.engine.build import move_detector
 from atss_core.engine.periodic_test import PeriodicTest
@@ -86,14 +91,14 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
     """
     check_settings(cfg)
     device = start(cfg, "log.txt")
+    dataset = build_train_dataset(cfg)
+    cfg = fill_num_classes(cfg, dataset.class_names)
+    check_data(cfg, dataset, tested=will_test or cfg.TEST.EVAL_PERIOD > 0)
     folder = Path(cfg.OUTPUT_DIR)
     if dist.is_main():
         with atomic_write(folder / "config.yml", "w") as file:
             file.write(cfg.dump())
 
-    dataset = build_train_dataset(cfg)
-    if will_test or cfg.TEST.EVAL_PERIOD:
-        check_test_sets(cfg)
     seed_everything(cfg.SEED)
     detector = move_detector(cfg, build_detector(cfg), device)
     optimizer = build_optimizer(cfg, detector)
@@ -183,19 +188,37 @@ def check_settings(cfg: CfgNode) -> None:
             )
 
 
-def check_test_sets(cfg: CfgNode) -> None:
-    """Find what is wrong with the test sets before hours of training.
+def check_data(cfg: CfgNode, dataset: JoinedDataset, tested: bool) -> None:
+    """Find what is wrong with the data before hours of training; small defects are logged.
+
+    Args:
+        cfg: the configuration.
+        dataset: the training set.
+        tested: whether the test sets will be needed.
 
     Raises:
-        ValueError: if they cannot be tested on, or TEST.EVAL_PERIOD has nothing to choose the best by.
+        ValueError: if the data cannot be trained or tested on, or TEST.EVAL_PERIOD has nothing to choose the
+            best by.
     """
-    first, *_ = build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size())
-    assert isinstance(first.dataset, CocoDataset)
-    if cfg.TEST.EVAL_PERIOD and not first.dataset.has_annotations:
+    test_sets = test_sets_of(cfg) if tested else []
+    for test_set in test_sets:
+        check_same_classes(test_set, dataset.class_names, f"the training set {dataset.name}")
+    if cfg.TEST.EVAL_PERIOD and not test_sets[0].has_annotations:
         raise ValueError(
-            f"TEST.EVAL_PERIOD needs annotations to choose the best checkpoint by, but {first.dataset.name} "
+            f"TEST.EVAL_PERIOD needs annotations to choose the best checkpoint by, but {test_sets[0].name} "
             f"in DATASETS.TEST has none; set it to 0 or put a data set with annotations first"
         )
+    for each in (*dataset.datasets, *test_sets):
+        defects = quick_defects(cfg, each)
+        refuse_fatal(each.name, defects, skip_corrupt=cfg.DATALOADER.SKIP_CORRUPT)
+        for defect in defects:
+            logger.warning("%s: %s", each.name, defect.message)
+
+
+def test_sets_of(cfg: CfgNode) -> list[DetectionDataset]:
+    """Open the data sets of DATASETS.TEST, through their loaders, which check the settings of testing."""
+    loaders = build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size())
+    return [loader.dataset for loader in loaders if isinstance(loader.dataset, DetectionDataset)]
 
 
 def parallel(detector: Detector, device: torch.device, sync_batch_norm: bool) -> nn.Module:

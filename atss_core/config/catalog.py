@@ -1,39 +1,59 @@
-"""Names of data sets and ImageNet weights, and where they are."""
+"""Data sets and ImageNet weights: names, and where they are."""
 
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A data set in the COCO layout.
+    """Where a data set is; ``data/formats.py`` reads it.
 
     Attributes:
-        name: the name used in DATASETS.TRAIN and DATASETS.TEST.
-        images: the folder with the pictures.
-        annotations: the JSON file.
+        name: for messages and for the folder of its results.
+        images: the folder with the pictures of a COCO file; None where the layout tells it (VOC, YOLO).
+        annotations: a COCO JSON file, the folder of a VOC or YOLO data set, or a ``data.yaml``.
+        split: the part of a VOC or YOLO data set, such as "train"; empty for all of it.
+        class_names: the classes in the order of their labels; empty if the data set tells them.
     """
 
     name: str
-    images: Path
+    images: Path | None
     annotations: Path
+    split: str = ""
+    class_names: tuple[str, ...] = ()
 
 
-# name -> (folder of pictures, annotation file), both under DATASETS.DATA_DIR
+# name -> place under DATASETS.DATA_DIR, in the form that ``parse_place`` reads
 DATASETS = {
-    "coco_2017_train": ("coco/train2017", "coco/annotations/instances_train2017.json"),
-    "coco_2017_val": ("coco/val2017", "coco/annotations/instances_val2017.json"),
-    "coco_2017_test_dev": ("coco/test2017", "coco/annotations/image_info_test-dev2017.json"),
-    "coco_2014_train": ("coco/train2014", "coco/annotations/instances_train2014.json"),
-    "coco_2014_val": ("coco/val2014", "coco/annotations/instances_val2014.json"),
-    "coco_2014_minival": ("coco/val2014", "coco/annotations/instances_minival2014.json"),
-    "coco_2014_valminusminival": ("coco/val2014", "coco/annotations/instances_valminusminival2014.json"),
-    "coco_test-dev": ("coco/test2017", "coco/annotations/image_info_test-dev2017.json"),
-    "shapes_train": ("shapes/train", "shapes/annotations/train.json"),
-    "shapes_val": ("shapes/val", "shapes/annotations/val.json"),
+    "coco_2017_train": "coco/annotations/instances_train2017.json@coco/train2017",
+    "coco_2017_val": "coco/annotations/instances_val2017.json@coco/val2017",
+    "coco_2017_test_dev": "coco/annotations/image_info_test-dev2017.json@coco/test2017",
+    "coco_2014_train": "coco/annotations/instances_train2014.json@coco/train2014",
+    "coco_2014_val": "coco/annotations/instances_val2014.json@coco/val2014",
+    "coco_2014_minival": "coco/annotations/instances_minival2014.json@coco/val2014",
+    "coco_2014_valminusminival": "coco/annotations/instances_valminusminival2014.json@coco/val2014",
+    "coco_test-dev": "coco/annotations/image_info_test-dev2017.json@coco/test2017",
+    **{
+        f"voc_{year}_{split}": f"voc/VOC{year}@{split}"
+        for year in ("2007", "2012")
+        for split in ("train", "val", "trainval", "test")
+    },
+    **{
+        f"voc_{year}_{split}_cocostyle": (
+            f"voc/VOC{year}/Annotations/pascal_{split}{year}.json@voc/VOC{year}/JPEGImages"
+        )
+        for year, split in (
+            *(("2007", "train"), ("2007", "val"), ("2007", "test")),
+            *(("2012", "train"), ("2012", "val")),
+        )
+    },
+    "shapes_train": "shapes/annotations/train.json@shapes/train",
+    "shapes_val": "shapes/annotations/val.json@shapes/val",
 }
 
 _IMAGENET_ROOT = "https://dl.fbaipublicfiles.com/detectron/"
@@ -62,20 +82,71 @@ TORCHVISION_BODIES = (
 TIMM_URL = "https://huggingface.co/timm/{name}/resolve/main/{file}"
 
 
-def find_dataset(name: str, data_dir: str | Path) -> DatasetEntry:
-    """Return the paths of a data set.
+def find_dataset(name: str, data_dir: str | Path, register: Mapping[str, str] | None = None) -> DatasetEntry:
+    """Return where a data set is.
 
     Args:
-        name: a key of ``DATASETS``.
-        data_dir: the folder that the paths start from.
+        name: a key of ``register`` or ``DATASETS``, or a place itself; see ``parse_place``.
+        data_dir: the folder that the paths of ``DATASETS`` start from.
+        register: name -> place, of the user.
 
     Raises:
-        ValueError: if there is no such name; the nearest names are listed.
+        ValueError: if it is neither; the nearest names are listed.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; {_nearest(name, DATASETS)}")
-    images, annotations = DATASETS[name]
-    return DatasetEntry(name, Path(data_dir) / images, Path(data_dir) / annotations)
+    own = dict(register or {})
+    if name in own:
+        return parse_place(own[name], name=name)
+    if name in DATASETS:
+        is_voc = name.startswith("voc_") and not name.endswith("cocostyle")
+        return parse_place(
+            DATASETS[name], name=name, root=Path(data_dir), class_names=VOC_CLASSES if is_voc else ()
+        )
+    looks_like_path = "@" in name or "/" in name or name.endswith((".json", ".yaml", ".yml"))
+    if looks_like_path or Path(name).expanduser().exists():
+        return parse_place(name)
+    raise ValueError(
+        f"unknown data set {name!r}; {_nearest(name, {**DATASETS, **own})} For your own data give its place, "
+        f"such as path/to/train.json@path/to/pictures"
+    )
+
+
+def parse_place(
+    place: str, *, name: str = "", root: Path | None = None, class_names: tuple[str, ...] = ()
+) -> DatasetEntry:
+    """Read where a data set is.
+
+    Args:
+        place: ``annotations.json@pictures`` for COCO (without ``@pictures`` they are beside the file),
+            ``folder@split`` for VOC and YOLO, ``data.yaml@split`` for YOLO.
+        name: of the data set; by default made of the last parts of the path.
+        root: what the paths start from, by default the current folder.
+        class_names: see ``DatasetEntry``.
+
+    Raises:
+        ValueError: if there is no path in it.
+    """
+    text, _, part = place.rpartition("@") if "@" in place else (place, "", "")
+    if not text:
+        raise ValueError(
+            f"{place!r} is not the place of a data set: expected annotations.json@pictures, folder@split or "
+            f"data.yaml@split"
+        )
+    path = (root or Path()) / Path(text).expanduser()
+    if path.suffix.lower() == ".json":
+        images = (root or Path()) / Path(part).expanduser() if part else path.parent
+        return DatasetEntry(name or _name_of(path, ""), images, path, class_names=class_names)
+    return DatasetEntry(name or _name_of(path, part), None, path, part, class_names)
+
+
+def _name_of(path: Path, split: str) -> str:
+    """Make a name of the last two parts of a path, or of the last and the split."""
+    path = path.absolute()
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        parts = [path.parent.name, path.stem]
+    else:
+        parts = [path.parent.name if suffix in (".yaml", ".yml") else path.name, split]
+    return re.sub(r"[^\w.-]+", "_", "_".join(filter(None, parts))).strip("_.")
 
 
 def find_weights(name: str) -> str:
@@ -108,4 +179,10 @@ COCO_CLASSES = (
     "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote",
     "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock",
     "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+
+# Names of Pascal VOC's 20 classes: label i is VOC_CLASSES[i - 1].
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip

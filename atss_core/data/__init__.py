@@ -2,6 +2,7 @@
 
 from atss_core.data.batch import Batch, Sample, collate
 from atss_core.data.build import (
+    JoinedDataset,
     build_collate,
     build_datasets,
     build_pixel_format,
@@ -11,8 +12,10 @@ from atss_core.data.build import (
     build_train_loader,
     build_transform,
     check_num_classes,
+    check_same_classes,
+    fill_num_classes,
 )
-from atss_core.data.coco import CocoDataset
+from atss_core.data.dataset import DetectionDataset
 from atss_core.data.pictures import UnreadablePictureError, read_image, to_rgb
 from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler
 from atss_core.data.shapes import write_shapes
@@ -20,8 +23,9 @@ from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, 
 
 __all__ = [
     "Batch",
-    "CocoDataset",
     "Compose",
+    "DetectionDataset",
+    "JoinedDataset",
     "Normalize",
     "RandomHorizontalFlip",
     "Resize",
@@ -39,7 +43,9 @@ __all__ = [
     "build_train_loader",
     "build_transform",
     "check_num_classes",
+    "check_same_classes",
     "collate",
+    "fill_num_classes",
     "read_image",
     "resize_size",
     "to_rgb",

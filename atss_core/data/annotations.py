@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-logger = logging.getLogger(__name__)
 
 _NUM_SHOWN = 5  # ids named in a message
 
@@ -25,7 +22,7 @@ class Annotations:
         image_ids: int64 (A,), ascending.
         category_ids: int64 (A,).
         is_crowd: bool (A,).
-        boxes: (x, y, width, height) in pixels with positive sides, float64 (A, 4).
+        boxes: (x, y, width, height) in pixels, float64 (A, 4).
     """
 
     ids: np.ndarray
@@ -45,6 +42,11 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def has_area(self) -> np.ndarray:
+        """Tell which boxes have a width and a height above 0, bool (A,)."""
+        return np.all(self.boxes[:, 2:] > 0, axis=1)
 
 
 def read_coco_json(name: str, path: Path) -> dict[str, Any]:
@@ -72,14 +74,23 @@ def read_coco_json(name: str, path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}; fetch it again") from error
-    _check_tree(tree, path)
-    _check_images(tree["images"], path)
-    _check_categories(tree["categories"], path)
+    check_tree(tree, path)
     return tree
 
 
+def check_tree(tree: Any, path: Path) -> None:
+    """Check the images and categories of a parsed file.
+
+    Raises:
+        ValueError: if it is not a COCO file, or an entry is incomplete or there twice.
+    """
+    _check_sections(tree, path)
+    _check_images(tree["images"], path)
+    _check_categories(tree["categories"], path)
+
+
 def parse_annotations(tree: dict[str, Any], path: Path) -> Annotations:
-    """Return the objects of a parsed file, without those whose box has no area.
+    """Return the objects of a parsed file.
 
     Args:
         tree: as ``read_coco_json`` returns it; without "annotations" the result is empty.
@@ -101,7 +112,6 @@ def parse_annotations(tree: dict[str, Any], path: Path) -> Annotations:
         entry.pop("segmentation", None)
     is_crowd = np.fromiter((bool(entry.get("iscrowd", 0)) for entry in entries), bool, len(entries))
     rows = Annotations(ids, image_ids, category_ids, is_crowd, _boxes(entries, ids, path))
-    rows = _drop_without_area(rows, path)
     return rows[np.argsort(rows.image_ids, kind="stable")]
 
 
@@ -111,7 +121,7 @@ def some(ids: Sequence[Any] | np.ndarray) -> str:
     return f"{shown}, ..." if len(ids) > _NUM_SHOWN else shown or "none"
 
 
-def _check_tree(tree: Any, path: Path) -> None:
+def _check_sections(tree: Any, path: Path) -> None:
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold a COCO dictionary, got {type(tree).__name__}")
     for key in ("images", "categories"):
@@ -211,16 +221,3 @@ def _is_box(box: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4:
         return False
     return all(type(value) in (int, float) and np.isfinite(value) for value in box)
-
-
-def _drop_without_area(rows: Annotations, path: Path) -> Annotations:
-    has_area = (rows.boxes[:, 2:] > 0).all(axis=1)
-    if not has_area.all():
-        dropped = rows.ids[~has_area]
-        logger.warning(
-            "%s: %d box(es) have a width or height of 0 or less and are ignored (annotations %s)",
-            path,
-            len(dropped),
-            some(dropped),
-        )
-    return rows[np.flatnonzero(has_area)]

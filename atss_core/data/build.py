@@ -16,9 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from yacs.config import CfgNode
 
+from atss_core.config import is_given, override
 from atss_core.config.catalog import find_dataset
 from atss_core.data.batch import Batch, Sample, collate
-from atss_core.data.coco import CocoDataset
+from atss_core.data.dataset import DetectionDataset
 from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler
 from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Step, to_pixels
 from atss_core.utils.pixels import PixelFormat
@@ -36,14 +37,14 @@ class JoinedDataset(Dataset[Sample]):
         ValueError: if their classes differ.
     """
 
-    def __init__(self, datasets: Sequence[CocoDataset]) -> None:
+    def __init__(self, datasets: Sequence[DetectionDataset]) -> None:
         first = datasets[0]
         for other in datasets[1:]:
             if other.class_names != first.class_names:
                 raise ValueError(
                     "data sets that are trained on together must have the same classes in the same order of"
-                    f" ids, but {first.name} has {_names(first)} and {other.name} has {_names(other)};"
-                    " correct DATASETS.TRAIN"
+                    f" ids, but {first.name} has {_listed(first.class_names)} and {other.name} has"
+                    f" {_listed(other.class_names)}; correct DATASETS.TRAIN"
                 )
         self.datasets = list(datasets)
         self.name = "+".join(dataset.name for dataset in datasets)
@@ -95,11 +96,11 @@ def build_pixel_format(cfg: CfgNode) -> PixelFormat:
     return PixelFormat(tuple(settings.PIXEL_MEAN), tuple(settings.PIXEL_STD), settings.TO_BGR255)
 
 
-def build_datasets(cfg: CfgNode, training: bool) -> list[CocoDataset]:
+def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
     """Build the data sets of DATASETS.TRAIN or DATASETS.TEST, and check that the detector has their classes.
 
     Raises:
-        ValueError: if the key is empty, or as ``CocoDataset`` and ``check_num_classes``.
+        ValueError: if the key is empty, or as ``DetectionDataset`` and ``check_num_classes``.
         FileNotFoundError: if files are missing.
     """
     names = cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST
@@ -107,30 +108,67 @@ def build_datasets(cfg: CfgNode, training: bool) -> list[CocoDataset]:
         key = "DATASETS.TRAIN" if training else "DATASETS.TEST"
         raise ValueError(f"{key} must name at least one data set, such as ('coco_2017_val',), got {names!r}")
     datasets = [
-        CocoDataset(
-            find_dataset(name, cfg.DATASETS.DATA_DIR),
+        DetectionDataset(
+            find_dataset(name, cfg.DATASETS.DATA_DIR, cfg.DATASETS.REGISTER),
             transform=build_transform(cfg, training),
             training=training,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             skip_corrupt=cfg.DATALOADER.SKIP_CORRUPT,
         )
         for name in names
     ]
+    _check_names([dataset.name for dataset in datasets])
     for dataset in datasets:
         check_num_classes(dataset, cfg)
     return datasets
 
 
-def check_num_classes(dataset: CocoDataset, cfg: CfgNode) -> None:
-    """Check that the detector has as many classes as the data set.
+def fill_num_classes(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
+    """Return the configuration with MODEL.ATSS.NUM_CLASSES for these classes, unless it was given."""
+    if is_given(cfg, "MODEL.ATSS.NUM_CLASSES"):
+        return cfg
+    return override(cfg, "MODEL.ATSS.NUM_CLASSES", len(class_names) + 1)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse data sets of one name, whose results would overwrite each other's."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f"DATASETS.TRAIN and DATASETS.TEST need data sets of different names, but {repeated[0]} is there "
+            f"twice; name them with DATASETS.REGISTER"
+        )
+
+
+def check_num_classes(dataset: DetectionDataset, cfg: CfgNode) -> None:
+    """Check that the detector has as many classes as the data set, if the configuration gives their number.
 
     Raises:
         ValueError: if it has not.
     """
     wanted, found = dataset.num_classes + 1, cfg.MODEL.ATSS.NUM_CLASSES
-    if wanted != found:
+    if is_given(cfg, "MODEL.ATSS.NUM_CLASSES") and wanted != found:
         raise ValueError(
-            f"data set {dataset.name} has {_names(dataset)}, which needs MODEL.ATSS.NUM_CLASSES {wanted}"
-            f" (classes + background), but it is {found}"
+            f"data set {dataset.name} has {_listed(dataset.class_names)}, which needs MODEL.ATSS.NUM_CLASSES"
+            f" {wanted} (classes + background), but it is {found}; correct it, or leave it out"
+        )
+
+
+def check_same_classes(dataset: DetectionDataset, class_names: Sequence[str], whose: str) -> None:
+    """Check that a data set has certain classes, in the same order of labels.
+
+    Args:
+        dataset: to be tested on.
+        class_names: what the detector has learned.
+        whose: where these names are from, for the message.
+
+    Raises:
+        ValueError: if its classes are others.
+    """
+    if list(class_names) != dataset.class_names:
+        raise ValueError(
+            f"data set {dataset.name} must have the classes of {whose}, in the same order of ids, "
+            f"{_listed(class_names)}, but has {_listed(dataset.class_names)}; correct its categories"
         )
 
 
@@ -174,7 +212,7 @@ def build_train_loader(
 
 
 def build_test_loaders(cfg: CfgNode, rank: int = 0, world_size: int = 1) -> list[DataLoader[Sample]]:
-    """Build a loader of ``Batch`` for each data set of DATASETS.TEST; its ``dataset`` is a ``CocoDataset``.
+    """Build a loader of ``Batch`` for each ``DetectionDataset`` of DATASETS.TEST, which is its ``dataset``.
 
     Args:
         cfg: the configuration.
@@ -225,7 +263,7 @@ def _wait_for_termination() -> None:
     os._exit(0)
 
 
-def _aspect_groups(cfg: CfgNode, dataset: CocoDataset | JoinedDataset) -> list[int]:
+def _aspect_groups(cfg: CfgNode, dataset: DetectionDataset | JoinedDataset) -> list[int]:
     """Return the aspect group of each picture: 0 wide, 1 tall or square."""
     if not cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         return [0] * len(dataset)
@@ -245,8 +283,8 @@ def _train_sizes(cfg: CfgNode) -> Sequence[int]:
     return range(limits[0], limits[1] + 1)
 
 
-def _names(dataset: CocoDataset) -> str:
-    """Describe the classes: their number and the first three names."""
-    shown = ", ".join(dataset.class_names[:3])
-    noun = "class" if dataset.num_classes == 1 else "classes"
-    return f"{dataset.num_classes} {noun} ({shown}{', ...' if dataset.num_classes > 3 else ''})"
+def _listed(class_names: Sequence[str]) -> str:
+    """Describe classes: their number and the first three names."""
+    shown = ", ".join(class_names[:3])
+    noun = "class" if len(class_names) == 1 else "classes"
+    return f"{len(class_names)} {noun} ({shown}{', ...' if len(class_names) > 3 else ''})"

@@ -1,4 +1,4 @@
-"""Read picture files of any kind into 8-bit RGB."""
+"""Find picture files, and read those of any kind into 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from PIL import Image, ImageOps
 class UnreadablePictureError(ValueError):
     """A picture is missing or damaged."""
 
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+# EXIF tag of the orientation, and its values that turn a picture by a quarter.
+_ORIENTATION = 0x0112
+_QUARTER_TURNS = (5, 6, 7, 8)
 
 # What Pillow raises for a damaged file depends on its format and on where the damage is.
 _DAMAGED = (
@@ -43,6 +49,29 @@ def read_image(path: str | Path, apply_exif: bool) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image) if apply_exif else image)
+    except FileNotFoundError:
+        raise UnreadablePictureError(f"there is no picture {path}") from None
+    except _DAMAGED as error:
+        raise UnreadablePictureError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def list_pictures(folder: Path) -> dict[str, str]:
+    """Return the pictures in and below a folder: path without suffix -> path, both relative to it."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    # Sorted backwards, so that of "a.jpg" and "a.png" the first by the alphabet stays.
+    return {path.with_suffix("").as_posix(): path.as_posix() for path in sorted(found, reverse=True)}
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) in pixels of a picture turned upright as its EXIF data says, from its header.
+
+    Raises:
+        UnreadablePictureError: if it is missing or is not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            is_turned = image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+            return (image.width, image.height) if is_turned else (image.height, image.width)
     except FileNotFoundError:
         raise UnreadablePictureError(f"there is no picture {path}") from None
     except _DAMAGED as error:

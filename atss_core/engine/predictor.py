@@ -11,7 +11,15 @@ from PIL import Image
 
 from atss_core.config import load_cfg
 from atss_core.config.catalog import COCO_CLASSES
-from atss_core.data import Batch, Sample, build_collate, build_transform, read_image, to_rgb
+from atss_core.data import (
+    Batch,
+    Sample,
+    build_collate,
+    build_transform,
+    fill_num_classes,
+    read_image,
+    to_rgb,
+)
 from atss_core.data.transforms import Transform
 from atss_core.engine.build import build_device, build_inference, move_detector
 from atss_core.engine.inference import Inference
@@ -59,8 +67,10 @@ class Predictor:
         """
         settings = load_cfg(config, opts or [])
         device = build_device(settings)
-        detector = build_detector(settings)
         source, checkpoint = read_detector(weights)
+        if checkpoint.get("class_names"):
+            settings = fill_num_classes(settings, checkpoint["class_names"])
+        detector = build_detector(settings)
         load_weights_strictly(detector, weights_of(checkpoint), source)
         class_names = checkpoint.get("class_names") or default_class_names(detector.rpn.head.num_classes)
         return cls(

@@ -16,6 +16,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from atss_core.evaluation.voc import VocMetrics
 from atss_core.structures import BoxList
 from atss_core.structures.boxes import to_xywh
 from atss_core.utils.files import atomic_write
@@ -265,16 +266,22 @@ def check_expected_results(
 
 
 def save_results(
-    folder: str | Path, results: Sequence[dict[str, Any]], metrics: CocoMetrics | None = None
+    folder: str | Path,
+    results: Sequence[dict[str, Any]],
+    metrics: CocoMetrics | None = None,
+    voc_metrics: VocMetrics | None = None,
 ) -> None:
     """Write ``bbox.json``, which COCO servers accept, and ``metrics.json`` if there are metrics.
+
+    Those of VOC are in the latter under "voc".
 
     Each file appears whole or not at all, also when the process is killed.
     """
     folder = Path(folder)
     _write_json(folder / "bbox.json", list(results))
     if metrics is not None:
-        _write_json(folder / "metrics.json", metrics.to_dict(), indent=2)
+        voc = {} if voc_metrics is None else {"voc": voc_metrics.to_dict()}
+        _write_json(folder / "metrics.json", {**metrics.to_dict(), **voc}, indent=2)
 
 
 def _parse_expected(entry: Sequence[Any], choices: dict[str, float]) -> tuple[str, float, float]:

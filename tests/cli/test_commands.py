@@ -185,7 +185,7 @@ def spoil(kind, own_shapes):
         ("unknown category", ["train.json", "77"]),
         ("NaN box", ["train.json", "nan", "finite"]),
         ("classes", ["7 classes", "NUM_CLASSES", "8", "it is 7"]),
-        ("missing picture", ["image id", "annotation ids", "SKIP_CORRUPT"]),
+        ("missing picture", ["1 of 8 pictures are not in", "SKIP_CORRUPT"]),
         ("truncated picture", ["image id", "annotation ids", "SKIP_CORRUPT"]),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from atss_core.config.catalog import DatasetEntry
-from atss_core.data import CocoDataset, Compose, Normalize, Resize
+from atss_core.data import Compose, DetectionDataset, Normalize, Resize
 
 
 class CocoFolder:
@@ -38,16 +38,17 @@ class CocoFolder:
         )
         return number
 
-    def open(self, training=False, skip_corrupt=False, transform=None):
+    def open(self, training=False, skip_corrupt=False, transform=None, **options):
         self.json.write_text(json.dumps(self.tree))
-        return self.reopen(training, skip_corrupt, transform)
+        return self.reopen(training, skip_corrupt, transform, **options)
 
-    def reopen(self, training=False, skip_corrupt=False, transform=None):
-        return CocoDataset(
+    def reopen(self, training=False, skip_corrupt=False, transform=None, **options):
+        return DetectionDataset(
             DatasetEntry("little", self.images, self.json),
             transform=transform or Compose([Resize([32], 64)], Normalize([0, 0, 0], [1, 1, 1], True)),
             training=training,
             skip_corrupt=skip_corrupt,
+            **options,
         )
 
 

@@ -1,13 +1,14 @@
 import pytest
 import torch
 
-from atss_core.config import get_cfg
+from atss_core.config import get_cfg, override
 from atss_core.data import (
     build_datasets,
     build_test_loaders,
     build_train_dataset,
     build_train_loader,
     build_transform,
+    fill_num_classes,
     write_shapes,
 )
 
@@ -123,13 +124,22 @@ def test_test_loader_gives_every_picture_once(cfg):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_class_count_must_be_that_of_the_detector(cfg, training):
-    cfg.MODEL.ATSS.NUM_CLASSES = 81
+    cfg = override(cfg, "MODEL.ATSS.NUM_CLASSES", 81)
     message = (
         r"has 6 classes \(circle, square, triangle, \.\.\.\), which needs MODEL\.ATSS\.NUM_CLASSES 7 "
         r"\(classes \+ background\), but it is 81"
     )
     with pytest.raises(ValueError, match=message):
         build_datasets(cfg, training=training)
+
+
+def test_class_count_follows_from_the_data_unless_it_is_given(cfg):
+    (dataset,) = build_datasets(cfg, training=True)
+    cfg.MODEL.ATSS.NUM_CLASSES = 81
+    assert fill_num_classes(cfg, dataset.class_names).MODEL.ATSS.NUM_CLASSES == 7
+    given = override(cfg, "MODEL.ATSS.NUM_CLASSES", 9)
+    assert fill_num_classes(given, dataset.class_names).MODEL.ATSS.NUM_CLASSES == 9
+    assert cfg.MODEL.ATSS.NUM_CLASSES == 81
 
 
 @pytest.mark.parametrize(("training", "key"), [(True, "TRAIN"), (False, "TEST")])

@@ -8,8 +8,8 @@ from PIL import Image
 from atss_core.config import get_cfg
 from atss_core.config.catalog import DatasetEntry
 from atss_core.data import (
-    CocoDataset,
     Compose,
+    DetectionDataset,
     Normalize,
     RandomHorizontalFlip,
     Resize,
@@ -42,7 +42,7 @@ def test_no_side_vanishes():
 def coco_tiny():
     root = SHARED / "coco_tiny"
     entry = DatasetEntry("tiny", root / "val2017", root / "annotations" / "instances_val2017.json")
-    return CocoDataset(entry, transform=build_transform(get_cfg(), training=False), training=True)
+    return DetectionDataset(entry, transform=build_transform(get_cfg(), training=False), training=True)
 
 
 @needs_coco_tiny

@@ -1,4 +1,4 @@
-"""A data set in COCO format."""
+"""A data set of pictures with boxes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from atss_core.config.catalog import DatasetEntry
-from atss_core.data.annotations import parse_annotations, read_coco_json, some
+from atss_core.data.annotations import parse_annotations, some
 from atss_core.data.batch import Sample
+from atss_core.data.formats import read_source
 from atss_core.data.pictures import UnreadablePictureError, read_image
 from atss_core.data.samplers import SampleKey
 from atss_core.data.transforms import Transform
@@ -23,19 +24,29 @@ from atss_core.structures.boxes import from_xywh
 # So many unreadable pictures in a row are not a few broken files, but a wrong folder.
 _MAX_REPLACEMENTS = 100
 
+NOTHING_TO_LEARN = (
+    "{}: no picture has an object to learn from (not a crowd, larger than 1 pixel and inside the picture);"
+    " check its annotations"
+)
 
-class CocoDataset(Dataset[Sample]):
-    """Pictures with boxes, described by a COCO annotation file.
+
+class DetectionDataset(Dataset[Sample]):
+    """Pictures with boxes, in any layout that ``formats.py`` reads.
 
     Args:
         entry: name and paths of the data set.
         transform: called as ``transform(picture, target, rng)``; see ``transforms.py``.
         training: drop pictures on which there is nothing to learn.
+        filter_empty: in training, pictures without any annotation are among these.
         skip_corrupt: replace (in training) or leave out (in testing) pictures that cannot be read.
 
     Attributes:
         name: of the data set.
-        coco_dict: the parsed annotation file; for training without its annotations.
+        layout: "COCO", "VOC" or "YOLO".
+        path: its annotation file or folder.
+        folder: what the names of pictures start from.
+        coco_dict: the data set in the form of a COCO file, pictures by id; in training without annotations.
+        annotations: all objects as the files tell them, whether they are used or not.
         has_annotations: False for a file that only lists pictures, such as test-dev.
         category_ids: ascending; label l in 1..C means ``category_ids[l - 1]``.
         class_names: the name of each label, in the same order.
@@ -49,34 +60,41 @@ class CocoDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, entry: DatasetEntry, *, transform: Transform, training: bool, skip_corrupt: bool = False
+        self,
+        entry: DatasetEntry,
+        *,
+        transform: Transform,
+        training: bool,
+        filter_empty: bool = True,
+        skip_corrupt: bool = False,
     ) -> None:
+        source = read_source(entry)
         self.name = entry.name
-        self.folder = Path(entry.images)
+        self.layout = source.layout
+        self.path = source.path
+        self.folder = source.images
+        self.coco_dict = source.tree
+        self.coco_dict["images"].sort(key=lambda image: image["id"])
         self.transform = transform
         self.training = training
         self.skip_corrupt = skip_corrupt
-        path = Path(entry.annotations)
-        self.coco_dict = read_coco_json(entry.name, path)
-        _check_folder(self.folder, self.name, path)
         categories = sorted(self.coco_dict["categories"], key=lambda category: category["id"])
         self.category_ids: list[int] = [category["id"] for category in categories]
         self.class_names: list[str] = [category["name"] for category in categories]
         self.has_annotations = bool(self.coco_dict.get("annotations"))
-        self._annotations = parse_annotations(self.coco_dict, path)
+        self.annotations = parse_annotations(self.coco_dict, self.path)
+        has_area = self.annotations.has_area
+        self._usable = self.annotations if has_area.all() else self.annotations[np.flatnonzero(has_area)]
         if training:  # only testing needs them again, and every worker would hold a copy
             self.coco_dict.pop("annotations", None)
-        self._images = self._select_images()
+        self._images = self._select_images(filter_empty)
         if not self._images:
-            raise ValueError(
-                f"{path}: no picture has an object to learn from (not a crowd, larger than 1 pixel and inside"
-                " the picture); check its annotations"
-            )
+            raise ValueError(NOTHING_TO_LEARN.format(self.path))
         self.image_ids: list[int] = [image["id"] for image in self._images]
         self.image_sizes = np.array([(image["height"], image["width"]) for image in self._images])
         # The annotations of picture i are the rows bounds[i] to bounds[i + 1] of the first, second array.
-        self._starts = np.searchsorted(self._annotations.image_ids, self.image_ids, side="left")
-        self._ends = np.searchsorted(self._annotations.image_ids, self.image_ids, side="right")
+        self._starts = np.searchsorted(self._usable.image_ids, self.image_ids, side="left")
+        self._ends = np.searchsorted(self._usable.image_ids, self.image_ids, side="right")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -101,7 +119,7 @@ class CocoDataset(Dataset[Sample]):
 
     def target(self, index: int) -> BoxList:
         """Return the objects of a picture, in its original pixels, without crowds."""
-        rows = self._annotations[self._starts[index] : self._ends[index]]
+        rows = self._usable[self._starts[index] : self._ends[index]]
         rows = rows[~rows.is_crowd]
         labels = np.searchsorted(self.category_ids, rows.category_ids) + 1
         height, width = self.image_sizes[index].tolist()
@@ -162,40 +180,35 @@ class CocoDataset(Dataset[Sample]):
             f" folder? The first: {skipped[0]}"
         )
 
-    def _select_images(self) -> list[dict[str, Any]]:
+    def _select_images(self, filter_empty: bool) -> list[dict[str, Any]]:
         """Return the pictures by id; in training only those with something to learn from.
 
         The published rule drops pictures that have only boxes with a side of at most 1 pixel. It keeps those
         whose only boxes are crowds, or outside the picture, and then crashes for want of a box: dropped here.
         """
-        images = sorted(self.coco_dict["images"], key=lambda image: image["id"])
+        images = self.coco_dict["images"]
         if not self.training:
             return images
-        rows = self._annotations
+        rows = self._usable
+        ids = [image["id"] for image in images]
         sizes = np.array([(image["width"], image["height"]) for image in images])
-        owner = np.searchsorted([image["id"] for image in images], rows.image_ids)
+        owner = np.searchsorted(ids, rows.image_ids)
         start, side = rows.boxes[:, :2], rows.boxes[:, 2:]
         sides_inside = np.minimum(start + side, sizes[owner]) - np.maximum(start, 0)
         is_usable = ~rows.is_crowd & (sides_inside > 1).all(axis=1)
-        has_usable = np.zeros(len(images), dtype=bool)
-        has_usable[owner[is_usable]] = True
-        return [images[i] for i in np.flatnonzero(has_usable)]
+        is_kept = np.zeros(len(images), dtype=bool)
+        is_kept[owner[is_usable]] = True
+        if not filter_empty and is_kept.any():
+            is_kept |= ~np.isin(ids, self.annotations.image_ids)
+        return [images[i] for i in np.flatnonzero(is_kept)]
 
     def _has_annotated_size(self, image: Image.Image, index: int) -> bool:
         return (image.height, image.width) == tuple(self.image_sizes[index].tolist())
 
     def _describe_unreadable(self, index: int, error: Exception) -> str:
-        annotation_ids = self._annotations.ids[self._starts[index] : self._ends[index]]
+        annotation_ids = self._usable.ids[self._starts[index] : self._ends[index]]
         return (
             f"{error} (data set {self.name}, image id {self.image_ids[index]}, annotation ids"
             f" {some(annotation_ids)}); restore the file, or set DATALOADER.SKIP_CORRUPT True to skip such"
             " pictures"
-        )
-
-
-def _check_folder(folder: Path, name: str, annotations: Path) -> None:
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"data set {name} needs the folder {folder} with the pictures of {annotations}, which does not"
-            " exist; set DATASETS.DATA_DIR to the folder that holds the data sets, or link yours into it"
         )

@@ -1,5 +1,4 @@
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -7,6 +6,7 @@ import torch
 from PIL import Image
 
 from atss_core.data import SampleKey, UnreadablePictureError, collate
+from atss_core.data.check import quick_check
 
 BOX = [10, 5, 20, 8]
 
@@ -161,14 +161,24 @@ def test_annotation_without_id_is_named_by_its_number(folder):
         folder.open()
 
 
-def test_boxes_without_area_are_dropped_with_one_warning(folder, caplog):
+def test_boxes_without_area_are_dropped_and_reported(folder):
     folder.add_picture(BOX, [1, 1, 0, 5], [1, 1, 5, -2])
-    with caplog.at_level(logging.WARNING):
-        dataset = folder.open(training=True)
-    assert len(caplog.records) == 1
-    assert "2 box(es)" in caplog.text
-    assert "101, 102" in caplog.text
+    dataset = folder.open(training=True)
+    (defect,) = quick_check(dataset)
+    assert defect.message.startswith("2 box(es) have a width or height of 0 or less and are ignored")
+    assert "annotation(s) 101, 102 in 1.png" in defect.message
     assert len(dataset.target(0)) == 1
+
+
+def test_empty_pictures_stay_as_background_on_demand(folder):
+    with_object = folder.add_picture(BOX)
+    empty = folder.add_picture()
+    folder.add_picture(BOX, iscrowd=1)
+    folder.add_picture([3, 3, 0, 9])
+    dataset = folder.open(training=True, filter_empty=False)
+    assert dataset.image_ids == [with_object, empty]
+    assert len(dataset.target(1)) == 0
+    assert dataset[1].target.labels.shape == (0,)
 
 
 # Pictures

@@ -1,0 +1,235 @@
+"""Find what is wrong with a data set, from what its files say (quick) and from its pictures (thorough)."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from atss_core.data.annotations import some
+from atss_core.data.dataset import NOTHING_TO_LEARN, DetectionDataset
+from atss_core.data.pictures import UnreadablePictureError
+
+# A box may reach out of its picture by so many pixels without being reported: whole numbers are rounded.
+TOLERANCE = 1.0
+# Training drops boxes with a side of one pixel or less, as the published code does.
+THINNEST = 1.0
+
+MISSING = "missing pictures"
+UNREADABLE = "unreadable pictures"
+
+
+@dataclass(frozen=True)
+class Defect:
+    """Something wrong with some pictures or objects of a data set.
+
+    Attributes:
+        kind: what, in two or three words.
+        message: what, how much, the first cases and the remedy, in one line.
+        images: the pictures it is in, as entries of ``coco_dict["images"]``.
+        rows: the objects that it is about, as rows of ``dataset.annotations``.
+        is_fatal: whether training must not begin.
+    """
+
+    kind: str
+    message: str
+    images: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+    is_fatal: bool = False
+
+
+def quick_check(dataset: DetectionDataset) -> list[Defect]:
+    """Find what the annotations and the list of files tell; takes seconds for a million objects."""
+    objects = _Objects(dataset)
+    found = [
+        _missing_pictures(dataset),
+        _repeated_pictures(dataset),
+        objects.defect(
+            "repeated ids", objects.has_repeated_id, "annotation(s) have the id of another; number them anew"
+        ),
+        objects.defect(
+            "boxes without area",
+            ~objects.has_area,
+            "box(es) have a width or height of 0 or less and are ignored; correct or remove them",
+        ),
+        objects.defect(
+            "boxes outside",
+            objects.has_area & objects.is_outside,
+            "box(es) lie wholly outside their picture and are ignored; correct or remove them",
+        ),
+        objects.defect(
+            "boxes reaching out",
+            objects.has_area & ~objects.is_outside & (objects.reach > TOLERANCE),
+            "box(es) reach out of their picture by more than a pixel and are cut at its border; do the sizes "
+            "in the annotations belong to these pictures?",
+        ),
+        objects.defect(
+            "boxes one pixel thin",
+            objects.has_area & ~objects.is_outside & objects.is_thin,
+            "box(es) are at most one pixel wide or high and are ignored in training; correct or remove them",
+        ),
+        objects.defect(
+            "repeated boxes",
+            objects.is_repeated,
+            "box(es) repeat another of the same class and place; remove the copies",
+        ),
+        _classes_without_objects(dataset),
+    ]
+    return [defect for defect in found if defect is not None]
+
+
+def nothing_to_learn(dataset: DetectionDataset) -> list[Defect]:
+    """Report a data set that cannot be trained on for want of objects; for testing it may be meant so."""
+    if any(len(dataset.target(index)) for index in range(len(dataset))):
+        return []
+    return [Defect("no objects", NOTHING_TO_LEARN.format(dataset.path))]
+
+
+def check_pictures(dataset: DetectionDataset) -> list[Defect]:
+    """Read every picture for damage and for sizes unlike those of the annotations, with a progress bar.
+
+    Args:
+        dataset: opened for testing, so that it has all pictures.
+    """
+    present = set(range(len(dataset))) - set(_missing(dataset))
+
+    def problem(index: int) -> tuple[str, str] | None:
+        if index not in present:
+            return None
+        try:
+            dataset.load_image(index)
+        except UnreadablePictureError as error:
+            return UNREADABLE, str(error).split(" (data set", 1)[0]
+        except ValueError as error:
+            return "wrong sizes", str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        problems = list(
+            tqdm(
+                pool.map(problem, range(len(dataset))),
+                total=len(dataset),
+                desc=f"pictures of {dataset.name}",
+                unit="picture",
+                disable=None,
+            )
+        )
+    by_kind: dict[str, list[int]] = defaultdict(list)
+    for index, found in enumerate(problems):
+        if found is not None:
+            by_kind[found[0]].append(index)
+    defects = []
+    for kind, indices in by_kind.items():
+        first = problems[indices[0]]
+        assert first is not None
+        count = f"{len(indices)} of {len(dataset)} pictures"
+        words = "cannot be read" if kind == UNREADABLE else "have another size than their annotations"
+        defects.append(Defect(kind, f"{count} {words}; the first: {first[1]}", tuple(indices), is_fatal=True))
+    return defects
+
+
+def refuse_fatal(name: str, defects: Sequence[Defect], skip_corrupt: bool) -> None:
+    """Raise for the first defect with which training must not begin.
+
+    Args:
+        name: of the data set.
+        defects: as ``quick_check`` and ``check_pictures`` return.
+        skip_corrupt: whether missing and unreadable pictures are to be skipped.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for defect in defects:
+        can_skip = skip_corrupt and defect.kind in (MISSING, UNREADABLE)
+        if defect.is_fatal and not can_skip:
+            raise ValueError(f"data set {name}: {defect.message}")
+
+
+class _Objects:
+    """What is true of each object of a data set: bool or float64 (A,), by the rows of its annotations."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        rows = dataset.annotations
+        images = dataset.coco_dict["images"]
+        self.dataset = dataset
+        self.owner = np.searchsorted([image["id"] for image in images], rows.image_ids)
+        sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64)[
+            self.owner
+        ]
+        first, last = rows.boxes[:, :2], rows.boxes[:, :2] + rows.boxes[:, 2:]
+        inside = np.minimum(last, sizes) - np.maximum(first, 0)
+        self.has_area = rows.has_area
+        self.is_outside = (inside <= 0).any(axis=1)
+        self.is_thin = (inside <= THINNEST).any(axis=1)
+        self.reach = np.maximum(np.maximum(-first, last - sizes).max(axis=1, initial=0), 0)
+        self.has_repeated_id = np.ones(len(rows), dtype=bool)
+        self.has_repeated_id[np.unique(rows.ids, return_index=True)[1]] = False
+        self.is_repeated = np.ones(len(rows), dtype=bool)
+        keys = np.column_stack([rows.image_ids, rows.category_ids, rows.boxes])
+        self.is_repeated[np.unique(keys, axis=0, return_index=True)[1]] = False
+
+    def defect(self, kind: str, mask: np.ndarray, words: str) -> Defect | None:
+        """Describe the objects of a mask, (A,) bool; None if there are none."""
+        rows = np.flatnonzero(mask)
+        if not len(rows):
+            return None
+        images = list(dict.fromkeys(self.owner[rows].tolist()))
+        files = [self.dataset.coco_dict["images"][i]["file_name"] for i in images]
+        where = f"annotation(s) {some(self.dataset.annotations.ids[rows])} in {some(files)}"
+        return Defect(kind, f"{len(rows)} {words} ({where})", tuple(images), tuple(rows.tolist()))
+
+
+def _missing(dataset: DetectionDataset) -> list[int]:
+    """Return the pictures without a file, listing each folder once."""
+    listings: dict[Path, set[str]] = {}
+    missing = []
+    for i, image in enumerate(dataset.coco_dict["images"]):
+        path = dataset.folder / image["file_name"]
+        if path.parent not in listings:
+            listings[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        if path.name not in listings[path.parent]:
+            missing.append(i)
+    return missing
+
+
+def _missing_pictures(dataset: DetectionDataset) -> Defect | None:
+    missing = _missing(dataset)
+    if not missing:
+        return None
+    images = dataset.coco_dict["images"]
+    names = [images[i]["file_name"] for i in missing]
+    message = (
+        f"{len(missing)} of {len(images)} pictures are not in {dataset.folder}: {some(names)}; restore them,"
+        " correct their names, or set DATALOADER.SKIP_CORRUPT True to skip them"
+    )
+    return Defect(MISSING, message, tuple(missing), is_fatal=True)
+
+
+def _repeated_pictures(dataset: DetectionDataset) -> Defect | None:
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for i, image in enumerate(dataset.coco_dict["images"]):
+        by_name[image["file_name"]].append(i)
+    repeated = {name: rows for name, rows in by_name.items() if len(rows) > 1}
+    if not repeated:
+        return None
+    message = (
+        f"{len(repeated)} picture(s) are listed more than once: {some(list(repeated))}; the objects of each"
+        " entry are background to the other, so join the entries"
+    )
+    return Defect("repeated pictures", message, tuple(i for rows in repeated.values() for i in rows))
+
+
+def _classes_without_objects(dataset: DetectionDataset) -> Defect | None:
+    used = set(dataset.annotations.category_ids[~dataset.annotations.is_crowd].tolist())
+    pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
+    unused = [name for category_id, name in pairs if category_id not in used]
+    if not unused or not dataset.has_annotations:
+        return None
+    message = f"{len(unused)} of {dataset.num_classes} classes have no object: {some(unused)}"
+    return Defect("classes without objects", message)

@@ -1,0 +1,71 @@
+"""Read a data set of any layout: COCO, VOC or YOLO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atss_core.config.catalog import DatasetEntry
+from atss_core.data.annotations import check_tree, read_coco_json
+from atss_core.data.voc import is_voc, read_voc
+from atss_core.data.yolo import is_yolo, read_yolo
+
+LAYOUTS = (
+    "a COCO file (train.json@pictures), a VOC folder (Annotations, JPEGImages; folder@trainval) or a YOLO"
+    " folder (images, labels, data.yaml; folder@train)"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as its files tell it.
+
+    Attributes:
+        layout: "COCO", "VOC" or "YOLO".
+        path: what was read, for messages.
+        images: the folder that the names of pictures start from.
+        tree: in the form of a COCO file: images, annotations, categories.
+    """
+
+    layout: str
+    path: Path
+    images: Path
+    tree: dict[str, Any]
+
+
+def read_source(entry: DatasetEntry) -> Source:
+    """Read a data set; what layout it has is seen from its files.
+
+    Raises:
+        FileNotFoundError: if something is missing.
+        ValueError: if there is no known layout, or a file is faulty.
+    """
+    path = entry.annotations
+    if entry.images is not None:
+        tree = read_coco_json(entry.name, path)
+        _check_folder(entry.images, entry.name, path)
+        return Source("COCO", path, entry.images, tree)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"data set {entry.name} needs {path}, which does not exist; correct the path, or set"
+            " DATASETS.DATA_DIR to the folder that holds the data sets"
+        )
+    if path.is_dir() and is_voc(path):
+        tree, images = read_voc(path, entry.split, entry.class_names)
+        layout = "VOC"
+    elif is_yolo(path):
+        tree, images = read_yolo(path, entry.split)
+        layout = "YOLO"
+    else:
+        raise ValueError(f"{path} is not a data set; expected {LAYOUTS}")
+    check_tree(tree, path)
+    return Source(layout, path, images, tree)
+
+
+def _check_folder(folder: Path, name: str, annotations: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"data set {name} needs the folder {folder} with the pictures of {annotations}, which does not"
+            " exist; set DATASETS.DATA_DIR to the folder that holds the data sets, or link yours into it"
+        )

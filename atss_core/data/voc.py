@@ -1,0 +1,166 @@
+"""Read a data set in the layout of Pascal VOC into the tree of a COCO file."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from atss_core.data.annotations import some
+from atss_core.data.pictures import list_pictures, picture_size
+from atss_core.utils.progress import progress
+
+IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def is_voc(folder: Path) -> bool:
+    """Tell whether a folder has the layout of VOC."""
+    return (folder / "Annotations").is_dir()
+
+
+def read_voc(folder: Path, split: str, class_names: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
+    """Read ``Annotations/*.xml`` and ``ImageSets/Main/<split>.txt``.
+
+    Corners are inclusive and count from 1, as in VOC. Difficult objects become crowds: training leaves them
+    out, and in testing they neither count as found nor as missed. If no file of the split has annotations, as
+    in VOC's test sets of later years, the tree has none.
+
+    Args:
+        folder: with ``Annotations`` and ``JPEGImages`` in it.
+        split: the part of the data; empty for all annotations.
+        class_names: the classes in the order of their labels. If empty, the lines of ``classes.txt`` in the
+            folder, and without that file the names in all annotations by the alphabet.
+
+    Returns:
+        The tree and the folder of the pictures.
+
+    Raises:
+        FileNotFoundError: if the split, the folder of pictures or an annotation file is missing.
+        ValueError: if an annotation file is faulty.
+    """
+    pictures = _find_image_folder(folder)
+    stems = _read_split(folder, split)
+    files = [folder / "Annotations" / f"{stem}.xml" for stem in stems]
+    is_annotated = any(file.is_file() for file in files)
+    listing = list_pictures(pictures)
+    roots = [
+        _parse(file) if is_annotated else ElementTree.Element("annotation")
+        for file in progress(files, f"reading {folder.name}")
+    ]
+    names = list(class_names) or read_class_file(folder / "classes.txt") or _names_in(folder)
+    images = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, (stem, file, root) in enumerate(zip(stems, files, roots, strict=True), start=1):
+        name = listing.get(stem) or (root.findtext("filename") or f"{stem}.jpg").strip()
+        height, width = _size(root) or picture_size(pictures / name)
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for number, element in enumerate(root.findall("object"), start=1):
+            known = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append({**known, **_read_object(element, names, f"{file}: object {number}")})
+    categories = [{"id": label, "name": name} for label, name in enumerate(names, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}, pictures
+
+
+def read_class_file(file: Path) -> list[str]:
+    """Return the lines of a file of class names; nothing if there is no such file."""
+    if not file.is_file():
+        return []
+    return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _find_image_folder(folder: Path) -> Path:
+    for name in IMAGE_FOLDERS:
+        if (folder / name).is_dir():
+            return folder / name
+    raise FileNotFoundError(
+        f"{folder} has Annotations as a VOC data set does, but no folder {' or '.join(IMAGE_FOLDERS)} with"
+        " the pictures"
+    )
+
+
+def _read_split(folder: Path, split: str) -> list[str]:
+    """Return the names of a split's files, without suffix."""
+    annotations = folder / "Annotations"
+    if not split:
+        found = sorted(annotations.rglob("*.xml"))
+        if not found:
+            raise ValueError(f"{annotations} has no *.xml files; expected one for each picture")
+        return [file.relative_to(annotations).with_suffix("").as_posix() for file in found]
+    file = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not file.is_file():
+        others = sorted(other.stem for other in file.parent.glob("*.txt"))
+        raise FileNotFoundError(
+            f"VOC data set {folder} has no split {split!r}: there is no {file}; "
+            + (f"the splits are {', '.join(others[:20])}" if others else f"without @{split} all is read")
+        )
+    stems = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not stems:
+        raise ValueError(f"{file} is empty; expected the name of a picture in each line")
+    repeated = [stem for stem, count in Counter(stems).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{file} lists {repeated[0]} more than once; remove the repeated lines")
+    return stems
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no annotation file {file}, though its split lists it")
+    try:
+        root = ElementTree.parse(file).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{file} is not valid XML: {error}; it may be incomplete, fetch it again") from error
+    if root.tag != "annotation":
+        raise ValueError(f"{file} is not a VOC annotation: expected the element annotation, got {root.tag}")
+    return root
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the class names in all annotations, so that every split has the same."""
+    files = sorted((folder / "Annotations").rglob("*.xml"))
+    names = {
+        (element.findtext("name") or "").strip()
+        for file in progress(files, f"classes of {folder.name}")
+        for element in _parse(file).findall("object")
+    }
+    names.discard("")
+    if not names:
+        raise ValueError(f"no file of {folder / 'Annotations'} has an object; expected <object><name>...")
+    return sorted(names)
+
+
+def _size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """Return (height, width) in pixels; None if the file does not tell, as some tools leave it."""
+    try:
+        height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+    except ValueError:
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _read_object(element: ElementTree.Element, names: Sequence[str], where: str) -> dict[str, Any]:
+    """Return category, box (x, y, width, height) and whether it is difficult, as COCO has them."""
+    name = (element.findtext("name") or "").strip()
+    if name not in names:
+        raise ValueError(
+            f"{where} has the name {name!r}, which is none of the {len(names)} classes"
+            f" ({some(names)}); correct it, or the list of classes"
+        )
+    texts = [element.findtext(f"bndbox/{corner}") for corner in CORNERS]
+    try:
+        left, top, right, bottom = (float(text or "") for text in texts)
+    except ValueError:
+        left = math.nan
+    if not math.isfinite(left) or not all(map(math.isfinite, (top, right, bottom))):
+        raise ValueError(f"{where} ({name}) needs a bndbox with {', '.join(CORNERS)}, got {texts}")
+    # Corners are inclusive, so a box of one column is one pixel wide; COCO counts from 0.
+    width, height = right + 1 - left, bottom + 1 - top
+    return {
+        "category_id": names.index(name) + 1,
+        "bbox": [left - 1, top - 1, width, height],
+        "area": width * height,
+        "iscrowd": int((element.findtext("difficult") or "0").strip() not in ("", "0")),
+    }

@@ -1,0 +1,201 @@
+"""Read a data set in the layout of YOLO, a text file for each picture, into the tree of a COCO file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from atss_core.data.pictures import SUFFIXES, list_pictures, picture_size
+from atss_core.data.voc import read_class_file
+from atss_core.utils.progress import progress
+
+DESCRIPTIONS = ("data.yaml", "dataset.yaml", "data.yml")
+CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
+# Boxes are fractions of the sides of the picture. A little above 1 is rounding, far above are pixels.
+LARGEST_FRACTION = 1.5
+
+
+def is_yolo(path: Path) -> bool:
+    """Tell whether a path is a YOLO description, or a folder that has one or has labels."""
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return True
+    has_labels = (path / "labels").is_dir() or next(path.glob("*/labels"), None) is not None
+    return has_labels or any((path / name).is_file() for name in DESCRIPTIONS)
+
+
+def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path]:
+    """Read pictures and their label files.
+
+    A line of a label file is ``class x y width height``, the centre and sides as fractions of those of the
+    upright picture, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon, of which the surrounding box is taken. A
+    picture without a label file has no objects.
+
+    Args:
+        path: ``data.yaml``, or a folder with ``images/<split>`` and ``labels/<split>``, or with
+            ``<split>/images`` and ``<split>/labels``; class names are in ``data.yaml`` or ``classes.txt``.
+        split: the part of the data; empty for pictures right in ``images``.
+
+    Returns:
+        The tree and the folder of the pictures.
+
+    Raises:
+        FileNotFoundError: if the split or the names of the classes are missing.
+        ValueError: if a label file is faulty.
+    """
+    description, root = _read_description(path)
+    names = _class_names(description, root, path)
+    files = _find_split(description, root, split, path)
+    labels = [_label_file(file) for file in files]
+    if not any(label.is_file() for label in labels):
+        raise FileNotFoundError(
+            f"YOLO data set {path}: none of {len(files)} pictures has a label file; expected for instance"
+            f" {labels[0]}"
+        )
+    images, boxes, classes, owners = [], [], [], []
+    bar = progress(files, f"reading {root.name}")
+    for image_id, (file, label) in enumerate(zip(bar, labels, strict=True), start=1):
+        height, width = picture_size(file)
+        name = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for class_index, box in _read_labels(label, len(names)):
+            classes.append(class_index + 1)
+            boxes.append((box * (width, height, width, height)).tolist())
+            owners.append(image_id)
+    rows = enumerate(zip(owners, classes, boxes, strict=True), start=1)
+    annotations = [
+        {"id": number, "image_id": owner, "category_id": category, "bbox": box, "iscrowd": 0}
+        for number, (owner, category, box) in rows
+    ]
+    categories = [{"id": label, "name": name} for label, name in enumerate(names, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}, root
+
+
+def _read_description(path: Path) -> tuple[dict[str, Any], Path]:
+    """Return the content of ``data.yaml``, empty if there is none, and the folder its paths start from."""
+    if path.is_dir():
+        file = next((path / name for name in DESCRIPTIONS if (path / name).is_file()), None)
+    else:
+        file = path
+    if file is None:
+        return {}, path
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no YOLO description {file}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold keys such as names and train, got {type(content).__name__}")
+    root = file.parent / Path(str(content.get("path") or ".")).expanduser()
+    return content, root if root.is_dir() else file.parent
+
+
+def _class_names(description: dict[str, Any], root: Path, path: Path) -> list[str]:
+    names = description.get("names")
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise ValueError(f"{path}: the keys of names must be 0, 1, 2, ..., got {list(names)[:10]}")
+        names = [names[index] for index in range(len(names))]
+    if names is None:
+        names = next(filter(None, (read_class_file(root / file) for file in CLASS_FILES)), None)
+    if not names or not isinstance(names, list):
+        raise FileNotFoundError(
+            f"YOLO data set {path} does not name its classes; expected names: [...] in data.yaml, or a file"
+            f" {root / CLASS_FILES[0]} with a class in each line"
+        )
+    count = description.get("nc", len(names))
+    if count != len(names):
+        raise ValueError(f"{path}: nc is {count}, but names has {len(names)} classes; correct one of them")
+    return [str(name) for name in names]
+
+
+def _find_split(description: dict[str, Any], root: Path, split: str, path: Path) -> list[Path]:
+    """Return the pictures of a split by name."""
+    places: list[Path] = []
+    given = description.get(split) if split else None
+    if given is not None:
+        items = [str(item) for item in (given if isinstance(given, list) else [given])]
+        # Exports of some tools point beside their own folder ("../train/images").
+        places = [_first_existing(root / item, root / item.removeprefix("../")) for item in items]
+    else:
+        candidates = [root / "images" / split, root / split / "images"]
+        places = [place for place in candidates if place.is_dir()][:1]
+    if not places or not all(place.exists() for place in places):
+        known = [key for key in ("train", "val", "valid", "test") if _has_split(description, root, key)]
+        expected = next((p for p in places if not p.exists()), root / "images" / split)
+        remedy = f"its splits are {', '.join('@' + key for key in known)}" if known else "check its paths"
+        raise FileNotFoundError(
+            f"YOLO data set {path} has no pictures for {split or 'no split'!r}: there is no {expected};"
+            f" {remedy}"
+        )
+    files = [file for place in places for file in _pictures_at(place)]
+    if not files:
+        raise ValueError(f"{places[0]} has no pictures; expected files such as *{' *'.join(SUFFIXES[:3])}")
+    return files
+
+
+def _has_split(description: dict[str, Any], root: Path, split: str) -> bool:
+    return split in description or (root / "images" / split).is_dir() or (root / split / "images").is_dir()
+
+
+def _first_existing(*places: Path) -> Path:
+    return next((place for place in places if place.exists()), places[0])
+
+
+def _pictures_at(place: Path) -> list[Path]:
+    """Return the pictures of a folder, or those that a text file lists."""
+    if place.is_dir():
+        return [place / name for name in sorted(list_pictures(place).values())]
+    lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [place.parent / line for line in lines]
+
+
+def _label_file(picture: Path) -> Path:
+    """Return where the labels of a picture are: in ``labels`` instead of the last ``images`` of its path."""
+    parts = list(picture.parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 2 - parts[:-1][::-1].index("images")] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_labels(file: Path, num_classes: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the class index and the box (x, y, width, height) of each line, in fractions of the sides."""
+    if not file.is_file():
+        return
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if line.strip():
+            yield _read_line(line, num_classes, f"{file}, line {number}")
+
+
+def _read_line(line: str, num_classes: int, where: str) -> tuple[int, np.ndarray]:
+    try:
+        values = np.array(line.split(), dtype=np.float64)
+    except ValueError:
+        values = np.array([np.nan])
+    if not np.isfinite(values).all() or not (len(values) == 5 or (len(values) >= 7 and len(values) % 2)):
+        raise ValueError(f"{where}: expected class x y width height, or class and a polygon, got {line!r}")
+    class_index, numbers = int(values[0]), values[1:]
+    if class_index != values[0] or not 0 <= class_index < num_classes:
+        raise ValueError(
+            f"{where}: class {values[0]:g} is not one of the {num_classes} classes, which count from 0 to"
+            f" {num_classes - 1}; correct it, or name the class"
+        )
+    if np.abs(numbers).max() > LARGEST_FRACTION:
+        raise ValueError(
+            f"{where}: boxes are fractions of the sides of the picture, from 0 to 1, got {line!r}; divide"
+            " pixels by width and height"
+        )
+    return class_index, _box_of(numbers)
+
+
+def _box_of(numbers: np.ndarray) -> np.ndarray:
+    """Return (x, y, width, height) of a centre and sides, or around a polygon."""
+    if len(numbers) == 4:
+        center, sides = numbers[:2], numbers[2:]
+        return np.concatenate([center - sides / 2, sides])
+    points = numbers.reshape(-1, 2)
+    return np.concatenate([points.min(0), np.ptp(points, axis=0)])

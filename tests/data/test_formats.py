@@ -1,0 +1,209 @@
+"""Own data in every layout becomes the same data set."""
+
+import pytest
+import torch
+from PIL import Image
+
+from atss_core.config.catalog import DATASETS, VOC_CLASSES, find_dataset, parse_place
+from atss_core.data import Compose, DetectionDataset, Normalize, Resize
+from atss_core.data.check import quick_check
+from tests.layouts import CONTENT, write_coco, write_pictures, write_voc, write_yolo
+
+ODD_NAMES = {
+    "sub folder/dröm 1": CONTENT["a"],
+    "sub folder/deeper/猫": CONTENT["b"],
+    "no object": [],
+    "dots.in.name": CONTENT["d"],
+}
+WRITERS = {"COCO": write_coco, "VOC": write_voc, "YOLO": write_yolo}
+
+
+def open_place(place, training=False, **options):
+    transform = Compose([Resize([48], 64)], Normalize([0, 0, 0], [1, 1, 1], True))
+    return DetectionDataset(parse_place(place), transform=transform, training=training, **options)
+
+
+@pytest.mark.parametrize("content", [CONTENT, ODD_NAMES], ids=["plain", "odd"])
+@pytest.mark.parametrize("layout", WRITERS)
+def test_all_layouts_hold_the_same_objects(layout, content, tmp_path):
+    for place in WRITERS[layout](tmp_path / "my data", content=content, names=["große Katze", "dog"]):
+        dataset = open_place(place)
+        assert dataset.layout == layout
+        assert dataset.class_names in (["große Katze", "dog"], ["dog", "große Katze"])
+        assert not quick_check(dataset)
+        found = {}
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            assert sample.image.shape == (3, 48, 64)
+            names = [dataset.class_names[label - 1] for label in dataset.target(index).labels]
+            stem = dataset.image_path(index).relative_to(dataset.folder).with_suffix("").as_posix()
+            boxes = dataset.target(index).boxes.round().int().tolist()
+            found[stem.split("/", 2)[-1] if layout == "YOLO" else stem] = list(zip(names, boxes, strict=True))
+        expected = {
+            name: [(["große Katze", "dog"][k], [x, y, x + w - 1, y + h - 1]) for k, x, y, w, h in objects]
+            for name, objects in content.items()
+        }
+        assert found == expected
+
+
+def test_single_class(tmp_path):
+    content = {name: [(0, *box) for _, *box in objects] for name, objects in CONTENT.items()}
+    for layout, write in WRITERS.items():
+        dataset = open_place(write(tmp_path / layout, content=content, names=["cell"])[0], training=True)
+        assert dataset.class_names == ["cell"]
+        assert dataset.target(0).labels.tolist() == [1, 1]
+
+
+def test_pictures_beside_the_coco_file_need_no_folder(tmp_path):
+    write_coco(tmp_path)
+    write_pictures(tmp_path)
+    dataset = open_place(str(tmp_path / "train.json"))
+    assert dataset.folder == tmp_path
+    assert dataset[0].image is not None
+
+
+# VOC
+
+
+def test_voc_without_split_reads_all_annotations(tmp_path):
+    write_voc(tmp_path)
+    assert len(open_place(str(tmp_path))) == len(CONTENT)
+
+
+def test_voc_difficult_objects_are_crowds(tmp_path):
+    write_voc(tmp_path)
+    file = tmp_path / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
+    dataset = open_place(f"{tmp_path}@train")
+    assert dataset.annotations.is_crowd.tolist() == [True, False, False, False, False, False]
+    assert len(dataset.target(0)) == 1
+
+
+def test_voc_size_comes_from_the_picture_where_the_file_has_none(tmp_path):
+    write_voc(tmp_path)
+    file = tmp_path / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<width>64", "<width>0"))
+    assert open_place(f"{tmp_path}@train").image_sizes.tolist() == [[48, 64]] * len(CONTENT)
+
+
+def test_voc_pictures_have_any_suffix(tmp_path):
+    write_voc(tmp_path, image_folder="images")
+    Image.open(tmp_path / "images" / "b.png").save(tmp_path / "images" / "b.jpeg")
+    (tmp_path / "images" / "b.png").unlink()
+    assert open_place(f"{tmp_path}@train").image_info(1)["file_name"] == "b.jpeg"
+
+
+def test_voc_class_list_settles_the_order(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
+    dataset = open_place(f"{tmp_path}@train")
+    assert dataset.class_names == ["dog", "cat", "bird"]
+    assert dataset.target(0).labels.tolist() == [2, 1]
+
+
+def test_voc_split_without_annotations_can_be_tested_on(tmp_path):
+    write_voc(tmp_path)
+    write_pictures(tmp_path / "JPEGImages", {"new": []})
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("new\n")
+    dataset = open_place(f"{tmp_path}@test")
+    assert not dataset.has_annotations
+    assert dataset.image_sizes.tolist() == [[48, 64]]
+    assert dataset.class_names == ["cat", "dog"]
+
+
+def test_published_voc_names_have_the_classes_of_voc(tmp_path):
+    write_voc(tmp_path / "voc" / "VOC2007")
+    entry = find_dataset("voc_2007_train", tmp_path)
+    assert entry.class_names == VOC_CLASSES == tuple(sorted(VOC_CLASSES))
+    dataset = DetectionDataset(entry, transform=Compose([], Normalize([0] * 3, [1] * 3, True)), training=True)
+    assert dataset.num_classes == 20
+    assert dataset.target(0).labels.tolist() == [8, 12]
+    published = {f"voc_{y}_{s}" for y in (2007, 2012) for s in ("train", "val", "test")}
+    published |= {f"{name}_cocostyle" for name in published} - {"voc_2012_test_cocostyle"}
+    assert published <= DATASETS.keys()
+
+
+# YOLO
+
+
+def test_yolo_other_layouts(tmp_path):
+    for name, layout in {"split first": "{split}/images", "flat": "images"}.items():
+        write_yolo(tmp_path / name, layout=layout)
+    assert len(open_place(f"{tmp_path / 'split first'}@train")) == len(CONTENT)
+    (tmp_path / "flat" / "data.yaml").unlink()
+    (tmp_path / "flat" / "classes.txt").write_text("cat\ndog\n")
+    flat = open_place(str(tmp_path / "flat"))
+    assert [len(flat.target(i)) for i in range(len(flat))] == [2, 1, 1, 2]
+
+
+def test_yolo_names_by_number_and_list_of_pictures(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "some.txt").write_text("images/train/b.png\nimages/train/a.png\n")
+    (tmp_path / "data.yaml").write_text("train: some.txt\nnames: {1: dog, 0: cat}\nnc: 2\n")
+    dataset = open_place(f"{tmp_path / 'data.yaml'}@train")
+    assert dataset.class_names == ["cat", "dog"]
+    assert [len(dataset.target(i)) for i in range(2)] == [1, 2]
+
+
+def test_yolo_polygon_becomes_the_box_around_it(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "labels" / "train" / "a.txt").write_text("1 0.25 0.5 0.5 0.25 0.75 0.5 0.5 1.0\n")
+    target = open_place(f"{tmp_path}@train").target(0)
+    assert target.boxes.tolist() == [[16, 12, 47, 47]]
+    assert target.labels.tolist() == [2]
+
+
+def test_yolo_missing_label_file_means_no_object(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "labels" / "train" / "a.txt").unlink()
+    assert len(open_place(f"{tmp_path}@train", training=True)) == len(CONTENT) - 1
+    kept = open_place(f"{tmp_path}@train", training=True, filter_empty=False)
+    assert len(kept) == len(CONTENT)
+    assert len(kept.target(0)) == 0
+
+
+def test_yolo_boxes_belong_to_the_upright_picture(tmp_path):
+    write_yolo(tmp_path)
+    path = tmp_path / "images" / "train" / "a.png"
+    image = Image.open(path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    dataset = open_place(f"{tmp_path}@train")
+    assert dataset.image_sizes[0].tolist() == [64, 48]
+    assert dataset.load_image(0).size == (48, 64)
+
+
+# Places
+
+
+@pytest.mark.parametrize(
+    ("place", "images", "annotations", "split", "name"),
+    [
+        ("x/train.json@x/pics", "x/pics", "x/train.json", "", "x_train"),
+        ("x/train.json", "x", "x/train.json", "", "x_train"),
+        ("x/cells@val", None, "x/cells", "val", "cells_val"),
+        ("x/my cells/data.yaml@train", None, "x/my cells/data.yaml", "train", "my_cells_train"),
+        ("me@home/cells@val", None, "me@home/cells", "val", "cells_val"),
+    ],
+)
+def test_place(place, images, annotations, split, name):
+    entry = parse_place(place)
+    assert (entry.images and entry.images.as_posix(), entry.annotations.as_posix()) == (images, annotations)
+    assert (entry.split, entry.name) == (split, name)
+
+
+def test_registered_name_is_found_and_proposed(tmp_path):
+    places = {"cells_train": f"{tmp_path}@train"}
+    assert find_dataset("cells_train", "datasets", places).name == "cells_train"
+    with pytest.raises(ValueError, match="did you mean cells_train"):
+        find_dataset("cell_train", "datasets", places)
+
+
+def test_empty_pictures_train_as_background(tmp_path):
+    places = write_coco(tmp_path, content=ODD_NAMES)
+    assert len(open_place(places[0], training=True)) == 3
+    dataset = open_place(places[0], training=True, filter_empty=False)
+    sample = dataset[2]
+    assert len(sample.target) == 0
+    assert torch.isfinite(sample.image).all()

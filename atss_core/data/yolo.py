@@ -24,7 +24,7 @@ def is_yolo(path: Path) -> bool:
     if path.suffix.lower() in (".yaml", ".yml"):
         return True
     has_labels = (path / "labels").is_dir() or next(path.glob("*/labels"), None) is not None
-    return has_labels or any((path / name).is_file() for name in DESCRIPTIONS)
+    return has_labels or any((path / name).is_file() for name in (*DESCRIPTIONS, *CLASS_FILES))
 
 
 def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path]:
@@ -97,9 +97,10 @@ def _read_description(path: Path) -> tuple[dict[str, Any], Path]:
 def _class_names(description: dict[str, Any], root: Path, path: Path) -> list[str]:
     names = description.get("names")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        by_index = {str(index): name for index, name in names.items()}  # some tools quote the numbers
+        if set(by_index) != {str(index) for index in range(len(names))}:
             raise ValueError(f"{path}: the keys of names must be 0, 1, 2, ..., got {list(names)[:10]}")
-        names = [names[index] for index in range(len(names))]
+        names = [by_index[str(index)] for index in range(len(names))]
     if names is None:
         names = next(filter(None, (read_class_file(root / file) for file in CLASS_FILES)), None)
     if not names or not isinstance(names, list):
@@ -119,11 +120,11 @@ def _find_split(description: dict[str, Any], root: Path, split: str, path: Path)
     given = description.get(split) if split else None
     if given is not None:
         items = [str(item) for item in (given if isinstance(given, list) else [given])]
-        # Exports of some tools point beside their own folder ("../train/images").
-        places = [_first_existing(root / item, root / item.removeprefix("../")) for item in items]
+        places = [_locate(root, item) for item in items]
     else:
         candidates = [root / "images" / split, root / split / "images"]
-        places = [place for place in candidates if place.is_dir()][:1]
+        candidates += [root / f"{split}.txt"] if split else []
+        places = [place for place in candidates if place.exists()][:1]
     if not places or not all(place.exists() for place in places):
         known = [key for key in ("train", "val", "valid", "test") if _has_split(description, root, key)]
         expected = next((p for p in places if not p.exists()), root / "images" / split)
@@ -142,7 +143,13 @@ def _has_split(description: dict[str, Any], root: Path, split: str) -> bool:
     return split in description or (root / "images" / split).is_dir() or (root / split / "images").is_dir()
 
 
-def _first_existing(*places: Path) -> Path:
+def _locate(root: Path, item: str) -> Path:
+    """Return where a path of a description or list leads; exports often carry paths of another folder.
+
+    Tried are the path itself, from the root, and then without its first, first two, ... parts.
+    """
+    parts = [part for part in Path(item).parts if part not in ("..", "/", "\\")]
+    places = [root / item, *(root.joinpath(*parts[i:]) for i in range(len(parts)))]
     return next((place for place in places if place.exists()), places[0])
 
 
@@ -151,11 +158,14 @@ def _pictures_at(place: Path) -> list[Path]:
     if place.is_dir():
         return [place / name for name in sorted(list_pictures(place).values())]
     lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    return [place.parent / line for line in lines]
+    return [_locate(place.parent, line) for line in lines]
 
 
 def _label_file(picture: Path) -> Path:
-    """Return where the labels of a picture are: in ``labels`` instead of the last ``images`` of its path."""
+    """Return where the labels of a picture are: beside it, or in ``labels`` for the last ``images``."""
+    beside = picture.with_suffix(".txt")
+    if beside.is_file():
+        return beside
     parts = list(picture.parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 2 - parts[:-1][::-1].index("images")] = "labels"

@@ -145,6 +145,30 @@ def test_yolo_names_by_number_and_list_of_pictures(tmp_path):
     assert [len(dataset.target(i)) for i in range(2)] == [1, 2]
 
 
+def test_yolo_paths_of_another_machine_are_found_here(tmp_path):
+    write_yolo(tmp_path, layout="{split}/images")
+    (tmp_path / "data.yaml").write_text(
+        "path: /content/cells\ntrain: ../train/images\nval: /content/cells/val/images\n"
+        'names: {"0": cat, "1": dog}\n'
+    )
+    for split in ("train", "val"):
+        assert len(open_place(f"{tmp_path}@{split}").target(0)) == 2
+
+
+def test_yolo_labels_beside_listed_pictures(tmp_path):
+    write_yolo(tmp_path, layout="images")
+    (tmp_path / "images").rename(tmp_path / "obj_train_data")
+    for file in (tmp_path / "labels").iterdir():
+        file.rename(tmp_path / "obj_train_data" / file.name)
+    (tmp_path / "labels").rmdir()
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / "obj.names").write_text("cat\r\ndog\r\n")
+    (tmp_path / "train.txt").write_text("data/obj_train_data/a.png\r\ndata/obj_train_data/b.png\r\n")
+    dataset = open_place(f"{tmp_path}@train")
+    assert dataset.class_names == ["cat", "dog"]
+    assert [len(dataset.target(i)) for i in range(len(dataset))] == [2, 1]
+
+
 def test_yolo_polygon_becomes_the_box_around_it(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "labels" / "train" / "a.txt").write_text("1 0.25 0.5 0.5 0.25 0.75 0.5 0.5 1.0\n")

@@ -186,14 +186,16 @@ class _Objects:
 
 
 def _missing(dataset: DetectionDataset) -> list[int]:
-    """Return the pictures without a file, listing each folder once."""
+    """Return the pictures that are used and have no file, listing each folder once."""
     listings: dict[Path, set[str]] = {}
     missing = []
+    used = set(dataset.image_ids)
     for i, image in enumerate(dataset.coco_dict["images"]):
         path = dataset.folder / image["file_name"]
         if path.parent not in listings:
             listings[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-        if path.name not in listings[path.parent]:
+        # Not every file system tells names apart as strings do, so what is not listed is asked for.
+        if image["id"] in used and path.name not in listings[path.parent] and not path.exists():
             missing.append(i)
     return missing
 
@@ -205,7 +207,7 @@ def _missing_pictures(dataset: DetectionDataset) -> Defect | None:
     images = dataset.coco_dict["images"]
     names = [images[i]["file_name"] for i in missing]
     message = (
-        f"{len(missing)} of {len(images)} pictures are not in {dataset.folder}: {some(names)}; restore them,"
+        f"{len(missing)} of {len(dataset)} pictures are not in {dataset.folder}: {some(names)}; restore them,"
         " correct their names, or set DATALOADER.SKIP_CORRUPT True to skip them"
     )
     return Defect(MISSING, message, tuple(missing), is_fatal=True)

@@ -12,6 +12,7 @@ goes on. By default the blood cells of BCCD in ``datasets/bccd`` and the quick m
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -34,7 +35,8 @@ METRICS = ("AP", "AP50", "AP75")
 
 def train_and_test(config, place, positive_type, seed, opts):
     """Run the training command, unless it has finished before, and return the metrics."""
-    folder = FOLDER / Path(config).stem / f"{positive_type}_{seed}"
+    settings = hashlib.sha256("\n".join([Path(config).read_text(), place, *opts]).encode()).hexdigest()[:8]
+    folder = FOLDER / f"{Path(config).stem}_{settings}" / f"{positive_type}_{seed}"
     test_set = f"{place}@test"
     name = parse_place(test_set).name
     metrics = folder / "inference" / name / "metrics.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +11,12 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from atss_core.config import load_cfg
+from atss_core.config import key_names, load_cfg
 from atss_core.config.catalog import find_dataset
 from atss_core.data import (
     DetectionDataset,
     build_transform,
+    check_names,
     check_num_classes,
     check_same_classes,
     resize_size,
@@ -82,19 +82,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             "that names some in DATASETS.TRAIN"
         )
     datasets = [open_dataset(cfg, name) for name in names]
-    for dataset in datasets:
-        check_same_classes(dataset, datasets[0].class_names, datasets[0].name)
+    check_names([dataset.name for dataset in datasets])
     found = [
         check(cfg, dataset, arguments.output_dir / dataset.name, arguments.quick) for dataset in datasets
     ]
     print_shared_pictures(datasets)
+    for dataset in datasets:
+        check_same_classes(dataset, datasets[0].class_names, datasets[0].name)
     for dataset, defects in zip(datasets, found, strict=True):
         refuse_fatal(dataset.name, defects, cfg.DATALOADER.SKIP_CORRUPT)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split the words of the command line before the first that looks like a key of the configuration."""
-    is_key = [re.fullmatch(r"[A-Z]+(\.[A-Z]\w*)+", word) is not None for word in words]
+    keys = set(key_names())
+    is_key = [word in keys or word.startswith("DATASETS.REGISTER.") for word in words]
     first = is_key.index(True) if any(is_key) else len(words)
     return list(words[:first]), list(words[first:])
 

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     learned = checkpoint.get("class_names")
     test_sets = build_datasets(cfg, training=False)
     for dataset in test_sets:
-        check_same_classes(dataset, learned or test_sets[0].class_names, f"the weights {source}")
+        whose = f"the weights {source}" if learned else test_sets[0].name
+        check_same_classes(dataset, learned or test_sets[0].class_names, whose)
     cfg = fill_num_classes(cfg, learned or test_sets[0].class_names)
     detector = build_detector(cfg)
     load_weights_strictly(detector, weights_of(checkpoint), source)
@@ -132,9 +133,8 @@ def write_results(dataset: DetectionDataset, results: dict[int, BoxList], folder
     metrics = evaluator.evaluate()
     voc_metrics = None
     if dataset.layout == "VOC":
-        voc_metrics = evaluate_voc(
-            dataset.coco_dict["annotations"], evaluator.results, dataset.category_ids, dataset.class_names
-        )
+        tested = [a for a in dataset.coco_dict["annotations"] if a["image_id"] in results]
+        voc_metrics = evaluate_voc(tested, evaluator.results, dataset.category_ids, dataset.class_names)
     save_results(folder, evaluator.results, metrics, voc_metrics)
     logger.info("%s\n%s", dataset.name, metrics.table())
     if voc_metrics is not None:

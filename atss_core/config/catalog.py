@@ -125,7 +125,7 @@ def parse_place(
     Raises:
         ValueError: if there is no path in it.
     """
-    text, _, part = place.rpartition("@") if "@" in place else (place, "", "")
+    text, part = _split_place(place, root or Path())
     if not text:
         raise ValueError(
             f"{place!r} is not the place of a data set: expected annotations.json@pictures, folder@split or "
@@ -136,6 +136,18 @@ def parse_place(
         images = (root or Path()) / Path(part).expanduser() if part else path.parent
         return DatasetEntry(name or _name_of(path, ""), images, path, class_names=class_names)
     return DatasetEntry(name or _name_of(path, part), None, path, part, class_names)
+
+
+def _split_place(place: str, root: Path) -> tuple[str, str]:
+    """Split at the "@" behind a path; a path may have some of its own."""
+    if (root / Path(place).expanduser()).exists():
+        return place, ""
+    cuts = [i for i, letter in enumerate(place) if letter == "@"][::-1]
+    for i in cuts:
+        path = place[:i]
+        if path.lower().endswith((".json", ".yaml", ".yml")) or (root / Path(path).expanduser()).exists():
+            return path, place[i + 1 :]
+    return (place[: cuts[0]], place[cuts[0] + 1 :]) if cuts else (place, "")
 
 
 def _name_of(path: Path, split: str) -> str:

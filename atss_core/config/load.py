@@ -56,8 +56,16 @@ def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
 
 
 def is_given(cfg: Node, key: str) -> bool:
-    """Tell whether a file or the command line has set a key, such as "MODEL.ATSS.NUM_CLASSES"."""
-    return key in cfg.__dict__.get(_GIVEN, ())
+    """Tell whether a file, the command line or a program has set a key, such as "MODEL.ATSS.NUM_CLASSES"."""
+    value, default = cfg, get_cfg()
+    for name in key.split("."):
+        value, default = value[name], default[name]
+    return key in cfg.__dict__.get(_GIVEN, ()) or value != default
+
+
+def key_names() -> list[str]:
+    """Return all keys, such as "SOLVER.BASE_LR"."""
+    return _keys(get_cfg())
 
 
 def override(cfg: Node, key: str, value: Any) -> Node:
@@ -122,19 +130,23 @@ def _literal(text: str) -> Any:
 
 
 def _set(node: Node, key: str, value: Any, defaults: Node, source: str) -> None:
+    if key == _OPEN_SECTION and value in (None, ""):
+        return
+    if key.startswith(f"{_OPEN_SECTION}."):
+        own = key.removeprefix(f"{_OPEN_SECTION}.")
+        node.DATASETS.REGISTER[own] = _coerce(value, "path/to/annotations.json@path/to/pictures", key, source)
+        return
     *sections, leaf = key.split(".")
     parent, default = node, defaults
     for section in sections:
         parent = parent.get(section) if isinstance(parent, Node) else None
         default = default.get(section) if isinstance(default, Node) else None
-    if isinstance(parent, Node) and ".".join(sections) == _OPEN_SECTION:
-        parent[leaf] = _coerce(value, "path/to/annotations.json@path/to/pictures", key, source)
-        return
     if not isinstance(parent, Node) or leaf not in parent:
         raise ValueError(f"{source}: unknown key {key}{_nearest(node, key)}")
     if isinstance(parent[leaf], Node):
         raise ValueError(
-            f"{source}: {key} is a section, give one of its keys, such as {_keys(parent[leaf], key)[0]}"
+            f"{source}: {key} is a section, give one of its keys"
+            f"{''.join(f', such as {name}' for name in _keys(parent[leaf], key)[:1])}"
         )
     parent[leaf] = _coerce(value, default[leaf], key, source)
 

@@ -74,8 +74,22 @@ def read_coco_json(name: str, path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}; fetch it again") from error
+    _check_sections(tree, path)
+    _drop_placeholder(tree)
     check_tree(tree, path)
     return tree
+
+
+def _drop_placeholder(tree: dict[str, Any]) -> None:
+    """Drop the category 0 that Roboflow puts before the classes: it names their group and has no objects."""
+    categories = tree["categories"]
+    first = next((entry for entry in categories if entry.get("id") == 0), None)
+    if first is None or first.get("supercategory") != "none":
+        return
+    annotations = tree.get("annotations") or []
+    is_used = any(isinstance(entry, dict) and entry.get("category_id") == 0 for entry in annotations)
+    if not is_used and any(entry.get("supercategory") == first.get("name") for entry in categories):
+        tree["categories"] = [entry for entry in categories if entry is not first]
 
 
 def check_tree(tree: Any, path: Path) -> None:
@@ -110,9 +124,16 @@ def parse_annotations(tree: dict[str, Any], path: Path) -> Annotations:
     for entry in entries:
         # Polygons take most of the memory of a COCO file and are not used here.
         entry.pop("segmentation", None)
-    is_crowd = np.fromiter((bool(entry.get("iscrowd", 0)) for entry in entries), bool, len(entries))
+    is_crowd = np.fromiter((_is_crowd(entry, path) for entry in entries), bool, len(entries))
     rows = Annotations(ids, image_ids, category_ids, is_crowd, _boxes(entries, ids, path))
     return rows[np.argsort(rows.image_ids, kind="stable")]
+
+
+def _is_crowd(entry: dict[str, Any], path: Path) -> bool:
+    value = entry.get("iscrowd", 0)
+    if value not in (0, 1, None):  # a string would be true even as "0"
+        raise ValueError(f'{path}: annotation {entry["id"]} must have 0 or 1 as "iscrowd", got {value!r}')
+    return bool(value)
 
 
 def some(ids: Sequence[Any] | np.ndarray) -> str:
@@ -192,7 +213,10 @@ def _integers(entries: list[Any], key: str, what: str, path: Path) -> np.ndarray
         )
         found = repr(entry[key]) if isinstance(entry, dict) and key in entry else "none"
         raise ValueError(f'{path}: {named} needs a whole number as "{key}", got {found}')
-    return np.array(values, dtype=np.int64)
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError:
+        raise ValueError(f'{path}: a "{key}" of the {what}s is too large: {max(values, key=abs)}') from None
 
 
 def _without_integer(entries: list[Any], key: str) -> Iterator[tuple[int, Any]]:

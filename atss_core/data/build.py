@@ -117,7 +117,7 @@ def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
         )
         for name in names
     ]
-    _check_names([dataset.name for dataset in datasets])
+    check_names([dataset.name for dataset in datasets])
     for dataset in datasets:
         check_num_classes(dataset, cfg)
     return datasets
@@ -130,7 +130,7 @@ def fill_num_classes(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
     return override(cfg, "MODEL.ATSS.NUM_CLASSES", len(class_names) + 1)
 
 
-def _check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str]) -> None:
     """Refuse data sets of one name, whose results would overwrite each other's."""
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -168,7 +168,8 @@ def check_same_classes(dataset: DetectionDataset, class_names: Sequence[str], wh
     if list(class_names) != dataset.class_names:
         raise ValueError(
             f"data set {dataset.name} must have the classes of {whose}, in the same order of ids, "
-            f"{_listed(class_names)}, but has {_listed(dataset.class_names)}; correct its categories"
+            f"{_listed(class_names)}, but has {_listed(dataset.class_names)}; correct its categories, or "
+            f"for VOC list the classes in a file classes.txt in both folders"
         )
 
 

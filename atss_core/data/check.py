@@ -48,7 +48,9 @@ def quick_check(dataset: DetectionDataset) -> list[Defect]:
     """Find what the annotations and the list of files tell; takes seconds for a million objects."""
     objects = _Objects(dataset)
     found = [
+        *(Defect("odd files", line) for line in dataset.oddities),
         _missing_pictures(dataset),
+        _unreadable_pictures(dataset),
         _repeated_pictures(dataset),
         objects.defect(
             "repeated ids", objects.has_repeated_id, "annotation(s) have the id of another; number them anew"
@@ -68,6 +70,7 @@ def quick_check(dataset: DetectionDataset) -> list[Defect]:
             objects.has_area & ~objects.is_outside & (objects.reach > TOLERANCE),
             "box(es) reach out of their picture by more than a pixel and are cut at its border; do the sizes "
             "in the annotations belong to these pictures?",
+            worst=objects.reach,
         ),
         objects.defect(
             "boxes one pixel thin",
@@ -97,7 +100,7 @@ def check_pictures(dataset: DetectionDataset) -> list[Defect]:
     Args:
         dataset: opened for testing, so that it has all pictures.
     """
-    present = set(range(len(dataset))) - set(_missing(dataset))
+    present = set(range(len(dataset))) - set(_missing(dataset)) - set(_unreadable(dataset))
 
     def problem(index: int) -> tuple[str, str] | None:
         if index not in present:
@@ -128,9 +131,13 @@ def check_pictures(dataset: DetectionDataset) -> list[Defect]:
     for kind, indices in by_kind.items():
         first = problems[indices[0]]
         assert first is not None
-        count = f"{len(indices)} of {len(dataset)} pictures"
-        words = "cannot be read" if kind == UNREADABLE else "have another size than their annotations"
-        defects.append(Defect(kind, f"{count} {words}; the first: {first[1]}", tuple(indices), is_fatal=True))
+        message = (
+            f"{len(indices)} of {len(dataset)} pictures have another size than their annotations; the first:"
+            f" {first[1]}"
+        )
+        if kind == UNREADABLE:
+            message = _describe_unreadable(len(indices), len(dataset), first[1])
+        defects.append(Defect(kind, message, tuple(indices), is_fatal=True))
     return defects
 
 
@@ -174,9 +181,13 @@ class _Objects:
         keys = np.column_stack([rows.image_ids, rows.category_ids, rows.boxes])
         self.is_repeated[np.unique(keys, axis=0, return_index=True)[1]] = False
 
-    def defect(self, kind: str, mask: np.ndarray, words: str) -> Defect | None:
-        """Describe the objects of a mask, (A,) bool; None if there are none."""
+    def defect(
+        self, kind: str, mask: np.ndarray, words: str, worst: np.ndarray | None = None
+    ) -> Defect | None:
+        """Describe the objects of a mask, (A,) bool, by falling ``worst``, (A,); None if there are none."""
         rows = np.flatnonzero(mask)
+        if worst is not None:
+            rows = rows[np.argsort(-worst[rows], kind="stable")]
         if not len(rows):
             return None
         images = list(dict.fromkeys(self.owner[rows].tolist()))
@@ -211,6 +222,29 @@ def _missing_pictures(dataset: DetectionDataset) -> Defect | None:
         " correct their names, or set DATALOADER.SKIP_CORRUPT True to skip them"
     )
     return Defect(MISSING, message, tuple(missing), is_fatal=True)
+
+
+def _unreadable(dataset: DetectionDataset) -> list[int]:
+    """Return the pictures that could not be read for their sizes, and are there."""
+    images = dataset.coco_dict["images"]
+    missing = set(_missing(dataset))
+    return [i for i, image in enumerate(images) if "unreadable" in image and i not in missing]
+
+
+def _unreadable_pictures(dataset: DetectionDataset) -> Defect | None:
+    unreadable = _unreadable(dataset)
+    if not unreadable:
+        return None
+    images = dataset.coco_dict["images"]
+    message = _describe_unreadable(len(unreadable), len(images), images[unreadable[0]]["unreadable"])
+    return Defect(UNREADABLE, message, tuple(unreadable), is_fatal=True)
+
+
+def _describe_unreadable(count: int, total: int, first: str) -> str:
+    return (
+        f"{count} of {total} pictures cannot be read; the first: {first}; restore them, or set"
+        " DATALOADER.SKIP_CORRUPT True to skip them"
+    )
 
 
 def _repeated_pictures(dataset: DetectionDataset) -> Defect | None:

@@ -46,6 +46,7 @@ class DetectionDataset(Dataset[Sample]):
         path: its annotation file or folder.
         folder: what the names of pictures start from.
         coco_dict: the data set in the form of a COCO file, pictures by id; in training without annotations.
+        oddities: what is odd about the files, a line each.
         annotations: all objects as the files tell them, whether they are used or not.
         has_annotations: False for a file that only lists pictures, such as test-dev.
         category_ids: ascending; label l in 1..C means ``category_ids[l - 1]``.
@@ -73,6 +74,8 @@ class DetectionDataset(Dataset[Sample]):
         self.layout = source.layout
         self.path = source.path
         self.folder = source.images
+        self.oddities = source.oddities
+        self._is_upright = source.is_upright
         self.coco_dict = source.tree
         self.coco_dict["images"].sort(key=lambda image: image["id"])
         self.transform = transform
@@ -89,7 +92,7 @@ class DetectionDataset(Dataset[Sample]):
             self.coco_dict.pop("annotations", None)
         self._images = self._select_images(filter_empty)
         if not self._images:
-            raise ValueError(NOTHING_TO_LEARN.format(self.path))
+            raise ValueError("; ".join((NOTHING_TO_LEARN.format(self.path), *self.oddities)))
         self.image_ids: list[int] = [image["id"] for image in self._images]
         self.image_sizes = np.array([(image["height"], image["width"]) for image in self._images])
         # The annotations of picture i are the rows bounds[i] to bounds[i + 1] of the first, second array.
@@ -135,7 +138,7 @@ class DetectionDataset(Dataset[Sample]):
         """
         path = self.image_path(index)
         try:
-            stored = read_image(path, apply_exif=False)
+            stored = read_image(path, apply_exif=self._is_upright)
             if self._has_annotated_size(stored, index):
                 return stored
             upright = read_image(path, apply_exif=True)

@@ -25,13 +25,18 @@ class Source:
         layout: "COCO", "VOC" or "YOLO".
         path: what was read, for messages.
         images: the folder that the names of pictures start from.
-        tree: in the form of a COCO file: images, annotations, categories.
+        tree: in the form of a COCO file: images, annotations, categories. An image that cannot be read has
+            the reason as "unreadable".
+        is_upright: whether the annotations are for the pictures turned as their EXIF data says.
+        oddities: what is odd about the files, a line each.
     """
 
     layout: str
     path: Path
     images: Path
     tree: dict[str, Any]
+    is_upright: bool = False
+    oddities: tuple[str, ...] = ()
 
 
 def read_source(entry: DatasetEntry) -> Source:
@@ -51,16 +56,16 @@ def read_source(entry: DatasetEntry) -> Source:
             f"data set {entry.name} needs {path}, which does not exist; correct the path, or set"
             " DATASETS.DATA_DIR to the folder that holds the data sets"
         )
-    if path.is_dir() and is_voc(path):
+    if path.is_dir() and is_voc(path, entry.split):
         tree, images = read_voc(path, entry.split, entry.class_names)
-        layout = "VOC"
+        source = Source("VOC", path, images, tree)
     elif is_yolo(path):
-        tree, images = read_yolo(path, entry.split)
-        layout = "YOLO"
+        tree, images, oddities = read_yolo(path, entry.split)
+        source = Source("YOLO", path, images, tree, is_upright=True, oddities=tuple(oddities))
     else:
         raise ValueError(f"{path} is not a data set; expected {LAYOUTS}")
-    check_tree(tree, path)
-    return Source(layout, path, images, tree)
+    check_tree(source.tree, path)
+    return source
 
 
 def _check_folder(folder: Path, name: str, annotations: Path) -> None:

@@ -55,11 +55,10 @@ def read_image(path: str | Path, apply_exif: bool) -> Image.Image:
         raise UnreadablePictureError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def list_pictures(folder: Path) -> dict[str, str]:
-    """Return the pictures in and below a folder: path without suffix -> path, both relative to it."""
+def list_pictures(folder: Path) -> list[Path]:
+    """Return the pictures in and below a folder, relative to it, by name."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    # Sorted backwards, so that of "a.jpg" and "a.png" the first by the alphabet stays.
-    return {path.with_suffix("").as_posix(): path.as_posix() for path in sorted(found, reverse=True)}
+    return sorted(path for path in found if not path.name.startswith("._"))  # which macOS adds to archives
 
 
 def picture_size(path: Path) -> tuple[int, int]:

@@ -127,8 +127,9 @@ def unfit_objects(dataset: DetectionDataset, sides: np.ndarray, anchor_sides: np
     """
     rows = dataset.annotations
     is_object = ~rows.is_crowd & (rows.boxes[:, 2:] > THINNEST).all(axis=1)  # thinner ones are not used
-    is_unfit = is_object & (best_fit(sides, anchor_sides) < WORST_FIT)
-    unfit = np.flatnonzero(is_unfit)
+    fit = best_fit(sides, anchor_sides)
+    unfit = np.flatnonzero(is_object & (fit < WORST_FIT))
+    unfit = unfit[np.argsort(fit[unfit], kind="stable")]
     if not len(unfit):
         return []
     images = dataset.coco_dict["images"]

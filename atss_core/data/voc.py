@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,27 +11,33 @@ from typing import Any
 from xml.etree import ElementTree
 
 from atss_core.data.annotations import some
-from atss_core.data.pictures import list_pictures, picture_size
+from atss_core.data.pictures import SUFFIXES, UnreadablePictureError, list_pictures, picture_size
+from atss_core.utils.files import read_text
 from atss_core.utils.progress import progress
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def is_voc(folder: Path) -> bool:
-    """Tell whether a folder has the layout of VOC."""
-    return (folder / "Annotations").is_dir()
+def is_voc(folder: Path, split: str) -> bool:
+    """Tell whether a folder has the layout of VOC, or XML files beside the pictures."""
+    return (folder / "Annotations").is_dir() or any(_has_xml(place) for place in (folder, folder / split))
+
+
+def _has_xml(folder: Path) -> bool:
+    return next(folder.glob("*.xml"), None) is not None
 
 
 def read_voc(folder: Path, split: str, class_names: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
-    """Read ``Annotations/*.xml`` and ``ImageSets/Main/<split>.txt``.
+    """Read ``Annotations/*.xml`` and ``ImageSets/Main/<split>.txt``, or XML files beside the pictures.
 
     Corners are inclusive and count from 1, as in VOC. Difficult objects become crowds: training leaves them
     out, and in testing they neither count as found nor as missed. If no file of the split has annotations, as
     in VOC's test sets of later years, the tree has none.
 
     Args:
-        folder: with ``Annotations`` and ``JPEGImages`` in it.
+        folder: with ``Annotations`` and ``JPEGImages`` in it; or with pictures and XML files, which may also
+            be in a folder for each split.
         split: the part of the data; empty for all annotations.
         class_names: the classes in the order of their labels. If empty, the lines of ``classes.txt`` in the
             folder, and without that file the names in all annotations by the alphabet.
@@ -42,22 +49,33 @@ def read_voc(folder: Path, split: str, class_names: Sequence[str] = ()) -> tuple
         FileNotFoundError: if the split, the folder of pictures or an annotation file is missing.
         ValueError: if an annotation file is faulty.
     """
-    pictures = _find_image_folder(folder)
-    stems = _read_split(folder, split)
-    files = [folder / "Annotations" / f"{stem}.xml" for stem in stems]
-    is_annotated = any(file.is_file() for file in files)
-    listing = list_pictures(pictures)
+    if (folder / "Annotations").is_dir():
+        annotation_folder, pictures = folder / "Annotations", _find_image_folder(folder)
+        stems = _read_split(folder, split) if split else _stems_in(annotation_folder)
+    else:
+        annotation_folder = pictures = folder / split
+        if not _has_xml(pictures):
+            raise FileNotFoundError(f"VOC data set {folder} has no split {split!r}: no *.xml in {pictures}")
+        stems = _stems_in(annotation_folder)
+    files = [annotation_folder / f"{stem}.xml" for stem in stems]
+    # The first by the alphabet stays of "a.jpg" and "a.png".
+    listing = {p.with_suffix("").as_posix(): p.as_posix() for p in reversed(list_pictures(pictures))}
+    # A test set may have no annotations at all, but then its pictures must be there.
+    is_annotated = any(file.is_file() for file in files) or not listing.keys() >= set(stems)
     roots = [
         _parse(file) if is_annotated else ElementTree.Element("annotation")
         for file in progress(files, f"reading {folder.name}")
     ]
-    names = list(class_names) or read_class_file(folder / "classes.txt") or _names_in(folder)
+    names = list(class_names) or read_class_file(folder / "classes.txt")
+    names = names or _names_in(annotation_folder if annotation_folder != folder / split else folder)
     images = []
     annotations: list[dict[str, Any]] = []
     for image_id, (stem, file, root) in enumerate(zip(stems, files, roots, strict=True), start=1):
         name = listing.get(stem) or (root.findtext("filename") or f"{stem}.jpg").strip()
-        height, width = _size(root) or picture_size(pictures / name)
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        image = {"id": image_id, "file_name": name, **_size_of(root, pictures / name)}
+        images.append(image)
+        if "unreadable" in image:
+            continue
         for number, element in enumerate(root.findall("object"), start=1):
             known = {"id": len(annotations) + 1, "image_id": image_id}
             annotations.append({**known, **_read_object(element, names, f"{file}: object {number}")})
@@ -69,7 +87,16 @@ def read_class_file(file: Path) -> list[str]:
     """Return the lines of a file of class names; nothing if there is no such file."""
     if not file.is_file():
         return []
-    return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def size_or_error(picture: Path) -> dict[str, Any]:
+    """Return height and width of a picture, or 1 x 1 pixels and why it is "unreadable"."""
+    try:
+        height, width = picture_size(picture)
+    except UnreadablePictureError as error:
+        return {"height": 1, "width": 1, "unreadable": str(error)}
+    return {"height": height, "width": width}
 
 
 def _find_image_folder(folder: Path) -> Path:
@@ -84,12 +111,6 @@ def _find_image_folder(folder: Path) -> Path:
 
 def _read_split(folder: Path, split: str) -> list[str]:
     """Return the names of a split's files, without suffix."""
-    annotations = folder / "Annotations"
-    if not split:
-        found = sorted(annotations.rglob("*.xml"))
-        if not found:
-            raise ValueError(f"{annotations} has no *.xml files; expected one for each picture")
-        return [file.relative_to(annotations).with_suffix("").as_posix() for file in found]
     file = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
         others = sorted(other.stem for other in file.parent.glob("*.txt"))
@@ -97,7 +118,14 @@ def _read_split(folder: Path, split: str) -> list[str]:
             f"VOC data set {folder} has no split {split!r}: there is no {file}; "
             + (f"the splits are {', '.join(others[:20])}" if others else f"without @{split} all is read")
         )
-    stems = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if lines and all(re.search(r"\s-?[01]$", line) for line in lines):
+        raise ValueError(
+            f"{file} has a second column, {lines[0]!r}, as VOC's lists for single classes; expected a list of"
+            " names alone, such as train.txt"
+        )
+    endings = (*SUFFIXES, ".xml")
+    stems = [line.rpartition(".")[0] if line.lower().endswith(endings) else line for line in lines]
     if not stems:
         raise ValueError(f"{file} is empty; expected the name of a picture in each line")
     repeated = [stem for stem, count in Counter(stems).items() if count > 1]
@@ -106,12 +134,20 @@ def _read_split(folder: Path, split: str) -> list[str]:
     return stems
 
 
+def _stems_in(folder: Path) -> list[str]:
+    """Return the names of all annotation files in and below a folder, without suffix."""
+    found = sorted(folder.rglob("*.xml"))
+    if not found:
+        raise ValueError(f"{folder} has no *.xml files; expected one for each picture")
+    return [file.relative_to(folder).with_suffix("").as_posix() for file in found]
+
+
 def _parse(file: Path) -> ElementTree.Element:
     if not file.is_file():
         raise FileNotFoundError(f"there is no annotation file {file}, though its split lists it")
     try:
         root = ElementTree.parse(file).getroot()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter for odd encodings
         raise ValueError(f"{file} is not valid XML: {error}; it may be incomplete, fetch it again") from error
     if root.tag != "annotation":
         raise ValueError(f"{file} is not a VOC annotation: expected the element annotation, got {root.tag}")
@@ -120,7 +156,7 @@ def _parse(file: Path) -> ElementTree.Element:
 
 def _names_in(folder: Path) -> list[str]:
     """Return the class names in all annotations, so that every split has the same."""
-    files = sorted((folder / "Annotations").rglob("*.xml"))
+    files = sorted(folder.rglob("*.xml"))
     names = {
         (element.findtext("name") or "").strip()
         for file in progress(files, f"classes of {folder.name}")
@@ -128,17 +164,17 @@ def _names_in(folder: Path) -> list[str]:
     }
     names.discard("")
     if not names:
-        raise ValueError(f"no file of {folder / 'Annotations'} has an object; expected <object><name>...")
+        raise ValueError(f"no file of {folder} has an object; expected <object><name>...")
     return sorted(names)
 
 
-def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """Return (height, width) in pixels; None if the file does not tell, as some tools leave it."""
+def _size_of(root: ElementTree.Element, picture: Path) -> dict[str, Any]:
+    """Return height and width in pixels, of the picture if the file does not tell, as some tools leave it."""
     try:
         height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
     except ValueError:
-        return None
-    return (height, width) if height > 0 and width > 0 else None
+        height = width = 0
+    return {"height": height, "width": width} if height > 0 and width > 0 else size_or_error(picture)
 
 
 def _read_object(element: ElementTree.Element, names: Sequence[str], where: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,38 +10,44 @@ from typing import Any
 import numpy as np
 import yaml
 
-from atss_core.data.pictures import SUFFIXES, list_pictures, picture_size
-from atss_core.data.voc import read_class_file
+from atss_core.data.annotations import some
+from atss_core.data.pictures import SUFFIXES, list_pictures
+from atss_core.data.voc import read_class_file, size_or_error
+from atss_core.utils.files import read_text
 from atss_core.utils.progress import progress
 
 DESCRIPTIONS = ("data.yaml", "dataset.yaml", "data.yml")
+SPLITS = ("train", "val", "valid", "test")
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 # Boxes are fractions of the sides of the picture. A little above 1 is rounding, far above are pixels.
 LARGEST_FRACTION = 1.5
 
 
 def is_yolo(path: Path) -> bool:
-    """Tell whether a path is a YOLO description, or a folder that has one or has labels."""
+    """Tell whether a path is a YOLO description, or a folder that has one, class names or labels."""
     if path.suffix.lower() in (".yaml", ".yml"):
         return True
     has_labels = (path / "labels").is_dir() or next(path.glob("*/labels"), None) is not None
     return has_labels or any((path / name).is_file() for name in (*DESCRIPTIONS, *CLASS_FILES))
 
 
-def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path]:
+def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path, list[str]]:
     """Read pictures and their label files.
 
     A line of a label file is ``class x y width height``, the centre and sides as fractions of those of the
     upright picture, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon, of which the surrounding box is taken. A
-    picture without a label file has no objects.
+    picture without a label file has no objects. With ``kpt_shape`` in ``data.yaml``, key points may follow a
+    box.
 
     Args:
         path: ``data.yaml``, or a folder with ``images/<split>`` and ``labels/<split>``, or with
-            ``<split>/images`` and ``<split>/labels``; class names are in ``data.yaml`` or ``classes.txt``.
-        split: the part of the data; empty for pictures right in ``images``.
+            ``<split>/images`` and ``<split>/labels``, or with a list of pictures ``<split>.txt``; labels may
+            also be beside the pictures. Class names are in ``data.yaml`` or ``classes.txt``.
+        split: the part of the data; empty for pictures right in ``images`` or in the folder.
 
     Returns:
-        The tree and the folder of the pictures.
+        The tree, the folder of the pictures, and what is odd about the files, a line each. A picture that
+        cannot be read has its reason as "unreadable" in the tree.
 
     Raises:
         FileNotFoundError: if the split or the names of the classes are missing.
@@ -50,18 +57,16 @@ def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path]:
     names = _class_names(description, root, path)
     files = _find_split(description, root, split, path)
     labels = [_label_file(file) for file in files]
-    if not any(label.is_file() for label in labels):
-        raise FileNotFoundError(
-            f"YOLO data set {path}: none of {len(files)} pictures has a label file; expected for instance"
-            f" {labels[0]}"
-        )
+    has_key_points = "kpt_shape" in description
     images, boxes, classes, owners = [], [], [], []
     bar = progress(files, f"reading {root.name}")
     for image_id, (file, label) in enumerate(zip(bar, labels, strict=True), start=1):
-        height, width = picture_size(file)
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        for class_index, box in _read_labels(label, len(names)):
+        image = {"id": image_id, "file_name": name, **size_or_error(file)}
+        images.append(image)
+        found = list(_read_labels(label, len(names), has_key_points))
+        height, width = image["height"], image["width"]
+        for class_index, box in [] if "unreadable" in image else found:
             classes.append(class_index + 1)
             boxes.append((box * (width, height, width, height)).tolist())
             owners.append(image_id)
@@ -71,7 +76,32 @@ def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path]:
         for number, (owner, category, box) in rows
     ]
     categories = [{"id": label, "name": name} for label, name in enumerate(names, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}, root
+    tree = {"images": images, "annotations": annotations, "categories": categories}
+    return tree, root, list(_oddities(files, labels))
+
+
+def _oddities(files: list[Path], labels: list[Path]) -> Iterator[str]:
+    """Yield what is odd about pictures and label files, a line each."""
+    without = [file.name for file, label in zip(files, labels, strict=True) if not label.is_file()]
+    if len(without) == len(files):
+        yield f"none of {len(files)} pictures has a label file; expected for instance {labels[0]}"
+    elif without:
+        yield f"{len(without)} picture(s) have no label file and count as empty: {some(without)}"
+    shared = [label.name for label, count in Counter(labels).items() if count > 1]
+    if shared:
+        yield f"{len(shared)} label file(s) belong to several pictures of one name: {some(shared)}"
+    folders = {label.parent: file.parent for file, label in zip(files, labels, strict=True)}
+    lone = [str(label) for folder in folders.items() for label in _without_picture(*folder)]
+    if lone:
+        yield f"{len(lone)} label file(s) have no picture: {some(lone)}; restore the pictures"
+
+
+def _without_picture(labels: Path, pictures: Path) -> list[Path]:
+    """Return the label files of a folder that have no picture in the other; class names are no labels."""
+    if labels == pictures:
+        return []
+    names = {path.stem for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES}
+    return sorted(f for f in labels.glob("*.txt") if f.stem not in names and f.name != "classes.txt")
 
 
 def _read_description(path: Path) -> tuple[dict[str, Any], Path]:
@@ -85,7 +115,7 @@ def _read_description(path: Path) -> tuple[dict[str, Any], Path]:
     if not file.is_file():
         raise FileNotFoundError(f"there is no YOLO description {file}")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -109,8 +139,11 @@ def _class_names(description: dict[str, Any], root: Path, path: Path) -> list[st
             f" {root / CLASS_FILES[0]} with a class in each line"
         )
     count = description.get("nc", len(names))
-    if count != len(names):
+    if str(count) != str(len(names)):
         raise ValueError(f"{path}: nc is {count}, but names has {len(names)} classes; correct one of them")
+    odd = [name for name in names if isinstance(name, bool) or not isinstance(name, (str, int, float))]
+    if odd:
+        raise ValueError(f"{path}: YAML reads the class name {odd[0]!r} as no text; put it in quotes")
     return [str(name) for name in names]
 
 
@@ -122,11 +155,16 @@ def _find_split(description: dict[str, Any], root: Path, split: str, path: Path)
         items = [str(item) for item in (given if isinstance(given, list) else [given])]
         places = [_locate(root, item) for item in items]
     else:
-        candidates = [root / "images" / split, root / split / "images"]
+        known = [key for key in SPLITS if _has_split(description, root, key)]
+        if not split and known:
+            raise ValueError(
+                f"YOLO data set {path} has the splits {some(known)}: say which, such as {path}@{known[0]}"
+            )
+        candidates = [root / "images" / split, root / split / "images", root / split]
         candidates += [root / f"{split}.txt"] if split else []
         places = [place for place in candidates if place.exists()][:1]
     if not places or not all(place.exists() for place in places):
-        known = [key for key in ("train", "val", "valid", "test") if _has_split(description, root, key)]
+        known = [key for key in SPLITS if _has_split(description, root, key)]
         expected = next((p for p in places if not p.exists()), root / "images" / split)
         remedy = f"its splits are {', '.join('@' + key for key in known)}" if known else "check its paths"
         raise FileNotFoundError(
@@ -144,21 +182,28 @@ def _has_split(description: dict[str, Any], root: Path, split: str) -> bool:
 
 
 def _locate(root: Path, item: str) -> Path:
-    """Return where a path of a description or list leads; exports often carry paths of another folder.
+    """Return where a path of a description leads; exports often carry paths of another folder.
 
-    Tried are the path itself, from the root, and then without its first, first two, ... parts.
+    Tried are the path itself, from the root, and then its last two parts: one would not tell splits apart.
     """
     parts = [part for part in Path(item).parts if part not in ("..", "/", "\\")]
-    places = [root / item, *(root.joinpath(*parts[i:]) for i in range(len(parts)))]
+    places = [root / item, root.joinpath(*parts[-2:])]
     return next((place for place in places if place.exists()), places[0])
 
 
 def _pictures_at(place: Path) -> list[Path]:
     """Return the pictures of a folder, or those that a text file lists."""
     if place.is_dir():
-        return [place / name for name in sorted(list_pictures(place).values())]
-    lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    return [_locate(place.parent, line) for line in lines]
+        return [place / name for name in list_pictures(place)]
+    lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
+    repeated = [line for line, count in Counter(lines).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{place} lists {repeated[0]} more than once; remove the repeated lines")
+    # The list may be made for another folder: leave out as many first parts of all paths as the first needs.
+    parts = Path(lines[0]).parts if lines else ()
+    options = [i for i in range(len(parts)) if place.parent.joinpath(*parts[i:]).exists()]
+    first = options[0] if options else 0
+    return [place.parent.joinpath(*Path(line).parts[first:]) for line in lines]
 
 
 def _label_file(picture: Path) -> Path:
@@ -172,18 +217,20 @@ def _label_file(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_labels(file: Path, num_classes: int) -> Iterator[tuple[int, np.ndarray]]:
+def _read_labels(file: Path, num_classes: int, has_key_points: bool) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the class index and the box (x, y, width, height) of each line, in fractions of the sides."""
     if not file.is_file():
         return
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if line.strip():
-            yield _read_line(line, num_classes, f"{file}, line {number}")
+            words = line.split()[:5] if has_key_points else line.split()
+            yield _read_line(words, num_classes, f"{file}, line {number}")
 
 
-def _read_line(line: str, num_classes: int, where: str) -> tuple[int, np.ndarray]:
+def _read_line(words: list[str], num_classes: int, where: str) -> tuple[int, np.ndarray]:
+    line = " ".join(words)
     try:
-        values = np.array(line.split(), dtype=np.float64)
+        values = np.array(words, dtype=np.float64)
     except ValueError:
         values = np.array([np.nan])
     if not np.isfinite(values).all() or not (len(values) == 5 or (len(values) >= 7 and len(values) % 2)):

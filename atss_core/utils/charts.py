@@ -30,7 +30,7 @@ def plot_objects(
     # Not pyplot: its global state and its choice of a display would leak into the caller.
     figure = Figure(figsize=(11, max(3.6, 1.2 + 0.22 * len(shown))), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     left, right = figure.subplots(1, 2)
     _plot_sides(left, sides, anchor_sides)
     _plot_classes(right, shown, len(classes))
@@ -55,7 +55,7 @@ def _plot_classes(axes: Axes, classes: Mapping[str, int], num_classes: int) -> N
     places = np.arange(len(names))
     bars = axes.barh(places, list(classes.values()), color=BLUE)
     axes.bar_label(bars, padding=3, fontsize=8)
-    axes.set_yticks(places, names, fontsize=8)
+    axes.set_yticks(places, names, fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     more = num_classes - len(classes)

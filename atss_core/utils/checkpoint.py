@@ -140,6 +140,12 @@ class Checkpointer:
                 f"{path} has no {', '.join(missing)}, so training cannot go on from it; to start from its "
                 f"weights, set MODEL.WEIGHT to it and OUTPUT_DIR to an empty folder"
             )
+        learned = state.get("class_names")
+        if learned and list(learned) != list(self.class_names):
+            raise ValueError(
+                f"{path} was trained on the classes {', '.join(learned)}, but the data has "
+                f"{', '.join(self.class_names)}; restore the data, or set OUTPUT_DIR to an empty folder"
+            )
         load_weights_strictly(self.model, state["model"], str(path))
         settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])

@@ -68,3 +68,15 @@ def keep_lines(file: Path, last_iteration: int) -> None:
             logger.warning("Dropped a broken line of %s: %.60s", file, line)
     with atomic_write(file, "w") as stream:
         stream.writelines(kept)
+
+
+def read_text(file: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: if it is in another encoding.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8") from error

@@ -181,6 +181,8 @@ COCO_DEFECTS = {
         in_json(lambda tree: [a.update(category_id=1) for a in tree["annotations"]] and None),
         ["1 of 2 classes have no object: dog"],
     ),
+    "crowd as text": (in_annotation(iscrowd="0"), ['annotation 2 must have 0 or 1 as "iscrowd"', "'0'"]),
+    "huge id": (in_annotation(id=2**70), ['a "id" of the annotations is too large']),
     "tiny objects": (
         in_annotation(bbox=[5, 5, 3, 3]),
         ["1 object(s), 16.7%, are far from every anchor size"],
@@ -240,6 +242,18 @@ VOC_DEFECTS = {
         remove("Annotations/b.xml"),
         ["there is no annotation file", "b.xml, though its split lists"],
     ),
+    "list of one class": (
+        write_over("ImageSets/Main/train.txt", b"a  1\nb -1\n"),
+        ["train.txt has a second column, 'a  1'", "expected a list of names alone"],
+    ),
+    "list of other names": (
+        write_over("ImageSets/Main/train.txt", b"x\ny\n"),
+        ["there is no annotation file", "x.xml"],
+    ),
+    "odd encoding": (
+        write_over("Annotations/a.xml", b'<?xml version="1.0" encoding="klingon"?><annotation/>'),
+        ["a.xml is not valid XML", "klingon"],
+    ),
     "no pictures": (remove("JPEGImages"), ["no folder JPEGImages or images"]),
     "not a data set": (remove("Annotations"), ["is not a data set; expected a COCO file"]),
 }
@@ -269,6 +283,34 @@ YOLO_DEFECTS = {
     "name twice": (replace("data.yaml", "dog", "cat"), ["every category needs a name of its own", "cat"]),
     "no labels": (remove("labels"), ["none of 4 pictures has a label file", "labels/train/a.txt"]),
     "no split": (remove("images/train"), ["has no pictures for 'train'", "there is no", "images/train"]),
+    "half a picture": (
+        lambda folder: (folder / "images/train/a.png").write_bytes(b"hello"),
+        ["1 of 4 pictures cannot be read", "images/train/a.png", "SKIP_CORRUPT"],
+    ),
+    "label without picture": (
+        remove("images/train/a.png"),
+        ["1 label file(s) have no picture", "labels/train/a.txt; restore the pictures"],
+    ),
+    "picture without label": (
+        remove("labels/train/a.txt"),
+        ["1 picture(s) have no label file and count as empty: a.png"],
+    ),
+    "one label for two": (
+        lambda folder: shutil.copy(folder / "images/train/a.png", folder / "images/train/a.bmp"),
+        ["1 label file(s) belong to several pictures of one name: a.txt"],
+    ),
+    "other encoding": (
+        lambda folder: (folder / "labels/train/a.txt").write_text("0 .5 .5 .2 .2", encoding="utf-16"),
+        ["a.txt is not UTF-8 text", "save it as UTF-8"],
+    ),
+    "class that YAML misreads": (
+        replace("data.yaml", '["cat", "dog"]', "[yes, no]"),
+        ["YAML reads the class name True as no text; put it in quotes"],
+    ),
+    "split misspelt": (
+        replace("data.yaml", "train: images/train", "train: images/trian"),
+        ["has no pictures for 'train'", "images/trian"],
+    ),
     "not YAML": (write_over("data.yaml", b"names: [cat"), ["data.yaml is not valid YAML"]),
 }
 CASES = [
@@ -399,7 +441,9 @@ def test_words_of_the_command_line():
         ["a.json@b", "c@d"],
         ["INPUT.MIN_SIZE_TEST", "9"],
     )
-    assert split(["SEED", "VOC2007@train"]) == (["SEED", "VOC2007@train"], [])
+    assert split(["VOC2007@train", "SEED", "3"]) == (["VOC2007@train"], ["SEED", "3"])
+    registered = ["DATASETS.REGISTER.my.own", "a.json@b"]
+    assert split(["my.own", *registered]) == (["my.own"], registered)
     assert split([]) == ([], [])
 
 

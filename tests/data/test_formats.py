@@ -1,13 +1,16 @@
 """Own data in every layout becomes the same data set."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from atss_core.config.catalog import DATASETS, VOC_CLASSES, find_dataset, parse_place
 from atss_core.data import Compose, DetectionDataset, Normalize, Resize
 from atss_core.data.check import quick_check
-from tests.layouts import CONTENT, write_coco, write_pictures, write_voc, write_yolo
+from tests.layouts import CONTENT, coco_tree, write_coco, write_pictures, write_voc, write_yolo
 
 ODD_NAMES = {
     "sub folder/dröm 1": CONTENT["a"],
@@ -143,6 +146,7 @@ def test_yolo_names_by_number_and_list_of_pictures(tmp_path):
     dataset = open_place(f"{tmp_path / 'data.yaml'}@train")
     assert dataset.class_names == ["cat", "dog"]
     assert [len(dataset.target(i)) for i in range(2)] == [1, 2]
+    assert not quick_check(dataset)  # labels of pictures that the list leaves out are no defect
 
 
 def test_yolo_paths_of_another_machine_are_found_here(tmp_path):
@@ -167,6 +171,94 @@ def test_yolo_labels_beside_listed_pictures(tmp_path):
     dataset = open_place(f"{tmp_path}@train")
     assert dataset.class_names == ["cat", "dog"]
     assert [len(dataset.target(i)) for i in range(len(dataset))] == [2, 1]
+
+
+def test_yolo_split_is_never_taken_for_another(tmp_path):
+    write_yolo(tmp_path)
+    for wrong in ("../valid/images", "images/trian", "trian"):
+        (tmp_path / "data.yaml").write_text(f"train: {wrong}\nnames: [cat, dog]\n")
+        with pytest.raises(FileNotFoundError, match="has no pictures for 'train'"):
+            open_place(f"{tmp_path}@train")
+
+
+def test_yolo_with_splits_wants_to_know_which(tmp_path):
+    write_yolo(tmp_path)
+    with pytest.raises(ValueError, match=r"has the splits train, val: say which, such as .*@train"):
+        open_place(str(tmp_path))
+
+
+def test_yolo_key_points_after_the_box(tmp_path):
+    write_yolo(tmp_path)
+    with (tmp_path / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [2, 2]\n")
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 .25 .5 .45 .45 .9 .9\n")
+    assert open_place(f"{tmp_path}@train").target(0).boxes.tolist() == [[24, 12, 39, 35]]
+
+
+def test_yolo_set_without_labels_can_be_tested_on(tmp_path):
+    write_yolo(tmp_path)
+    shutil.rmtree(tmp_path / "labels")
+    assert not open_place(f"{tmp_path}@val").has_annotations
+    with pytest.raises(ValueError, match=r"no picture has an object.*none of 4 pictures has a label file"):
+        open_place(f"{tmp_path}@train", training=True)
+
+
+def test_yolo_picture_that_cannot_be_read_can_be_skipped(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "images" / "train" / "a.png").write_bytes(b"hello")
+    dataset = open_place(f"{tmp_path}@train", skip_corrupt=True)
+    assert dataset[0].image is None
+    assert "a.png cannot be read" in dataset[0].skipped[0]
+    assert len(open_place(f"{tmp_path}@train", training=True)) == len(CONTENT) - 1
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_yolo_pictures_are_turned_upright(orientation, tmp_path):
+    write_yolo(tmp_path)
+    path = tmp_path / "images" / "train" / "a.png"
+    square = Image.open(path).resize((40, 40))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    square.save(path, exif=exif)
+    loaded = open_place(f"{tmp_path}@train").load_image(0)
+    assert loaded.tobytes() == ImageOps.exif_transpose(Image.open(path)).tobytes()
+
+
+def test_voc_files_beside_the_pictures(tmp_path):
+    write_voc(tmp_path / "plain")
+    for split in ("train", "val"):
+        shutil.copytree(tmp_path / "plain" / "Annotations", tmp_path / "flat" / split)
+        write_pictures(tmp_path / "flat" / split)
+    assert len(open_place(f"{tmp_path / 'flat'}@val")) == len(CONTENT)
+    dataset = open_place(str(tmp_path / "flat" / "train"))
+    assert (dataset.layout, len(dataset), dataset.class_names) == ("VOC", len(CONTENT), ["cat", "dog"])
+
+
+def test_voc_list_with_suffixes(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a.png\r\nb.xml\r\n")
+    assert [len(open_place(f"{tmp_path}@train").target(i)) for i in range(2)] == [2, 1]
+
+
+def test_placeholder_class_of_an_export_is_left_out(tmp_path):
+    tree = coco_tree(names=["cat", "dog"])
+    tree["categories"] = [
+        {"id": 0, "name": "cat", "supercategory": "none"},
+        {"id": 1, "name": "cat", "supercategory": "cat"},
+        {"id": 2, "name": "dog", "supercategory": "cat"},
+    ]
+    write_pictures(tmp_path)
+    (tmp_path / "_annotations.coco.json").write_text(json.dumps(tree))
+    assert open_place(str(tmp_path / "_annotations.coco.json")).class_names == ["cat", "dog"]
+
+
+def test_place_whose_path_has_the_separator(tmp_path):
+    folder = tmp_path / "user@host"
+    places = write_coco(folder)
+    assert len(open_place(places[0])) == len(CONTENT)
+    write_pictures(folder)
+    assert len(open_place(str(folder / "train.json"))) == len(CONTENT)
+    assert len(open_place(write_voc(folder / "voc")[0])) == len(CONTENT)
 
 
 def test_yolo_polygon_becomes_the_box_around_it(tmp_path):

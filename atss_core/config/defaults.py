@@ -142,6 +142,9 @@ def _atss() -> Node:
             "TOPK": 9,
             # (new) Positives must have their centre inside their box. SSC is defined by that and needs True.
             "POSITIVES_IN_BOX": True,
+            # (new) Only for ATSS: an object that would have no positive gets the candidate it overlaps most
+            # that no other object needs, even if its centre is outside the object's box.
+            "AT_LEAST_ONE": False,
             # (new) Only for SSC: positives must lie less than so many strides from the object's centre,
             # across and down. 0 is off; FCOS's centre sampling, "ATSS lite" in the paper, is 1.5.
             "CENTER_SAMPLING_RADIUS": 0.0,

@@ -12,6 +12,7 @@ Nothing here waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,6 +33,29 @@ SSC_SIZES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0
 Assigner = Callable[[Anchors, Sequence[Tensor]], Tensor]
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """What ATSS knows about each box before an anchor that several boxes want goes to one of them.
+
+    Boxes of a batch are padded to the fullest image; what is said of a box that is none means nothing.
+
+    Attributes:
+        anchors: indices of the candidates, level by level, int64, shape (N, G, M).
+        ious: of each candidate with its box, shape (N, G, M).
+        mean: of the IoUs, shape (N, G).
+        threshold: mean plus standard deviation of the IoUs, shape (N, G).
+        is_positive: whether the candidate reaches the threshold and may be positive, bool, shape (N, G, M).
+        is_box: False where there is only padding, bool, shape (N, G).
+    """
+
+    anchors: Tensor
+    ious: Tensor
+    mean: Tensor
+    threshold: Tensor
+    is_positive: Tensor
+    is_box: Tensor
+
+
 class AtssAssigner:
     """Adaptive Training Sample Selection (paper, algorithm 1).
 
@@ -45,27 +69,37 @@ class AtssAssigner:
     Args:
         topk: places per level and box; each counts with all the anchors that share its centre.
         positives_in_box: only anchors whose centre is inside the box can be positive.
+        at_least_one: give a box that ends without a positive one of its candidates; see
+            ``with_at_least_one``. The paper does not.
     """
 
-    def __init__(self, topk: int = 9, *, positives_in_box: bool = True) -> None:
+    def __init__(self, topk: int = 9, *, positives_in_box: bool = True, at_least_one: bool = False) -> None:
         if topk < 1:
             raise ValueError(f"MODEL.ATSS.TOPK must be at least 1, got {topk}")
         self.topk = topk
         self.positives_in_box = positives_in_box
+        self.at_least_one = at_least_one
 
     def __call__(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Tensor:
         """Match the anchors to the boxes of each image, (G, 4) each; returns (N, K) int64."""
-        padded, is_box = pad(boxes)
-        if padded.shape[1] == 0:
+        if not any(map(len, boxes)):
             return anchors.boxes.new_full((len(boxes), len(anchors)), BACKGROUND, dtype=torch.int64)
+        found = self.candidates(anchors, boxes)
+        matched = most_overlapping_box(found.anchors, found.ious, found.is_positive, len(anchors))
+        return with_at_least_one(found, matched) if self.at_least_one else matched
+
+    def candidates(self, anchors: Anchors, boxes: Sequence[Tensor]) -> Candidates:
+        """Find the candidates of the boxes of each image, (G, 4) each, of which at least one has a box."""
+        padded, is_box = pad(boxes)
         candidates = nearest_anchors(anchors, box_ops.centers(padded), self.topk)
         candidate_boxes = anchors.boxes[candidates]
         ious = box_ops.iou(candidate_boxes, padded[:, :, None])
+        mean = ious.mean(dim=-1)
         # One candidate alone has no spread.
-        spread = ious.std(dim=-1, keepdim=True) if ious.shape[-1] > 1 else torch.zeros_like(ious)
-        is_positive = (ious >= ious.mean(dim=-1, keepdim=True) + spread) & is_box[..., None]
+        threshold = mean + ious.std(dim=-1) if ious.shape[-1] > 1 else mean
+        is_positive = (ious >= threshold[..., None]) & is_box[..., None]
         is_positive &= may_be_positive(candidate_boxes, padded[:, :, None], ious, self.positives_in_box)
-        return most_overlapping_box(candidates, ious, is_positive, len(anchors))
+        return Candidates(candidates, ious, mean, threshold, is_positive, is_box)
 
 
 class SscAssigner:
@@ -256,6 +290,52 @@ def most_overlapping_box(candidates: Tensor, ious: Tensor, is_positive: Tensor, 
     matched = claims.new_full((num_images, num_anchors), num_boxes)
     matched = matched.scatter_reduce(1, anchor_index, claims, "amin")
     return torch.where(matched < num_boxes, matched, BACKGROUND)
+
+
+def with_at_least_one(found: Candidates, matched: Tensor) -> Tensor:
+    """Give boxes without a positive anchor the best of their candidates that no box needs.
+
+    Each box that has positives keeps the one it overlaps most; all others may be taken from it. Then, round
+    by round, each box that has none claims its best candidate, whether its centre is inside or not, among
+    those that it overlaps and that no box keeps (by IoU, then the lowest anchor index). An anchor that
+    several boxes claim goes to the one it overlaps most, then to the lowest box index, which keeps it.
+
+    So no box loses its last positive, and a box stays without one only if each of its candidates that it
+    overlaps is the one anchor that another box keeps, or if it overlaps none. Of more equal boxes than they
+    have such candidates, those of the lowest indices are served.
+
+    Args:
+        found: the candidates.
+        matched: the index of its box for each anchor, else ``BACKGROUND``; int64, shape (N, K).
+
+    Returns:
+        The same with boxes served, int64, shape (N, K).
+    """
+    order = sort_key(-found.ious, found.anchors).argsort(dim=-1)
+    candidates, ious = found.anchors.gather(-1, order), found.ious.gather(-1, order)
+    num_boxes, num_candidates = candidates.shape[1:]
+    box_index = torch.arange(num_boxes, device=matched.device)[:, None]
+    may_claim = found.is_box[..., None] & (ious > 0)
+
+    def of_candidates(values: Tensor) -> Tensor:
+        return values.gather(1, candidates.flatten(1)).view_as(candidates)
+
+    def give_first(is_allowed: Tensor) -> Tensor:
+        """Give the first allowed candidate of each box, the best, to a box that claims it, shape (N, K)."""
+        first = is_allowed.byte().argmax(dim=-1, keepdim=True)
+        has_claim = is_allowed.any(dim=-1, keepdim=True)
+        return most_overlapping_box(
+            candidates.gather(-1, first), ious.gather(-1, first), has_claim, matched.shape[1]
+        )
+
+    kept = give_first(of_candidates(matched) == box_index)
+    # A round serves a box of each image that has any to serve, and takes a candidate from all that it does
+    # not serve. So these rounds are enough, and no device is asked whether fewer would be.
+    for _ in range(min(num_boxes, num_candidates)):
+        keeper = of_candidates(kept)
+        has_none = ~(keeper == box_index).any(dim=-1, keepdim=True)
+        kept = torch.maximum(kept, give_first(may_claim & has_none & (keeper == BACKGROUND)))
+    return torch.where(kept >= 0, kept, matched)
 
 
 def nearest_anchors(anchors: Anchors, points: Tensor, topk: int) -> Tensor:

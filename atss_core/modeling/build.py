@@ -210,12 +210,21 @@ def build_assigner(cfg: CfgNode) -> Assigner:
             f"MODEL.ATSS.CENTER_SAMPLING_RADIUS belongs to POSITIVE_TYPE SSC and must be 0 with "
             f"{atss.POSITIVE_TYPE}, got {atss.CENTER_SAMPLING_RADIUS}"
         )
+    if atss.AT_LEAST_ONE and atss.POSITIVE_TYPE != "ATSS":
+        raise ValueError(
+            f"MODEL.ATSS.AT_LEAST_ONE belongs to POSITIVE_TYPE ATSS and must be False with "
+            f"{atss.POSITIVE_TYPE}, got {atss.AT_LEAST_ONE}"
+        )
     return ASSIGNERS.build(atss.POSITIVE_TYPE, cfg)
 
 
 @ASSIGNERS.register("ATSS")
 def _atss(cfg: CfgNode) -> AtssAssigner:
-    return AtssAssigner(topk=cfg.MODEL.ATSS.TOPK, positives_in_box=cfg.MODEL.ATSS.POSITIVES_IN_BOX)
+    return AtssAssigner(
+        topk=cfg.MODEL.ATSS.TOPK,
+        positives_in_box=cfg.MODEL.ATSS.POSITIVES_IN_BOX,
+        at_least_one=cfg.MODEL.ATSS.AT_LEAST_ONE,
+    )
 
 
 @ASSIGNERS.register("SSC")

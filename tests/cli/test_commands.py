@@ -360,12 +360,12 @@ def test_quickstart_leaves_pictures_curves_and_numbers(tiny, tmp_path, monkeypat
     "tool",
     [
         *("tools/train_net.py", "tools/test_net.py", "tools/quickstart.py", "demo/atss_demo.py"),
-        "tools/remove_solver_states.py",
+        *("tools/remove_solver_states.py", "tools/check_dataset.py", "tools/assign.py"),
     ],
 )
 def test_help_fits_a_screen_and_shows_an_example(tool):
     output = subprocess.run(
         [sys.executable, str(ROOT / tool), "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert "example:" in output
+    assert "example" in output
     assert output.count("\n") < 40

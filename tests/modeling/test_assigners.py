@@ -19,6 +19,7 @@ from atss_core.modeling.assigners import (
     nearest_cells,
     sort_key,
 )
+from atss_core.structures import boxes as box_ops
 from tests import golden
 from tests.modeling import dense
 
@@ -279,3 +280,120 @@ def test_limits_of_positives_reach_the_assigner():
         assert build_assigner(load_cfg(opts=opts)).positives_in_box
         opts += ["MODEL.ATSS.POSITIVES_IN_BOX", "False"]
         assert not build_assigner(load_cfg(opts=opts)).positives_in_box
+
+
+SMALL_GRIDS = [(13, 20), (7, 10), (4, 5), (2, 3), (1, 2)]
+
+
+def at_least_one_by_loop(anchors, boxes, topk):
+    """Serve the boxes without a positive, one claim at a time; returns (K,) int64."""
+    found = AtssAssigner(topk).candidates(anchors, [boxes])
+    matched = AtssAssigner(topk)(anchors, [boxes])[0].tolist()
+    wishes = []
+    for candidates, ious in zip(found.anchors[0].tolist(), found.ious[0].tolist(), strict=True):
+        ranked = sorted(zip(candidates, ious, strict=True), key=lambda pair: (-pair[1], pair[0]))
+        wishes.append([(anchor, iou) for anchor, iou in ranked if iou > 0])
+    kept = {}
+    for index, wish in enumerate(wishes):
+        mine = [anchor for anchor, _ in wish if matched[anchor] == index]
+        if mine:
+            kept[mine[0]] = index
+    while True:
+        claims = []
+        for index, wish in enumerate(wishes):
+            if index not in kept.values():
+                claims += [(-iou, index, anchor) for anchor, iou in wish if anchor not in kept][:1]
+        if not claims:
+            break
+        for _, index, anchor in sorted(claims):
+            kept.setdefault(anchor, index)
+    for anchor, index in kept.items():
+        matched[anchor] = index
+    return torch.tensor(matched)
+
+
+def crowded_boxes(num_boxes, *, seed):
+    """Return boxes of which most are tiny, many equal and some large, (G, 4)."""
+    random = torch.Generator().manual_seed(seed)
+    corner = (torch.rand(num_boxes, 2, generator=random) * torch.tensor([100.0, 60.0])).round()
+    sides = (torch.rand(num_boxes, 2, generator=random) ** 6 * 90).round() + 1
+    boxes = torch.cat([corner, corner + sides], dim=1)
+    return torch.cat([boxes, boxes[: num_boxes // 2]])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("topk", "num_boxes"), [(1, 4), (1, 60), (2, 40), (9, 12), (9, 300)])
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_at_least_one_equals_a_loop(kind, topk, num_boxes, seed):
+    anchors = GENERATORS[kind](SMALL_GRIDS)
+    boxes = crowded_boxes(num_boxes, seed=seed)
+    before = AtssAssigner(topk)(anchors, [boxes])[0]
+    after = AtssAssigner(topk, at_least_one=True)(anchors, [boxes])[0]
+    assert torch.equal(after, at_least_one_by_loop(anchors, boxes, topk))
+    served = set(after[after >= 0].tolist())
+    assert set(before[before >= 0].tolist()) < served  # no box loses its last
+    # Who stays without one overlaps only candidates that are the single anchor of others.
+    found = AtssAssigner(topk).candidates(anchors, [boxes])
+    for index in set(range(len(boxes))) - served:
+        owners = after[found.anchors[0, index][found.ious[0, index] > 0]]
+        assert len(set(owners.tolist())) == len(owners)
+        assert (owners >= 0).all()
+
+
+def test_at_least_one_in_a_batch_equals_images_one_by_one():
+    anchors = GENERATORS["A1"](SMALL_GRIDS)
+    assigner = AtssAssigner(9, at_least_one=True)
+    boxes = [crowded_boxes(n, seed=n) if n else torch.zeros(0, 4) for n in (30, 0, 2, 7)]
+    together = assigner(anchors, boxes)
+    for image, image_boxes in enumerate(boxes):
+        assert torch.equal(together[image], assigner(anchors, [image_boxes])[0])
+    assert (assigner(anchors, boxes[1:2]) == BACKGROUND).all()
+
+
+def test_two_equal_boxes_and_one_anchor_serve_the_first():
+    anchors = AnchorGenerator((64,), (8,))([(1, 1)])
+    boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]]).repeat(2, 1)
+    assert AtssAssigner(9, at_least_one=True)(anchors, [boxes]).tolist() == [[0]]
+
+
+def test_equal_boxes_share_their_candidates():
+    anchors = GENERATORS["A1"](GRIDS)
+    boxes = torch.tensor([[100.0, 100.0, 180.0, 180.0]]).repeat(20, 1)
+    assert set(AtssAssigner(9)(anchors, [boxes])[0].tolist()) == {BACKGROUND, 0}
+    assert set(AtssAssigner(9, at_least_one=True)(anchors, [boxes])[0].tolist()) == {BACKGROUND, *range(20)}
+
+
+def test_at_least_one_serves_a_box_without_a_centre_inside_but_none_that_overlaps_nothing():
+    anchors = GENERATORS["A1"](GRIDS)
+    boxes = torch.tensor([[94.0, 94.0, 98.5, 98.5], [5000.0, 5000.0, 5100.0, 5100.0]])
+    assert (AtssAssigner(9)(anchors, [boxes]) == BACKGROUND).all()
+    matched = AtssAssigner(9, at_least_one=True)(anchors, [boxes])[0]
+    assert (matched == 0).sum() == 1
+    assert not (matched == 1).any()
+
+
+def test_candidates_are_those_of_the_assignment():
+    anchors = GENERATORS["A1"](GRIDS)
+    boxes = [random_boxes(g, 1216, 800, seed=g, whole_pixels=True) for g in (5, 12)]
+    found = AtssAssigner(9).candidates(anchors, boxes)
+    assert found.anchors.shape == found.ious.shape == found.is_positive.shape == (2, 12, 45)
+    assert found.is_box.sum(dim=1).tolist() == [5, 12]
+    assert not found.is_positive[0, 5:].any()
+    candidate_boxes = anchors.boxes[found.anchors[1, 3]]
+    ious = box_ops.iou(candidate_boxes, boxes[1][3])
+    torch.testing.assert_close(found.ious[1, 3], ious)
+    torch.testing.assert_close(found.mean[1, 3], ious.mean())
+    torch.testing.assert_close(found.threshold[1, 3], ious.mean() + ious.std())
+    matched = AtssAssigner(9)(anchors, boxes)
+    assert torch.equal(
+        matched, most_overlapping_box(found.anchors, found.ious, found.is_positive, len(anchors))
+    )
+
+
+@pytest.mark.parametrize("kind", ["SSC", "IoU", "TOPK"])
+def test_at_least_one_belongs_to_atss(kind):
+    opts = ["MODEL.ATSS.AT_LEAST_ONE", "True", "MODEL.ATSS.POSITIVE_TYPE"]
+    assert build_assigner(load_cfg(opts=[*opts, "ATSS"])).at_least_one
+    assert not build_assigner(load_cfg()).at_least_one
+    with pytest.raises(ValueError, match=f"AT_LEAST_ONE belongs to .* must be False with {kind}, got True"):
+        build_assigner(load_cfg(opts=[*opts, kind]))

@@ -1,0 +1,341 @@
+"""Show how anchors are assigned to the objects of data sets, by ATSS and by the rules that it replaces."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from yacs.config import CfgNode
+
+from atss_core.cli.check_dataset import open_dataset, split_words
+from atss_core.config import load_cfg
+from atss_core.data import DetectionDataset, UnreadablePictureError, check_same_classes, resize_size
+from atss_core.data.assignment import (
+    SIZES,
+    THRESHOLD_EDGES,
+    AssignedObjects,
+    choose_objects,
+    join,
+    summarize_positives,
+    summarize_thresholds,
+)
+from atss_core.data.assignment_report import ATSS, COLUMNS, column_of_rules, describe, to_html
+from atss_core.modeling.anchors import Anchors
+from atss_core.modeling.assigners import Assigner, AtssAssigner
+from atss_core.modeling.build import build_anchor_generator, build_assigner
+from atss_core.structures import BoxList
+from atss_core.structures.boxes import area, centers, widths_heights
+from atss_core.utils import html
+from atss_core.utils.assignment_pictures import (
+    CANDIDATE,
+    LOST,
+    OUTSIDE,
+    POSITIVE,
+    TILE_SIDE,
+    ObjectView,
+    draw_object,
+    draw_positives,
+    draw_summary,
+)
+from atss_core.utils.files import atomic_write
+from atss_core.utils.progress import progress
+from atss_core.utils.visualize import contact_sheet, draw_boxes, save_image
+
+CONFIG = "configs/atss/atss_R_50_FPN_1x.yaml"
+SERVED = "ATSS + AT_LEAST_ONE"
+OBJECTS_A_PICTURE = 6  # whose candidates are drawn
+
+EXAMPLE = """examples:
+  python tools/assign.py cells/train.json@cells/pictures
+  python tools/assign.py datasets/bccd@test --config-file configs/quick/atss_R_18_own_data.yaml
+  python tools/assign.py --config-file my.yaml MODEL.ATSS.TOPK 15   (DATASETS.TRAIN and TEST of it)"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with command-line words, by default those of this process."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        default=CONFIG,
+        help="for sizes, anchors and rules, and for data sets if none are given (default %(default)s)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("training_dir/assign"),
+        help="index.html, report.json and pictures, a folder a data set (default %(default)s)",
+    )
+    parser.add_argument(
+        "--num-pictures",
+        metavar="N",
+        type=int,
+        default=500,
+        help="pictures that are counted, a random sample of larger sets (default %(default)s)",
+    )
+    parser.add_argument(
+        "--num-drawn", metavar="N", type=int, default=6, help="pictures that are drawn (default %(default)s)"
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="PLACE | KEY VALUE",
+        help="data sets: names, or annotations.json@pictures, folder@split, data.yaml@split; then overrides "
+        "such as MODEL.ATSS.TOPK 15",
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.num_pictures < 1 or arguments.num_drawn < 0:
+        raise ValueError(
+            f"expected --num-pictures of at least 1 and --num-drawn of at least 0, got "
+            f"{arguments.num_pictures} and {arguments.num_drawn}"
+        )
+    places, opts = split_words(arguments.words)
+    cfg = load_cfg(arguments.config_file, opts)
+    names = places or list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
+    if not names:
+        raise ValueError(
+            "there is no data set to look at: give its place, such as train.json@pictures, or a "
+            "--config-file that names some in DATASETS.TRAIN"
+        )
+    datasets = [open_dataset(cfg, name) for name in names]
+    for dataset in datasets:
+        check_same_classes(dataset, datasets[0].class_names, datasets[0].name)
+    for dataset in datasets:
+        folder = arguments.output_dir / dataset.name
+        Viewer(cfg, dataset).write(folder, arguments.num_pictures, arguments.num_drawn)
+
+
+def build_rules(cfg: CfgNode) -> dict[str, Assigner]:
+    """Build ATSS with and without AT_LEAST_ONE and the rules it is compared with, whatever cfg chooses.
+
+    Limits that belong to one rule are left out of the others.
+    """
+    kinds = {ATSS: "ATSS", SERVED: "ATSS", "SSC": "SSC", "IoU": "IoU", "TOPK": "TOPK"}
+    rules = {}
+    for name, kind in kinds.items():
+        own = cfg.clone()
+        own.defrost()
+        own.MODEL.ATSS.POSITIVE_TYPE = kind
+        own.MODEL.ATSS.AT_LEAST_ONE = name == SERVED
+        if kind == "SSC":
+            own.MODEL.ATSS.POSITIVES_IN_BOX = True
+        else:
+            own.MODEL.ATSS.CENTER_SAMPLING_RADIUS = 0.0
+        rules[name] = build_assigner(own)
+    return rules
+
+
+class Viewer:
+    """Assign anchors on the pictures of a data set, count and draw.
+
+    Args:
+        cfg: for the size of the network's input, anchors and rules.
+        dataset: opened for testing.
+    """
+
+    def __init__(self, cfg: CfgNode, dataset: DetectionDataset) -> None:
+        self.cfg = cfg
+        self.dataset = dataset
+        self.generator = build_anchor_generator(cfg)
+        self.rules = build_rules(cfg)
+
+    def write(self, folder: Path, num_pictures: int, num_drawn: int) -> None:
+        """Print the table, and write ``report.json``, ``index.html`` and its pictures.
+
+        Raises:
+            ValueError: if no picture has an object, or one cannot be read.
+        """
+        indices = self._sample(num_pictures)
+        title = f"anchors on {self.dataset.name}"
+        counted = {index: self._count(index) for index in progress(indices, title)}
+        objects = join(list(counted.values()))
+        report = self._report(objects, len(indices))
+        print("\n".join(describe(report)))
+        drawn = choose_pictures(
+            {i: int((c.positives[ATSS] == 0).sum()) for i, c in counted.items()}, num_drawn
+        )
+        pictures = folder / "pictures"
+        pictures.mkdir(parents=True, exist_ok=True)
+        for old in pictures.glob("[0-9]*_*.jpg"):  # of an earlier run, which may have drawn more
+            old.unlink()
+        parts = [part for number, i in enumerate(drawn, start=1) for part in self._draw(i, number, pictures)]
+        positives, shares = (column_of_rules(report, key) for key in COLUMNS)
+        histograms = {size: report["thresholds"][size]["histogram"] for size in SIZES}
+        summary = draw_summary(positives, shares, histograms, THRESHOLD_EDGES)
+        save_image(summary, pictures / "summary.png")
+        with atomic_write(folder / "report.json", "w") as file:
+            json.dump(report, file, indent=2, ensure_ascii=False)
+        with atomic_write(folder / "index.html", "w") as file:
+            file.write(to_html(report, summary.size, parts))
+        print(f"  report and pictures: {folder / 'index.html'}\n")
+
+    def _sample(self, most: int) -> list[int]:
+        """Choose pictures with objects, the same ones each time."""
+        indices = list(range(len(self.dataset)))
+        Random(0).shuffle(indices)
+        found: list[int] = []
+        for index in indices:
+            if len(found) == most:
+                break
+            found += [index] * (len(self.dataset.target(index)) > 0)
+        if not found:
+            raise ValueError(
+                f"no picture of {self.dataset.path} has an object to assign anchors to (not a crowd, larger "
+                "than 1 pixel and inside the picture); check its annotations"
+            )
+        return sorted(found)
+
+    def _target(self, index: int) -> tuple[Anchors, BoxList]:
+        """Return anchors and objects of a picture in the size of the network's input."""
+        target = self.dataset.target(index)
+        size = resize_size(target.image_size, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+        return self.generator.for_image(size), target.resize(size)
+
+    def _count(self, index: int) -> AssignedObjects:
+        anchors, target = self._target(index)
+        positives = {
+            name: count_positives(rule(anchors, [target.boxes])[0], len(target))
+            for name, rule in self.rules.items()
+        }
+        found = self._atss.candidates(anchors, [target.boxes])
+        return AssignedObjects(
+            area(target.boxes).double().numpy(), positives, found.threshold[0].double().numpy()
+        )
+
+    @property
+    def _atss(self) -> AtssAssigner:
+        rule = self.rules[ATSS]
+        assert isinstance(rule, AtssAssigner)
+        return rule
+
+    def _report(self, objects: AssignedObjects, num_pictures: int) -> dict[str, Any]:
+        atss = self.cfg.MODEL.ATSS
+        return {
+            "name": self.dataset.name,
+            "layout": self.dataset.layout,
+            "path": str(self.dataset.path),
+            "num_pictures": num_pictures,
+            "num_objects": len(objects),
+            "settings": {
+                "MIN_SIZE_TEST": self.cfg.INPUT.MIN_SIZE_TEST,
+                "MAX_SIZE_TEST": self.cfg.INPUT.MAX_SIZE_TEST,
+                **{key: atss[key] for key in ("ANCHOR_SIZES", "ASPECT_RATIOS", "SCALES_PER_OCTAVE", "TOPK")},
+            },
+            "rules": summarize_positives(objects),
+            "thresholds": summarize_thresholds(objects),
+            "threshold_edges": THRESHOLD_EDGES.round(6).tolist(),
+        }
+
+    def _draw(self, index: int, number: int, folder: Path) -> list[str]:
+        """Draw a picture and some of its objects; returns parts of the page, none if it is to be skipped."""
+        try:
+            image = self.dataset.load_image(index)
+        except UnreadablePictureError:
+            if self.cfg.DATALOADER.SKIP_CORRUPT:
+                return []
+            raise
+        anchors, target = self._target(index)
+        matched = {name: rule(anchors, [target.boxes])[0] for name, rule in self.rules.items()}
+        counts = count_positives(matched[ATSS], len(target))
+        chosen = choose_objects(area(target.boxes).numpy(), counts, OBJECTS_A_PICTURE)
+        tiles = [("objects", self._draw_objects(image, target, chosen))]
+        for name, owner in matched.items():
+            tiles.append((_caption(name, owner, len(target)), _draw_rule(image, anchors, target, owner)))
+        views = [self._view(anchors, target, matched[ATSS], i) for i in chosen]
+        panels = [(view.title, draw_object(image, target.image_size, view)) for view in views]
+        rows = [tiles[:3], tiles[3:]]
+        file_name = str(self.dataset.image_info(index)["file_name"])
+        save_image(contact_sheet(rows, title=file_name), folder / f"{number}_rules.jpg")
+        return [
+            html.text("h2", file_name),
+            html.grid(_figures(tiles, folder, f"{number}_rule"), 300),
+            html.grid(_figures(panels, folder, f"{number}_object"), 460),
+        ]
+
+    def _draw_objects(self, image: Image.Image, target: BoxList, chosen: Sequence[int]) -> Image.Image:
+        """Draw all objects, each in a colour of its own, with the names of those that are looked at."""
+        names = [
+            f"{i + 1} {self._class_name(target, i)}" if i in chosen else str(i + 1)
+            for i in range(len(target))
+        ]
+        numbered = BoxList(target.boxes, target.image_size, labels=torch.arange(1, len(target) + 1))
+        return draw_boxes(image, numbered, names, scale=TILE_SIDE / max(image.size))
+
+    def _class_name(self, target: BoxList, i: int) -> str:
+        assert target.labels is not None
+        return self.dataset.class_names[int(target.labels[i]) - 1]
+
+    def _view(self, anchors: Anchors, target: BoxList, matched: Tensor, i: int) -> ObjectView:
+        """Look at one object of a picture by ATSS."""
+        found = self._atss.candidates(anchors, [target.boxes])
+        candidates = found.anchors[0, i]
+        reaches = found.ious[0, i] >= found.threshold[0, i]
+        states = torch.full_like(candidates, CANDIDATE)
+        states[reaches] = OUTSIDE
+        states[found.is_positive[0, i]] = LOST
+        states[matched[candidates] == i] = POSITIVE
+        width, height = (float(side) for side in widths_heights(target.boxes[i]))
+        num_positives = int((states == POSITIVE).sum())
+        return ObjectView(
+            title=f"{i + 1} {self._class_name(target, i)}, {width:.0f} x {height:.0f} px: {num_positives} "
+            f"positive{'s' * (num_positives != 1)} of {len(candidates)} candidates",
+            box=target.boxes[i].numpy(),
+            centers=centers(anchors.boxes[candidates]).numpy(),
+            levels=np.searchsorted(np.cumsum(anchors.counts), candidates.numpy(), side="right"),
+            ious=found.ious[0, i].numpy(),
+            states=states.numpy(),
+            mean=float(found.mean[0, i]),
+            threshold=float(found.threshold[0, i]),
+            strides=anchors.strides,
+        )
+
+
+def count_positives(matched: Tensor, num_objects: int) -> np.ndarray:
+    """Return the number of positive anchors of each object, int64 (G,), from the object of each anchor."""
+    return torch.bincount(matched[matched >= 0], minlength=num_objects).numpy()
+
+
+def choose_pictures(num_without: Mapping[int, int], most: int) -> list[int]:
+    """Choose half of the pictures for their objects without a positive, and the others by chance.
+
+    Args:
+        num_without: picture -> objects without a positive.
+        most: how many to choose.
+    """
+    worst = sorted((i for i in num_without if num_without[i]), key=lambda i: (-num_without[i], i))[
+        : most // 2
+    ]
+    others = [i for i in num_without if i not in worst]
+    return sorted(worst + Random(0).sample(others, min(most - len(worst), len(others))))
+
+
+def _caption(rule: str, owner: Tensor, num_objects: int) -> str:
+    counts = count_positives(owner, num_objects)
+    return f"{rule}: {counts.sum()} positives, {np.count_nonzero(counts == 0)} of {num_objects} without"
+
+
+def _draw_rule(image: Image.Image, anchors: Anchors, target: BoxList, owner: Tensor) -> Image.Image:
+    is_positive = owner >= 0
+    points = centers(anchors.boxes[is_positive]).numpy()
+    return draw_positives(image, target.image_size, target.boxes.numpy(), points, owner[is_positive].numpy())
+
+
+def _figures(tiles: Sequence[tuple[str, Image.Image]], folder: Path, stem: str) -> list[str]:
+    """Save pictures to a folder and return them with their captions in HTML."""
+    parts = []
+    for number, (caption, tile) in enumerate(tiles, start=1):
+        name = f"{stem}_{number}.jpg"
+        save_image(tile, folder / name)
+        parts.append(html.figure(f"{folder.name}/{name}", caption, tile.size))
+    return parts

@@ -1,0 +1,174 @@
+"""The viewer of assignments: its counts against a slow count, its page, and its errors."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atss_core.cli import assign
+from atss_core.cli.check_dataset import open_dataset
+from atss_core.cli.common import run
+from atss_core.config import load_cfg
+from atss_core.data.assignment import choose_objects
+from atss_core.modeling import build_assigner
+from atss_core.modeling.build import build_anchor_generator
+from tests.golden import ROOT
+from tests.layouts import CONTENT, coco_tree, write_coco
+
+CONFIG = str(ROOT / "configs" / "quick" / "atss_R_18_own_data.yaml")
+SMALL = ["INPUT.MIN_SIZE_TEST", "96"]
+RULES = ["ATSS", "ATSS + AT_LEAST_ONE", "SSC", "IoU", "TOPK"]
+# Objects of a pixel or two, some of which hold no centre of an anchor; names that HTML must not take.
+TINY_OBJECTS = {**CONTENT, "a&b": [(0, x, 1 + x // 2, 2, 2) for x in range(0, 60, 3)]}
+NAMES = ["<b>cat</b>", "dog & co"]
+
+
+class Page(HTMLParser):
+    """Collect the tags of a page and check that they close in order."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.tags, self.words = [], [], set(), ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.open += [tag] * (tag not in self.VOID)
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("assign")
+    place = write_coco(folder / "data", content=TINY_OBJECTS, names=NAMES)[0]
+    assign.main([place, "--config-file", CONFIG, "--output-dir", str(folder / "out"), *SMALL])
+    return place, folder / "out" / "data_train"
+
+
+def slow_count(place, rule):
+    """Return (area, positives) of each object."""
+    opts = [*SMALL, "MODEL.ATSS.POSITIVE_TYPE", rule.split(" ")[0]]
+    opts += ["MODEL.ATSS.AT_LEAST_ONE", str("AT_LEAST_ONE" in rule)]
+    cfg = load_cfg(CONFIG, opts)
+    dataset = open_dataset(cfg, place)
+    found = []
+    for index in range(len(dataset)):
+        target = dataset.target(index).resize((96, 128))
+        matched = build_assigner(cfg)(build_anchor_generator(cfg).for_image((96, 128)), [target.boxes])[0]
+        for i, (x1, y1, x2, y2) in enumerate(target.boxes.tolist()):
+            found.append(((x2 - x1 + 1) * (y2 - y1 + 1), matched.tolist().count(i)))
+    return found
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_report_equals_a_slow_count(written, rule):
+    place, folder = written
+    report = json.loads((folder / "report.json").read_text())
+    assert list(report["rules"]) == RULES
+    found = slow_count(place, rule)
+    assert report["num_objects"] == len(found) > 20
+    for size, (low, high) in {"S": (0, 32), "M": (32, 96), "L": (96, 1e9), "all": (0, 1e9)}.items():
+        counts = [n for pixels, n in found if low**2 <= pixels < high**2]
+        entry = report["rules"][rule][size]
+        assert entry["objects"] == len(counts)
+        assert entry["without_positive"] == counts.count(0)
+        if counts:
+            assert entry["positives_per_object"] == pytest.approx(sum(counts) / len(counts))
+            assert entry["share_without_positive"] == pytest.approx(counts.count(0) / len(counts))
+        else:
+            assert entry["positives_per_object"] is entry["share_without_positive"] is None
+
+
+def test_at_least_one_is_never_worse(written):
+    rules = json.loads((written[1] / "report.json").read_text())["rules"]
+    before, after = rules["ATSS"], rules["ATSS + AT_LEAST_ONE"]
+    assert before["all"]["without_positive"] > 0
+    assert after["all"]["without_positive"] == 0
+    assert all(after[size]["without_positive"] <= before[size]["without_positive"] for size in before)
+
+
+def test_thresholds_of_the_report(written):
+    report = json.loads((written[1] / "report.json").read_text())
+    for entry in report["thresholds"].values():
+        assert sum(entry["histogram"]) == entry["objects"]
+        quantiles = list(entry["quantiles"].values())
+        assert entry["objects"] == 0 or (quantiles == sorted(quantiles) and 0 < quantiles[0] < 1)
+
+
+def test_page_is_whole_and_needs_no_network(written):
+    text = (written[1] / "index.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "://" not in text
+    assert "script" not in page.tags
+    assert "b" not in page.tags  # the names of classes are no tags
+    assert "<b>cat</b>" in page.words
+    assert "a&b.png" in page.words
+    assert len(page.sources) > 30
+    for source in page.sources:
+        with Image.open(written[1] / source) as picture:
+            picture.load()
+    assert 'name="viewport"' in text
+
+
+def test_second_run_leaves_no_old_pictures_and_prints_the_table(written, tmp_path, capsys):
+    flags = ["--config-file", CONFIG, "--output-dir", str(tmp_path), "--num-pictures", "2"]
+    for number in ("1", "0"):
+        assign.main([written[0], *flags, "--num-drawn", number, *SMALL])
+        drawn = list((tmp_path / "data_train" / "pictures").glob("*_rules.jpg"))
+        assert len(drawn) == int(number)
+    output = capsys.readouterr().out
+    assert "objects of 2 pictures" in output
+    assert "ATSS + AT_LEAST_ONE" in output
+    assert "objects without a positive, %" in output
+
+
+def test_errors_are_one_line(written, tmp_path, capsys):
+    (tmp_path / "empty.json").write_text(json.dumps({**coco_tree(), "annotations": []}))
+    pictures = written[0].split("@")[1]
+    for words, message in (
+        ([], "there is no data set to look at"),
+        ([written[0], "--num-pictures", "0"], "--num-pictures of at least 1"),
+        ([f"{tmp_path / 'empty.json'}@{pictures}"], "has an object to assign anchors to"),
+    ):
+        with pytest.raises(SystemExit):
+            run(assign.main, [*words, "--config-file", CONFIG, "--output-dir", str(tmp_path / "out")])
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_rules_of_any_configuration():
+    ssc = ["MODEL.ATSS.POSITIVE_TYPE", "SSC", "MODEL.ATSS.CENTER_SAMPLING_RADIUS", "1.5"]
+    rules = assign.build_rules(load_cfg(CONFIG, ssc))
+    assert rules["SSC"].center_radius == 1.5
+    rules = assign.build_rules(load_cfg(CONFIG, ["MODEL.ATSS.POSITIVES_IN_BOX", "False"]))
+    assert not rules["ATSS"].positives_in_box
+    assert [rules[name].at_least_one for name in RULES[:2]] == [False, True]
+
+
+def test_choice_of_objects_and_pictures():
+    areas = np.array([50.0, 1.0, 7.0, 3.0, 90.0, 20.0, 8.0, 30.0])
+    counts = np.array([1, 1, 1, 1, 1, 0, 1, 1])
+    chosen = choose_objects(areas, counts, 4)
+    assert {1, 4, 5} <= set(chosen)  # the smallest, the largest and the one without
+    assert len(chosen) == 4
+    assert areas[chosen].tolist() == sorted(areas[chosen])
+    assert choose_objects(areas[:2], counts[:2], 6) == [1, 0]
+    assert choose_objects(areas[:1], counts[:1], 6) == [0]
+    assert choose_objects(areas, 0 * counts, 6)[:1] == [1]
+    assert assign.choose_pictures({0: 0, 1: 4, 2: 9}, 2)[-1] == 2
+    assert assign.choose_pictures({0: 0}, 6) == [0]
+    assert assign.count_positives(torch.tensor([-1, 2, -2, 2, 0]), 4).tolist() == [1, 0, 2, 0]

@@ -191,7 +191,8 @@ def _datasets() -> Node:
             # "annotations.json@pictures" (COCO), "folder@split" (VOC, YOLO) or "data.yaml@split" (YOLO).
             "TRAIN": (),
             "TEST": (),
-            # (new) Own names for such places: REGISTER: {cells_train: "cells/train.json@cells/pictures"}.
+            # (new) Own names for such places, which start from the current folder:
+            # REGISTER: {cells_train: "cells/train.json@cells/pictures"}.
             "REGISTER": Node(),
             # (new) The folder that the paths of the catalogue start from.
             "DATA_DIR": "datasets",

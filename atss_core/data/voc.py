@@ -119,7 +119,8 @@ def _read_split(folder: Path, split: str) -> list[str]:
             + (f"the splits are {', '.join(others[:20])}" if others else f"without @{split} all is read")
         )
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    if lines and all(re.search(r"\s-?[01]$", line) for line in lines):
+    is_named = bool(lines) and (folder / "Annotations" / f"{lines[0]}.xml").is_file()
+    if lines and not is_named and all(re.search(r"\s-?[01]$", line) for line in lines):
         raise ValueError(
             f"{file} has a second column, {lines[0]!r}, as VOC's lists for single classes; expected a list of"
             " names alone, such as train.txt"

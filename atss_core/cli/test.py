@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     detector = build_detector(cfg)
     load_weights_strictly(detector, weights_of(checkpoint), source)
     logger.info("Testing %s", source)
-    test_detector(cfg, move_detector(cfg, detector, device), device, is_final=True)
+    test_detector(cfg, move_detector(cfg, detector, device), device, is_final=True, test_sets=test_sets)
 
 
 def find_weights_to_test(cfg: CfgNode) -> str | Path:
@@ -86,17 +86,21 @@ def find_weights_to_test(cfg: CfgNode) -> str | Path:
 
 
 def test_detector(
-    cfg: CfgNode, detector: Detector, device: torch.device, is_final: bool
+    cfg: CfgNode,
+    detector: Detector,
+    device: torch.device,
+    is_final: bool,
+    test_sets: Sequence[DetectionDataset] | None = None,  # noqa: PT028 (this is no test of pytest's)
 ) -> dict[str, CocoMetrics]:
     """Run the detector on each test set, write its results, and return the metrics by data set name.
 
     Results go to ``OUTPUT_DIR/inference/<data set>/``: ``predictions.pth`` (detections by image id, boxes in
     pixels of the original image), ``bbox.json`` (COCO results) and ``metrics.json``. They are compared with
-    TEST.EXPECTED_RESULTS if this ``is_final``.
+    TEST.EXPECTED_RESULTS if this ``is_final``. The data sets are opened unless they are given.
     """
     inference = build_inference(cfg, detector, device)
     metrics = {}
-    for loader in build_test_loaders(cfg, rank=dist.rank(), world_size=dist.world_size()):
+    for loader in build_test_loaders(cfg, dist.rank(), dist.world_size(), test_sets):
         dataset = loader.dataset
         assert isinstance(dataset, DetectionDataset)
         found = test_on(dataset, loader, inference, Path(cfg.OUTPUT_DIR) / "inference" / dataset.name)

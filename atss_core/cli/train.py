@@ -93,7 +93,7 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
     device = start(cfg, "log.txt")
     dataset = build_train_dataset(cfg)
     cfg = fill_num_classes(cfg, dataset.class_names)
-    check_data(cfg, dataset, tested=will_test or cfg.TEST.EVAL_PERIOD > 0)
+    test_sets = check_data(cfg, dataset, tested=will_test or cfg.TEST.EVAL_PERIOD > 0)
     folder = Path(cfg.OUTPUT_DIR)
     if dist.is_main():
         with atomic_write(folder / "config.yml", "w") as file:
@@ -119,7 +119,9 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
     periodic_test = None
     if cfg.TEST.EVAL_PERIOD:
         periodic_test = PeriodicTest(
-            lambda iteration: test_detector(cfg, tested, device, is_final=iteration == cfg.SOLVER.MAX_ITER),
+            lambda iteration: test_detector(
+                cfg, tested, device, is_final=iteration == cfg.SOLVER.MAX_ITER, test_sets=test_sets
+            ),
             checkpointer,
             folder / "evaluations.jsonl",
             start_iter=start_iter,
@@ -188,13 +190,16 @@ def check_settings(cfg: CfgNode) -> None:
             )
 
 
-def check_data(cfg: CfgNode, dataset: JoinedDataset, tested: bool) -> None:
+def check_data(cfg: CfgNode, dataset: JoinedDataset, tested: bool) -> list[DetectionDataset]:
     """Find what is wrong with the data before hours of training; small defects are logged.
 
     Args:
         cfg: the configuration.
         dataset: the training set.
         tested: whether the test sets will be needed.
+
+    Returns:
+        The test sets, if they are needed.
 
     Raises:
         ValueError: if the data cannot be trained or tested on, or TEST.EVAL_PERIOD has nothing to choose the
@@ -213,6 +218,7 @@ def check_data(cfg: CfgNode, dataset: JoinedDataset, tested: bool) -> None:
         refuse_fatal(each.name, defects, skip_corrupt=cfg.DATALOADER.SKIP_CORRUPT)
         for defect in defects:
             logger.warning("%s: %s", each.name, defect.message)
+    return test_sets
 
 
 def test_sets_of(cfg: CfgNode) -> list[DetectionDataset]:

@@ -212,13 +212,16 @@ def build_train_loader(
     return _build_loader(cfg, dataset, sampler)
 
 
-def build_test_loaders(cfg: CfgNode, rank: int = 0, world_size: int = 1) -> list[DataLoader[Sample]]:
+def build_test_loaders(
+    cfg: CfgNode, rank: int = 0, world_size: int = 1, datasets: Sequence[DetectionDataset] | None = None
+) -> list[DataLoader[Sample]]:
     """Build a loader of ``Batch`` for each ``DetectionDataset`` of DATASETS.TEST, which is its ``dataset``.
 
     Args:
         cfg: the configuration.
         rank: of this process.
         world_size: number of processes, which share TEST.IMS_PER_BATCH, at least one picture each.
+        datasets: those of DATASETS.TEST if they are open already.
 
     Raises:
         ValueError: if TEST.IMS_PER_BATCH is not positive, or as ``build_datasets``.
@@ -229,7 +232,7 @@ def build_test_loaders(cfg: CfgNode, rank: int = 0, world_size: int = 1) -> list
     if cfg.TEST.BBOX_AUG.ENABLED:
         share = 1  # it looks at one picture at a time in any case, and so do the loader and the progress bar
     loaders = []
-    for dataset in build_datasets(cfg, training=False):
+    for dataset in build_datasets(cfg, training=False) if datasets is None else datasets:
         sampler = TestBatchSampler(_aspect_groups(cfg, dataset), share, rank=rank, world_size=world_size)
         loaders.append(_build_loader(cfg, dataset, sampler))
     return loaders

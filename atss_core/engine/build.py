@@ -65,9 +65,10 @@ def build_views(cfg: CfgNode) -> list[View]:
         ValueError: if sizes are not positive, or SCALE_RANGES no pairs of lengths, one for each of SCALES.
     """
     aug = cfg.TEST.BBOX_AUG
-    if min(aug.SCALES, default=1) < 1 or aug.MAX_SIZE < 1:
+    if not all(type(size) is int and size >= 1 for size in (*aug.SCALES, aug.MAX_SIZE)):
         raise ValueError(
-            f"TEST.BBOX_AUG.SCALES and MAX_SIZE must be positive, got {tuple(aug.SCALES)} and {aug.MAX_SIZE}"
+            f"TEST.BBOX_AUG.SCALES and MAX_SIZE must be positive whole numbers, got {tuple(aug.SCALES)} "
+            f"and {aug.MAX_SIZE}"
         )
     ranges = aug.SCALE_RANGES if aug.VOTE else ()
     if ranges and (len(ranges) != len(aug.SCALES) or not all(map(_is_range, ranges))):

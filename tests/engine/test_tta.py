@@ -260,8 +260,12 @@ def test_published_multi_scale_configuration():
         (["TEST.BBOX_AUG.SCALES", "(200,)"], "a pair .* for each of the 1 sizes"),
         (["TEST.BBOX_AUG.SCALE_RANGES", "((40,), (0, 96))"], "a pair .* for each of the 2 sizes"),
         (["TEST.BBOX_AUG.SCALE_RANGES", "((-1, -1), (0, 96))"], "0 <= smallest < largest"),
-        (["TEST.BBOX_AUG.SCALE_RANGES", "(('a', 'b'), (0, 96))"], "must be a whole number, .* got 'a'"),
-        (["TEST.BBOX_AUG.SCALES", "(0, 320)"], r"must be positive, got \(0, 320\) and 4000"),
+        (["TEST.BBOX_AUG.SCALE_RANGES", "(('a', 'b'), (0, 96))"], "a pair .* got .*'a'"),
+        (
+            ["TEST.BBOX_AUG.SCALES", "('a', 96)"],
+            "SCALES and MAX_SIZE must be positive whole numbers, got .*'a'",
+        ),
+        (["TEST.BBOX_AUG.SCALES", "(0, 320)"], r"must be positive whole numbers, got \(0, 320\) and 4000"),
         (["TEST.BBOX_AUG.MAX_SIZE", "0"], "must be positive"),
     ],
 )

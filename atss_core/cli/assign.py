@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from atss_core.cli.check_dataset import open_dataset, split_words
-from atss_core.config import load_cfg
+from atss_core.cli.datasets import add_dataset_arguments, open_datasets
 from atss_core.data import DetectionDataset, UnreadablePictureError, check_same_classes, resize_size
 from atss_core.data.assignment import (
     SIZES,
@@ -28,6 +27,7 @@ from atss_core.data.assignment import (
     summarize_thresholds,
 )
 from atss_core.data.assignment_report import ATSS, COLUMNS, column_of_rules, describe, to_html
+from atss_core.data.dataset import NOTHING_TO_LEARN
 from atss_core.modeling.anchors import Anchors
 from atss_core.modeling.assigners import Assigner, AtssAssigner
 from atss_core.modeling.build import build_anchor_generator, build_assigner
@@ -49,7 +49,6 @@ from atss_core.utils.files import atomic_write
 from atss_core.utils.progress import progress
 from atss_core.utils.visualize import contact_sheet, draw_boxes, save_image
 
-CONFIG = "configs/atss/atss_R_50_FPN_1x.yaml"
 SERVED = "ATSS + AT_LEAST_ONE"
 OBJECTS_A_PICTURE = 6  # whose candidates are drawn
 
@@ -64,19 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        default=CONFIG,
-        help="for sizes, anchors and rules, and for data sets if none are given (default %(default)s)",
-    )
-    parser.add_argument(
-        "--output-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path("training_dir/assign"),
-        help="index.html, report.json and pictures, a folder a data set (default %(default)s)",
-    )
+    add_dataset_arguments(parser, output_dir=Path("training_dir/assign"))
     parser.add_argument(
         "--num-pictures",
         metavar="N",
@@ -87,28 +74,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--num-drawn", metavar="N", type=int, default=6, help="pictures that are drawn (default %(default)s)"
     )
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="PLACE | KEY VALUE",
-        help="data sets: names, or annotations.json@pictures, folder@split, data.yaml@split; then overrides "
-        "such as MODEL.ATSS.TOPK 15",
-    )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.num_pictures < 1 or arguments.num_drawn < 0:
         raise ValueError(
             f"expected --num-pictures of at least 1 and --num-drawn of at least 0, got "
             f"{arguments.num_pictures} and {arguments.num_drawn}"
         )
-    places, opts = split_words(arguments.words)
-    cfg = load_cfg(arguments.config_file, opts)
-    names = places or list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
-    if not names:
-        raise ValueError(
-            "there is no data set to look at: give its place, such as train.json@pictures, or a "
-            "--config-file that names some in DATASETS.TRAIN"
-        )
-    datasets = [open_dataset(cfg, name) for name in names]
+    cfg, datasets = open_datasets(arguments)
     for dataset in datasets:
         check_same_classes(dataset, datasets[0].class_names, datasets[0].name)
     for dataset in datasets:
@@ -190,10 +162,7 @@ class Viewer:
                 break
             found += [index] * (len(self.dataset.target(index)) > 0)
         if not found:
-            raise ValueError(
-                f"no picture of {self.dataset.path} has an object to assign anchors to (not a crowd, larger "
-                "than 1 pixel and inside the picture); check its annotations"
-            )
+            raise ValueError(NOTHING_TO_LEARN.format(self.dataset.path))
         return sorted(found)
 
     def _target(self, index: int) -> tuple[Anchors, BoxList]:

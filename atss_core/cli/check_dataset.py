@@ -11,13 +11,9 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from atss_core.config import key_names, load_cfg
-from atss_core.config.catalog import find_dataset
+from atss_core.cli.datasets import add_dataset_arguments, open_datasets
 from atss_core.data import (
     DetectionDataset,
-    build_transform,
-    check_names,
-    check_num_classes,
     check_same_classes,
     resize_size,
 )
@@ -32,7 +28,6 @@ from atss_core.utils.files import atomic_write
 from atss_core.utils.progress import progress
 from atss_core.utils.visualize import save_image
 
-CONFIG = "configs/atss/atss_R_50_FPN_1x.yaml"
 # Pictures that anchors are assigned on; more would take minutes and tell the same.
 LARGEST_SAMPLE = 1000
 BAR_WIDTH = 40
@@ -49,40 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        default=CONFIG,
-        help="for sizes and anchors, and for data sets if none are given (default %(default)s)",
-    )
-    parser.add_argument(
-        "--output-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path("training_dir/check"),
-        help="report and pictures, a folder a data set (default %(default)s)",
-    )
+    add_dataset_arguments(parser, output_dir=Path("training_dir/check"))
     parser.add_argument(
         "--quick", action="store_true", help="only what annotations and file names tell: no pictures"
     )
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="PLACE | KEY VALUE",
-        help="data sets: names, or annotations.json@pictures, folder@split, data.yaml@split; then overrides "
-        "such as INPUT.MIN_SIZE_TEST 400",
-    )
     arguments = parser.parse_intermixed_args(argv)
-    places, opts = split_words(arguments.words)
-    cfg = load_cfg(arguments.config_file, opts)
-    names = places or list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
-    if not names:
-        raise ValueError(
-            "there is no data set to check: give its place, such as train.json@pictures, or a --config-file "
-            "that names some in DATASETS.TRAIN"
-        )
-    datasets = [open_dataset(cfg, name) for name in names]
-    check_names([dataset.name for dataset in datasets])
+    cfg, datasets = open_datasets(arguments)
     found = [
         check(cfg, dataset, arguments.output_dir / dataset.name, arguments.quick) for dataset in datasets
     ]
@@ -91,22 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_same_classes(dataset, datasets[0].class_names, datasets[0].name)
     for dataset, defects in zip(datasets, found, strict=True):
         refuse_fatal(dataset.name, defects, cfg.DATALOADER.SKIP_CORRUPT)
-
-
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the words of the command line before the first that looks like a key of the configuration."""
-    keys = set(key_names())
-    is_key = [word in keys or word.startswith("DATASETS.REGISTER.") for word in words]
-    first = is_key.index(True) if any(is_key) else len(words)
-    return list(words[:first]), list(words[first:])
-
-
-def open_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
-    """Open a data set with all its pictures, by name or place."""
-    entry = find_dataset(name, cfg.DATASETS.DATA_DIR, cfg.DATASETS.REGISTER)
-    dataset = DetectionDataset(entry, transform=build_transform(cfg, training=False), training=False)
-    check_num_classes(dataset, cfg)
-    return dataset
 
 
 def check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) -> list[Defect]:

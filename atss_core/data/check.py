@@ -226,9 +226,9 @@ def _missing_pictures(dataset: DetectionDataset) -> Defect | None:
 
 def _unreadable(dataset: DetectionDataset) -> list[int]:
     """Return the pictures that could not be read for their sizes, and are there."""
-    images = dataset.coco_dict["images"]
-    missing = set(_missing(dataset))
-    return [i for i, image in enumerate(images) if "unreadable" in image and i not in missing]
+    unreadable = [i for i, image in enumerate(dataset.coco_dict["images"]) if "unreadable" in image]
+    missing = set(_missing(dataset)) if unreadable else set()
+    return [i for i in unreadable if i not in missing]
 
 
 def _unreadable_pictures(dataset: DetectionDataset) -> Defect | None:

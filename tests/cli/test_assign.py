@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from atss_core.cli import assign
-from atss_core.cli.check_dataset import open_dataset
 from atss_core.cli.common import run
+from atss_core.cli.datasets import open_dataset
 from atss_core.config import load_cfg
 from atss_core.data.assignment import choose_objects
 from atss_core.modeling import build_assigner
@@ -141,7 +141,7 @@ def test_errors_are_one_line(written, tmp_path, capsys):
     for words, message in (
         ([], "there is no data set to look at"),
         ([written[0], "--num-pictures", "0"], "--num-pictures of at least 1"),
-        ([f"{tmp_path / 'empty.json'}@{pictures}"], "has an object to assign anchors to"),
+        ([f"{tmp_path / 'empty.json'}@{pictures}"], "no picture has an object to learn from"),
     ):
         with pytest.raises(SystemExit):
             run(assign.main, [*words, "--config-file", CONFIG, "--output-dir", str(tmp_path / "out")])

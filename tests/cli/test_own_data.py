@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atss_core.cli import check_dataset, demo, test, train
+from atss_core.cli import check_dataset, datasets, demo, test, train
 from atss_core.cli.common import run
 from atss_core.utils.checkpoint import read_checkpoint
 from tests.cli.faults import CASES, edit, in_annotation, truncate
@@ -189,7 +189,7 @@ def test_twenty_thousand_objects(tmp_path, capsys):
 
 
 def test_words_of_the_command_line():
-    split = check_dataset.split_words
+    split = datasets.split_words
     assert split(["a.json@b", "c@d", "INPUT.MIN_SIZE_TEST", "9"]) == (
         ["a.json@b", "c@d"],
         ["INPUT.MIN_SIZE_TEST", "9"],
@@ -204,7 +204,7 @@ def test_check_without_data_says_how_to_give_some(capsys):
     with pytest.raises(SystemExit):
         run(check_dataset.main, ["--config-file", CONFIG])
     assert (
-        "there is no data set to check: give its place, such as train.json@pictures"
+        "there is no data set to look at: give its place, such as train.json@pictures"
         in capsys.readouterr().err
     )
 

@@ -16,9 +16,8 @@ from atss_core.modeling.assigners import (
     SscAssigner,
     TopkAssigner,
     most_overlapping_box,
-    nearest_cells,
-    sort_key,
 )
+from atss_core.modeling.nearest import nearest_cells, sort_key
 from atss_core.structures import boxes as box_ops
 from tests import golden
 from tests.modeling import dense

@@ -10,12 +10,14 @@ toolkit is found (CUDA_HOME). TORCH_CUDA_ARCH_LIST chooses the GPUs.
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 try:
     import torch
@@ -132,6 +134,18 @@ def extension():
     return kind("atss_core._C", sources, extra_compile_args=flags, extra_link_args=link)
 
 
+class BuildWithConfigs(build_py):
+    """Put the configurations into the package, where a wheel is made; a checkout has them beside it."""
+
+    def run(self):
+        """Copy them after the modules."""
+        super().run()
+        if not self.editable_mode:
+            only_yaml = shutil.ignore_patterns("*.py", "*.md", "__pycache__")
+            target = Path(self.build_lib, "atss_core", "configs")
+            shutil.copytree("configs", target, ignore=only_yaml, dirs_exist_ok=True)
+
+
 def main():
     """Set up with the extension or, where it cannot be built, without."""
     missing = what_is_missing()
@@ -142,9 +156,10 @@ def main():
         raise SystemExit("ATSS_CUDA=1 asks for what ATSS_EXTENSION=0 leaves out")
     if missing or wanted is False:
         say(f"compiled operators are left out: {missing or 'ATSS_EXTENSION=0'}")
-        setup()
+        setup(cmdclass={"build_py": BuildWithConfigs})
     else:
-        setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
+        commands = {"build_py": BuildWithConfigs, "build_ext": cpp_extension.BuildExtension}
+        setup(ext_modules=[extension()], cmdclass=commands)
 
 
 main()

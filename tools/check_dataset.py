@@ -1,7 +1,7 @@
-"""Check data sets; see ``atss_core/cli/check_dataset.py``."""
+"""Check data sets; see ``atss_core/cli/check.py``."""
 
-from atss_core.cli import check_dataset
+from atss_core.cli import check
 from atss_core.cli.common import run
 
 if __name__ == "__main__":
-    run(check_dataset.main)
+    run(check.main)

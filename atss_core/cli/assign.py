@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from atss_core.cli.datasets import add_dataset_arguments, open_datasets
+from atss_core.cli.parser import CommandParser
 from atss_core.data import DetectionDataset, UnreadablePictureError, check_same_classes, resize_size
 from atss_core.data.assignment import (
     SIZES,
@@ -52,17 +52,16 @@ from atss_core.utils.visualize import contact_sheet, draw_boxes, save_image
 SERVED = "ATSS + AT_LEAST_ONE"
 OBJECTS_A_PICTURE = 6  # whose candidates are drawn
 
-EXAMPLE = """examples:
-  python tools/assign.py cells/train.json@cells/pictures
-  python tools/assign.py datasets/bccd@test --config-file configs/quick/atss_R_18_own_data.yaml
-  python tools/assign.py --config-file my.yaml MODEL.ATSS.TOPK 15   (DATASETS.TRAIN and TEST of it)"""
+EXAMPLE = """
+atss assign cells/train.json@cells/pictures
+atss assign datasets/bccd@test --config-file atss_R_18_own_data
+atss assign --config-file my.yaml MODEL.ATSS.TOPK 15   (DATASETS.TRAIN and TEST of it)
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with command-line words, by default those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("atss assign", __doc__, EXAMPLE)
     add_dataset_arguments(parser, output_dir=Path("training_dir/assign"))
     parser.add_argument(
         "--num-pictures",
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--num-drawn", metavar="N", type=int, default=6, help="pictures that are drawn (default %(default)s)"
     )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     if arguments.num_pictures < 1 or arguments.num_drawn < 0:
         raise ValueError(
             f"expected --num-pictures of at least 1 and --num-drawn of at least 0, got "

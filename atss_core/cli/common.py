@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
+from atss_core.cli.parser import CommandParser
 from atss_core.config import load_cfg
 from atss_core.engine import TerminatedError
 from atss_core.engine.build import build_device
@@ -77,24 +78,24 @@ def start(cfg: CfgNode, log_file: str) -> torch.device:
     return device
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add ``--config-file`` and the overrides that follow all flags."""
+def add_config_arguments(parser: CommandParser, default: str | None = None) -> None:
+    """Add ``--config-file``, and overrides that stand anywhere."""
     parser.add_argument(
         "--config-file",
         metavar="FILE",
         default=default,
         required=default is None,
-        help="YAML file" + (f" (default {default})" if default else ""),
+        help="YAML file, or the name of a shipped one" + (f" (default {default})" if default else ""),
     )
     parser.add_argument(
         "opts",
-        nargs=argparse.REMAINDER,
+        nargs="*",
         metavar="KEY VALUE",
-        help="overrides of the configuration, such as SOLVER.BASE_LR 0.005; after all flags",
+        help="overrides of the configuration, such as SOLVER.BASE_LR 0.005",
     )
 
 
-def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
+def add_launcher_argument(parser: CommandParser) -> None:
     """Accept the local rank in each of the forms that launchers have used; the environment has it as well."""
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
 

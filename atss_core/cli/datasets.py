@@ -8,6 +8,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from atss_core.cli.parser import CommandParser
 from atss_core.config import key_names, load_cfg
 from atss_core.config.catalog import find_dataset
 from atss_core.data import DetectionDataset, build_transform, check_names, check_num_classes
@@ -15,10 +16,8 @@ from atss_core.data import DetectionDataset, build_transform, check_names, check
 CONFIG = "configs/atss/atss_R_50_FPN_1x.yaml"
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser, output_dir: Path) -> None:
+def add_dataset_arguments(parser: CommandParser, output_dir: Path) -> None:
     """Add ``--config-file``, ``--output-dir``, and data sets with overrides behind them.
-
-    Parse with ``parse_intermixed_args``, so that flags may stand anywhere.
 
     Args:
         parser: of the command.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from yacs.config import CfgNode
 
+from atss_core.cli.parser import CommandParser
 from atss_core.cli.test import test_detector
 from atss_core.cli.train import train_detector
 from atss_core.config import load_cfg
@@ -27,16 +27,15 @@ CONFIG = "configs/quick/atss_R_18_shapes.yaml"
 NUM_PICTURES = 12  # on the sheet, two pairs in a row
 SCORE_THRESHOLD = 0.5
 
-EXAMPLE = """example:
-  python tools/quickstart.py SOLVER.MAX_ITER 200 OUTPUT_DIR training_dir/quicker"""
+EXAMPLE = """
+atss quickstart SOLVER.MAX_ITER 200 OUTPUT_DIR training_dir/quicker
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with command-line words, by default those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=f"overrides of {CONFIG}")
+    parser = CommandParser("atss quickstart", __doc__, EXAMPLE)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=f"overrides of {CONFIG}")
     cfg = load_cfg(CONFIG, parser.parse_args(argv).opts)
     write_shapes(find_dataset(cfg.DATASETS.TRAIN[0], cfg.DATASETS.DATA_DIR).annotations.parent.parent)
     trained = train_detector(cfg)

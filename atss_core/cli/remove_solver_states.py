@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from atss_core.cli.parser import CommandParser
 from atss_core.utils.checkpoint import read_checkpoint
 from atss_core.utils.download import is_url, locate
 from atss_core.utils.files import atomic_write
 from atss_core.utils.tensor_file import to_safetensors
 from atss_core.utils.weights import weights_of
 
-EXAMPLE = """example:
-  python tools/remove_solver_states.py --model training_dir/atss_R_50_FPN_1x/model_final.pth"""
+EXAMPLE = """
+atss remove-solver-states --model training_dir/atss_R_50_FPN_1x/model_final.pth
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with command-line words, by default those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    sources = parser.add_mutually_exclusive_group(required=True)
-    sources.add_argument("file", nargs="?", metavar="FILE", help="the checkpoint or its URL")
-    sources.add_argument("--model", metavar="FILE", help="the same")
+    parser = CommandParser("atss remove-solver-states", __doc__, EXAMPLE)
+    parser.add_argument("file", nargs="?", metavar="FILE", help="the checkpoint or its URL")
+    parser.add_argument("--model", metavar="FILE", help="the same")
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -35,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "working folder for a URL)",
     )
     arguments = parser.parse_args(argv)
+    if bool(arguments.model) == bool(arguments.file):
+        parser.error("expected one checkpoint, as FILE or behind --model")
     name = arguments.model or arguments.file
     source = locate(name)
     folder = Path() if is_url(name) else source.parent

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,14 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from atss_core.cli.check_dataset import quick_defects
-from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config, start
+from atss_core.cli.check import quick_defects
+from atss_core.cli.common import (
+    add_config_arguments,
+    add_launcher_argument,
+    load_config,
+    start,
+)
+from atss_core.cli.parser import CommandParser
 from atss_core.cli.test import test_detector
 from atss_core.data import (
     DetectionDataset,
@@ -34,6 +40,7 @@ from atss_core.evaluation import METRIC_NAMES
 from atss_core.modeling import Detector, build_detector
 from atss_core.solver import build_average, build_optimizer, build_scheduler
 from atss_core.utils import dist
+from atss_core.utils.board import Board
 from atss_core.utils.checkpoint import Checkpointer
 from atss_core.utils.env import seed_everything
 from atss_core.utils.files import atomic_write
@@ -44,16 +51,15 @@ logger = logging.getLogger(__name__)
 # SOLVER.AMP -> the type that convolutions run in.
 PRECISIONS = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-EXAMPLE = """example:
-  python tools/train_net.py --config-file configs/atss/atss_R_50_FPN_1x.yaml \\
-      DATALOADER.NUM_WORKERS 2 OUTPUT_DIR training_dir/atss_R_50_FPN_1x"""
+EXAMPLE = """
+atss train --config-file atss_R_50_FPN_1x \\
+    DATALOADER.NUM_WORKERS 2 OUTPUT_DIR training_dir/atss_R_50_FPN_1x
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with command-line words, by default those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("atss train", __doc__, EXAMPLE)
     add_launcher_argument(parser)
     parser.add_argument("--skip-test", action="store_true", help="do not test the final model")
     add_config_arguments(parser)
@@ -62,6 +68,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = train_detector(cfg, will_test=not arguments.skip_test)
     if not arguments.skip_test and not trained.is_tested:
         test_detector(cfg, trained.detector, trained.device, is_final=True)
+    if dist.is_main():
+        logger.info(what_next(Path(cfg.OUTPUT_DIR)))
+
+
+def what_next(folder: Path) -> str:
+    """Return the commands that use what a training has left in its folder."""
+    config, weights = (shlex.quote(str(folder / name)) for name in ("config.yml", "model_final.pth"))
+    commands = {
+        "measure": f"atss test --config-file {config} MODEL.WEIGHT {weights}",
+        "draw": f"atss demo --config-file {config} --weights {weights} --images-dir PICTURES",
+        "curves": f"atss plot {shlex.quote(str(folder))}",
+        "export": f"atss export --config-file {config} --weights {weights} --format onnx",
+    }
+    return "\n".join(["What to do with it:", *(f"  {f'{name}:':<9} {c}" for name, c in commands.items())])
 
 
 class Trained(NamedTuple):
@@ -114,6 +134,7 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         load_initial_weights(
             detector, cfg.MODEL.WEIGHT, partial=cfg.MODEL.WEIGHT_PARTIAL, pixels=build_pixel_format(cfg)
         )
+    board = Board(folder / "tensorboard", start_iter)
     tested = checkpointer.tested_model
     assert isinstance(tested, Detector)
     periodic_test = None
@@ -128,6 +149,7 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
             max_iter=cfg.SOLVER.MAX_ITER,
             period=cfg.TEST.EVAL_PERIOD,
             best_metric=cfg.TEST.BEST_METRIC,
+            board=board,
         )
     if start_iter >= cfg.SOLVER.MAX_ITER:
         logger.info("%s is trained already (%d iterations); remove it to train anew", folder, start_iter)
@@ -159,8 +181,10 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         log_period=cfg.SOLVER.LOG_PERIOD,
         metrics_file=folder / "metrics.jsonl",
+        board=board,
         periodic_test=periodic_test,
     )
+    board.close()
     return Trained(tested, device, is_tested=periodic_test is not None)
 
 

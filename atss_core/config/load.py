@@ -12,6 +12,7 @@ import yaml
 from yacs.config import CfgNode as Node
 
 from atss_core.config.defaults import get_cfg
+from atss_core.config.shipped import find_config
 
 _BASE = "_BASE_"
 _GIVEN = "__given__"
@@ -26,7 +27,7 @@ def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
     keys of this one go over it.
 
     Args:
-        file: a YAML file, or None for the defaults alone.
+        file: a YAML file, or the name of a shipped one (``find_config``), or None for the defaults alone.
         opts: overrides in pairs, as on the command line: ``["SOLVER.BASE_LR", "0.02", ...]``. Values are
             Python literals; what is not one is taken as a string.
 
@@ -39,7 +40,7 @@ def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
     """
     node, defaults = get_cfg(), get_cfg()
     given = set()
-    for source, tree in _read_with_bases(Path(file)) if file is not None else ():
+    for source, tree in _read_with_bases(find_config(file)) if file is not None else ():
         for key, value in _flatten(tree, str(source)):
             _set(node, key, value, defaults, source=str(source))
             given.add(key)
@@ -100,7 +101,7 @@ def _read_with_bases(file: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise FileNotFoundError(f"no configuration file {file}; the shipped ones are in configs/")
+        raise FileNotFoundError(f"no configuration file {file}; correct the path in {_BASE}")
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from atss_core.evaluation import CocoMetrics
 from atss_core.utils import dist
+from atss_core.utils.board import Board
 from atss_core.utils.checkpoint import Checkpointer
 from atss_core.utils.files import keep_lines, on_main_process
 
@@ -27,6 +28,7 @@ class PeriodicTest:
         max_iter: iterations in all.
         period: iterations between tests.
         best_metric: of the first data set, chooses the best.
+        board: receives the metrics as well.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class PeriodicTest:
         max_iter: int,
         period: int,
         best_metric: str,
+        board: Board | None = None,
     ) -> None:
         self.test = test
         self.checkpointer = checkpointer
@@ -46,6 +49,7 @@ class PeriodicTest:
         self.max_iter = max_iter
         self.period = period
         self.best_metric = best_metric
+        self.board = board
         on_main_process(lambda: keep_lines(file, start_iter))
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         tests = [json.loads(line) for line in lines]
@@ -74,4 +78,6 @@ class PeriodicTest:
                     stream.write(
                         json.dumps({"iteration": iteration, "dataset": name, **found.overall}) + "\n"
                     )
+                    if self.board is not None:
+                        self.board.add(iteration, name, found.overall)
         dist.barrier()

@@ -16,6 +16,7 @@ from atss_core.engine.step import TrainingStep
 from atss_core.engine.termination import TerminatedError, Termination
 from atss_core.engine.training_log import TrainingLog
 from atss_core.utils import dist
+from atss_core.utils.board import Board
 from atss_core.utils.checkpoint import Checkpointer, set_iteration
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def train(
     checkpoint_period: int,
     log_period: int,
     metrics_file: Path,
+    board: Board | None = None,
     periodic_test: PeriodicTest | None = None,
 ) -> None:
     """Train from ``start_iter`` to ``max_iter`` and save ``model_final.pth``.
@@ -50,6 +52,7 @@ def train(
         checkpoint_period: iterations between checkpoints.
         log_period: iterations between log lines.
         metrics_file: receives a JSON line every ``log_period`` iterations and at checkpoints.
+        board: receives the same numbers.
         periodic_test: tests in between, each time right after a checkpoint.
 
     Raises:
@@ -57,7 +60,12 @@ def train(
         TerminatedError: after SIGTERM, when the state is saved.
     """
     log = TrainingLog(
-        metrics_file, start_iter=start_iter, max_iter=max_iter, period=log_period, device=step.device
+        metrics_file,
+        start_iter=start_iter,
+        max_iter=max_iter,
+        period=log_period,
+        device=step.device,
+        board=board,
     )
     num_skipped = 0
     bar = tqdm(

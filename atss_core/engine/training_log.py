@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from atss_core.utils import dist
+from atss_core.utils.board import Board
 from atss_core.utils.env import peak_memory
 from atss_core.utils.files import keep_lines
 
@@ -38,16 +39,25 @@ class TrainingLog:
         max_iter: iterations in all.
         period: iterations between log steps.
         device: of the losses. On the CPU looking costs nothing, so each iteration is checked at once.
+        board: receives the same numbers.
     """
 
     def __init__(
-        self, metrics_file: Path, *, start_iter: int, max_iter: int, period: int, device: torch.device
+        self,
+        metrics_file: Path,
+        *,
+        start_iter: int,
+        max_iter: int,
+        period: int,
+        device: torch.device,
+        board: Board | None = None,
     ) -> None:
         self.metrics_file = metrics_file
         self.start_iter = start_iter
         self.max_iter = max_iter
         self.period = period
         self.device = device
+        self.board = board
         self._pending: list[tuple[int, Tensor, list[int]]] = []
         self._names: list[str] = []
         self._since_line: dict[str, list[float]] = defaultdict(list)
@@ -136,6 +146,8 @@ class TrainingLog:
     def _write_metrics(self, iteration: int, lr: float, eta: float, memory: float | None) -> None:
         line: dict[str, float | int | None] = {"iteration": iteration, "lr": lr}
         line |= {name: statistics.fmean(values) for name, values in self._since_line.items()}
+        if self.board is not None:
+            self.board.add(iteration, "training", {k: v for k, v in line.items() if k != "iteration"})
         line |= {"eta_seconds": eta, "max_memory_mib": memory, "wall_time": time.time()}
         with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -68,7 +68,7 @@ def read_metrics(metrics_file: str | Path) -> Records:
             continue
         records.setdefault(iteration, {}).update(record)
     records = dict(sorted(records.items()))
-    if not len(_series(records, "loss")[0]):
+    if not len(series(records, "loss")[0]):
         raise ValueError(
             f"expected JSON lines with 'iteration' and a finite 'loss' in {metrics_file}, got none;"
             " train at least until the first log line"
@@ -78,9 +78,9 @@ def read_metrics(metrics_file: str | Path) -> Records:
 
 def _plot_losses(axes: Axes, records: Records) -> None:
     tops = []
-    for key, (name, color) in _terms(records).items():
-        iterations, values = _series(records, key)
-        smoothed = _smooth(values)
+    for key, (name, color) in terms(records).items():
+        iterations, values = series(records, key)
+        smoothed = smooth(values)
         tops += [np.percentile(values, 99), smoothed.max()]
         axes.plot(iterations, values, color=color, alpha=0.22, linewidth=0.8)
         axes.plot(
@@ -88,58 +88,59 @@ def _plot_losses(axes: Axes, records: Records) -> None:
             smoothed,
             color=color,
             linewidth=2.2 if key == "loss" else 1.6,
-            marker=_marker(values),
+            marker=marker(values),
             label=f"{name}  {smoothed[-1]:.3f}",
         )
     # A few wild first iterations must not flatten the rest.
     axes.set_ylim(0, 1.08 * max(tops) or 1)
     axes.set_ylabel("loss")
     axes.legend(title="last value, smoothed", frameon=False, loc="upper right", alignment="left")
-    _clean(axes)
+    clean(axes)
 
 
 def _plot_rate(axes: Axes, records: Records) -> None:
-    iterations, values = _series(records, "lr")
-    axes.plot(iterations, values, color="#555555", linewidth=1.4, marker=_marker(values))
+    iterations, values = series(records, "lr")
+    axes.plot(iterations, values, color="#555555", linewidth=1.4, marker=marker(values))
     if (values > 0).any():
         # Each step divides the rate by ten: only this scale shows the later ones.
         axes.set_yscale("log")
     axes.set_ylabel("learning rate")
     axes.set_xlabel("iteration")
     axes.margins(x=0.01)
-    _clean(axes)
+    clean(axes)
 
 
-def _terms(records: Records) -> dict[str, tuple[str, str]]:
+def terms(records: Records) -> dict[str, tuple[str, str]]:
     """Return the legend name and colour of every loss with a value to draw."""
     keys = {key for record in records.values() for key in record if key.startswith("loss_")} - TERMS.keys()
     others = {
         key: (key.removeprefix("loss_"), OTHER_COLORS[i % len(OTHER_COLORS)])
         for i, key in enumerate(sorted(keys))
     }
-    return {key: look for key, look in (TERMS | others).items() if len(_series(records, key)[0])}
+    return {key: look for key, look in (TERMS | others).items() if len(series(records, key)[0])}
 
 
-def _series(records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
+def series(records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the iterations and finite values of a key."""
     points = [(i, record[key]) for i, record in records.items() if math.isfinite(record.get(key, math.nan))]
     iterations, values = zip(*points, strict=True) if points else ((), ())
     return np.array(iterations), np.array(values, dtype=float)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Return the centred running mean with triangular weights, over fewer points at both ends."""
     half = round(len(values) * SMOOTHING / 2)
     weights = np.bartlett(2 * half + 3)[1:-1]
     return np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
 
 
-def _marker(values: np.ndarray) -> str | None:
+def marker(values: np.ndarray) -> str | None:
     """Show a lone point, of which no line can be drawn."""
     return "o" if len(values) == 1 else None
 
 
-def _clean(axes: Axes) -> None:
+def clean(axes: Axes) -> None:
+    """Leave out what does not tell anything."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atss_core.cli import check_dataset, datasets, demo, test, train
+from atss_core.cli import check, datasets, demo, test, train
 from atss_core.cli.common import run
 from atss_core.utils.checkpoint import read_checkpoint
 from tests.cli.faults import CASES, edit, in_annotation, truncate
@@ -88,7 +88,7 @@ def test_each_defect_has_one_line_in_the_check_and_in_training(write, spoil, wor
     more = spoil(folder)
     opts = [*ONE_STEP, *(more if isinstance(more, list) else [])]
     commands = {
-        "check": (check_dataset.main, ["--output-dir", str(tmp_path / "check"), *places, *opts]),
+        "check": (check.main, ["--output-dir", str(tmp_path / "check"), *places, *opts]),
         "training": (train.main, ["--skip-test", *opts, *words_for(places, tmp_path / "run")]),
     }
     if "must have the classes of" in words:  # which takes both sets
@@ -107,7 +107,7 @@ def test_each_defect_has_one_line_in_the_check_and_in_training(write, spoil, wor
 
 
 def test_sound_data_is_found_sound(tmp_path, capsys):
-    check_dataset.main([*write_coco(tmp_path / "data"), "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+    check.main([*write_coco(tmp_path / "data"), "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     output = capsys.readouterr().out
     assert output.count("nothing wrong was found") == 2
     assert "4 pictures of data_val are in data_train as well" in output
@@ -126,7 +126,7 @@ def test_defects_are_drawn_and_listed(tmp_path, capsys):
     in_annotation(bbox=[5, 5, 0, 30])(tmp_path / "data")
     truncate(tmp_path / "data")
     with pytest.raises(ValueError, match="1 of 4 pictures cannot be read"):
-        check_dataset.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+        check.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     folder = tmp_path / "check" / "data_train"
     assert min(Image.open(folder / "defects.jpg").size) > 200
     defects = json.loads((folder / "report.json").read_text())["defects"]
@@ -141,14 +141,14 @@ def test_objects_that_get_no_anchor_are_counted(tmp_path, capsys):
     # Two objects of one place and size: the second finds all its anchors taken.
     content = {"a": [(0, 10, 10, 30, 30), (1, 10, 10, 30, 30)], "b": CONTENT["b"]}
     places = write_coco(tmp_path / "data", content=content)
-    check_dataset.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+    check.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     assert "1 of 3 objects get no anchor by POSITIVE_TYPE ATSS" in capsys.readouterr().out
 
 
 def test_quick_check_reads_no_picture(tmp_path, capsys):
     places = write_coco(tmp_path / "data")
     truncate(tmp_path / "data")
-    check_dataset.main(["--quick", places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+    check.main(["--quick", places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     assert "nothing wrong was found" in capsys.readouterr().out
 
 
@@ -179,7 +179,7 @@ def test_twenty_thousand_objects(tmp_path, capsys):
     tree = coco_tree(content=content, size=(480, 640), suffix=".jpg")
     (folder / "train.json").write_text(json.dumps(tree))
     place = f"{folder / 'train.json'}@{folder / 'pictures'}"
-    check_dataset.main([place, "--config-file", CONFIG, "--output-dir", str(tmp_path / "check")])
+    check.main([place, "--config-file", CONFIG, "--output-dir", str(tmp_path / "check")])
     report = json.loads((tmp_path / "check" / "data_train" / "report.json").read_text())
     assert sum(report["objects"].values()) == 20000
     assert sum(report["sides"].values()) == 20000
@@ -202,7 +202,7 @@ def test_words_of_the_command_line():
 
 def test_check_without_data_says_how_to_give_some(capsys):
     with pytest.raises(SystemExit):
-        run(check_dataset.main, ["--config-file", CONFIG])
+        run(check.main, ["--config-file", CONFIG])
     assert (
         "there is no data set to look at: give its place, such as train.json@pictures"
         in capsys.readouterr().err
@@ -225,7 +225,7 @@ def test_real_data_goes_through_the_check(name, tmp_path, capsys):
         "bccd": f"{folder}@test",
         "coco_tiny": f"{folder}/annotations/instances_val2017.json@{folder}/val2017",
     }[name]
-    check_dataset.main([place, "--output-dir", str(tmp_path), "--config-file", CONFIG])
+    check.main([place, "--output-dir", str(tmp_path), "--config-file", CONFIG])
     output = capsys.readouterr().out
     expected = {"bccd": "72 pictures of 640x480", "coco_tiny": "80 class(es)"}[name]
     assert expected in output

@@ -95,8 +95,8 @@ def test_published_checkpoint_without_names(tmp_path):
             "model_final.pth exists already; remove it, or choose another file with --out",
         ),
         (["nowhere.pth"], "error: no weights at nowhere.pth"),
-        ([], "one of the arguments FILE --model is required"),
-        (["{}", "--model", "{}"], "argument --model: not allowed with argument FILE"),
+        ([], "expected one checkpoint, as FILE or behind --model"),
+        (["{}", "--model", "{}"], "expected one checkpoint, as FILE or behind --model"),
     ],
 )
 def test_mistakes_are_explained(checkpoint, words, message, capsys):

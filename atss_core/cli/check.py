@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from yacs.config import CfgNode
 
 from atss_core.cli.datasets import add_dataset_arguments, open_datasets
+from atss_core.cli.parser import CommandParser
 from atss_core.data import (
     DetectionDataset,
     check_same_classes,
@@ -33,22 +33,21 @@ LARGEST_SAMPLE = 1000
 BAR_WIDTH = 40
 MOST_CLASSES = 40  # lines of the table of classes
 
-EXAMPLE = """examples:
-  python tools/check_dataset.py cells/train.json@cells/pictures cells/val.json@cells/pictures
-  python tools/check_dataset.py datasets/bccd@trainval datasets/bccd@test
-  python tools/check_dataset.py --config-file my.yaml          (DATASETS.TRAIN and DATASETS.TEST of it)"""
+EXAMPLE = """
+atss check cells/train.json@cells/pictures cells/val.json@cells/pictures
+atss check datasets/bccd@trainval datasets/bccd@test
+atss check --config-file my.yaml          (DATASETS.TRAIN and DATASETS.TEST of it)
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with command-line words, by default those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("atss check", __doc__, EXAMPLE)
     add_dataset_arguments(parser, output_dir=Path("training_dir/check"))
     parser.add_argument(
         "--quick", action="store_true", help="only what annotations and file names tell: no pictures"
     )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     cfg, datasets = open_datasets(arguments)
     found = [
         check(cfg, dataset, arguments.output_dir / dataset.name, arguments.quick) for dataset in datasets

@@ -1,0 +1,52 @@
+"""How the commands read their words. Nothing heavy is imported here, so that help comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parse the words of a command: flags and, where it takes them, places and overrides in any order.
+
+    Args:
+        name: as typed, such as "atss train".
+        description: plain text.
+        example: shown at the end of the help, one command a line.
+    """
+
+    def __init__(self, name: str, description: str | None, example: str) -> None:
+        shown = "\n".join(f"  {line}" for line in example.strip().splitlines())
+        super().__init__(
+            prog=name,
+            description=description,
+            epilog=f"example:\n{shown}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._words: list[str] = []
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # argparse's own takes -1e-3 for a flag
+
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse words, by default those of this process; a wrong one ends the process with the nearest."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return self.parse_intermixed_args(self._words)
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with a message, and the nearest flags to those that do not exist."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        for word in self._words:
+            name = word.split("=", 1)[0]
+            if name.startswith("--") and name != "--" and not any(flag.startswith(name) for flag in flags):
+                message = f"there is no flag {name}{did_you_mean(name, flags)}"
+                break
+        self.exit(2, f"error: {message}\n{self.prog} --help shows the flags\n")
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """Propose the choice nearest to a word, if one is near."""
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

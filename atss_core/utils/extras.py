@@ -1,0 +1,57 @@
+"""Packages that only some commands need, and how to get them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import NamedTuple
+
+
+class Extra(NamedTuple):
+    """An optional package.
+
+    Attributes:
+        package: its name for pip.
+        extra: of pyproject.toml that installs it.
+        purpose: what it is needed for.
+    """
+
+    package: str
+    extra: str
+    purpose: str
+
+
+# by the name under which it is imported
+EXTRAS = {
+    "onnx": Extra("onnx", "export", "export to ONNX"),
+    "onnxscript": Extra("onnxscript", "export", "export to ONNX"),
+    "onnxruntime": Extra("onnxruntime", "export", "running and checking ONNX files"),
+    "openvino": Extra("openvino", "export", "export to OpenVINO"),
+    "av": Extra("av", "video", "video files and cameras in the demo"),
+    "supervision": Extra("supervision", "supervision", "detections as supervision.Detections"),
+    "tensorboard": Extra("tensorboard", "tensorboard", "curves of a training in TensorBoard"),
+    "hotcoco": Extra("hotcoco", "fast", "faster COCO metrics"),
+    "faster_coco_eval": Extra("faster-coco-eval", "fast", "faster COCO metrics"),
+}
+
+
+def has(module: str) -> bool:
+    """Tell whether a package is installed, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def require(module: str) -> ModuleType:
+    """Import an optional package of ``EXTRAS``, or a module of one, such as "onnxruntime".
+
+    Raises:
+        ValueError: if it is not installed; the message has the command that installs it.
+    """
+    name = module.split(".", 1)[0]
+    if not has(name):
+        extra = EXTRAS[name]
+        raise ValueError(
+            f"{extra.purpose} needs {extra.package}, which is not installed: pip install {extra.package}, or "
+            f"pip install -e '.[{extra.extra}]' in the checkout"
+        )
+    return importlib.import_module(module)

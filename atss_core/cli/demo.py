@@ -1,4 +1,4 @@
-"""Detect objects in the pictures of a folder and write annotated copies."""
+"""Detect objects in pictures, videos or what a camera sees, and write annotated copies."""
 
 from __future__ import annotations
 
@@ -7,38 +7,75 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageShow
 from tqdm import tqdm
 
 from atss_core.cli.common import add_config_arguments
+from atss_core.cli.demo_video import annotate_video, camera_file, video_files
+from atss_core.cli.parser import CommandParser
 from atss_core.data import read_image
-from atss_core.data.pictures import SUFFIXES
 from atss_core.engine import Predictor
 from atss_core.engine.inference import now
+from atss_core.engine.sources import find_pictures
 from atss_core.utils.download import is_url, locate
+from atss_core.utils.extras import require
 from atss_core.utils.imagenet import is_imagenet_body
-from atss_core.utils.visualize import draw_boxes, readable_scale, save_image
+from atss_core.utils.video import Source, camera_source, file_source
+from atss_core.utils.visualize import readable_scale, save_image
 
 RELEASES = "https://github.com/sfzhang15/ATSS"
 
-EXAMPLE = """example:
-  python demo/atss_demo.py --weights ATSS_R_50_FPN_1x.pth --images-dir my_pictures"""
+EXAMPLE = """
+atss demo --weights ATSS_R_50_FPN_1x.pth --images-dir my_pictures
+atss demo --weights ATSS_R_50_FPN_1x.pth --video street.mp4
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with command-line words, by default those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    arguments = build_parser().parse_args(argv)
+    is_named = is_url(arguments.weights) or is_imagenet_body(arguments.weights)  # Predictor sees to those
+    if not is_named and not locate(arguments.weights).is_file():
+        raise FileNotFoundError(
+            f"no weights at {arguments.weights}: get {Path(arguments.weights).name} from {RELEASES} (model "
+            f"table) or train your own, and point to it with --weights FILE"
+        )
+    opts = list(arguments.opts)
+    if arguments.min_image_size:
+        opts += ["INPUT.MIN_SIZE_TEST", str(arguments.min_image_size)]
+    folder = Path(arguments.output_dir)
+    videos = find_videos(arguments, folder)
+    pictures = [] if videos else find_pictures(arguments.images_dir)
+    predictor = Predictor.from_config(arguments.config_file, arguments.weights, opts)
+    for source, file in videos:
+        annotate_video(predictor, source, file, threshold=arguments.score_threshold, show=arguments.show)
+    if pictures:
+        annotate(predictor, pictures, folder, threshold=arguments.score_threshold, show=arguments.show)
+
+
+def build_parser() -> CommandParser:
+    """Build what reads the words of the command."""
+    parser = CommandParser("atss demo", __doc__, EXAMPLE)
     parser.add_argument(
         "--weights",
         metavar="FILE",
         default="ATSS_R_50_FPN_1x.pth",
         help="checkpoint or its URL (default %(default)s)",
     )
-    parser.add_argument(
+    sources = parser.add_mutually_exclusive_group()
+    sources.add_argument(
         "--images-dir", metavar="DIR", default="demo/images", help="folder of pictures (default %(default)s)"
+    )
+    sources.add_argument(
+        "--video", metavar="FILE", action="append", default=[], help="video file; may be given several times"
+    )
+    sources.add_argument(
+        "--webcam",
+        type=camera_number,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="camera, 0 is the first; Ctrl+C ends it",
     )
     parser.add_argument(
         "--output-dir", metavar="DIR", default="demo/output", help="annotated copies (default %(default)s)"
@@ -49,41 +86,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="S", help="draw from this score (default 0.5)"
     )
-    parser.add_argument("--show", action="store_true", help="also open a window for each picture")
+    parser.add_argument("--show", action="store_true", help="also open a window for what is drawn")
     add_config_arguments(parser, default="configs/atss/atss_R_50_FPN_1x.yaml")
-    arguments = parser.parse_args(argv)
-    is_named = is_url(arguments.weights) or is_imagenet_body(arguments.weights)  # Predictor sees to those
-    if not is_named and not locate(arguments.weights).is_file():
-        raise FileNotFoundError(
-            f"no weights at {arguments.weights}: get {Path(arguments.weights).name} from {RELEASES} (model "
-            f"table) or train your own, and point to it with --weights FILE"
-        )
-    opts = list(arguments.opts)
-    if arguments.min_image_size:
-        opts += ["INPUT.MIN_SIZE_TEST", str(arguments.min_image_size)]
-    pictures = find_pictures(Path(arguments.images_dir))
-    predictor = Predictor.from_config(arguments.config_file, arguments.weights, opts)
-    annotate(
-        predictor,
-        pictures,
-        Path(arguments.output_dir),
-        threshold=arguments.score_threshold,
-        show=arguments.show,
-    )
+    return parser
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Return the pictures of a folder by name.
+def camera_number(text: str) -> int:
+    """Read the number of a camera."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}; --webcam=0 is the first")
+    return int(text)
 
-    Raises:
-        ValueError: if there are none.
-    """
-    pictures = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-    if not pictures:
-        raise ValueError(
-            f"no pictures in {folder}: expected files such as *.jpg or *.png; use --images-dir DIR"
-        )
-    return pictures
+
+def find_videos(arguments: argparse.Namespace, folder: Path) -> list[tuple[Source, Path]]:
+    """Return the videos or the camera that the arguments name, with the files to write for them."""
+    if arguments.video or arguments.webcam is not None:
+        require("av")  # before the weights are loaded
+    if arguments.webcam is not None:
+        return [(camera_source(arguments.webcam), camera_file(folder, arguments.webcam))]
+    files = video_files(arguments.video, folder)
+    return [(file_source(video), file) for video, file in zip(arguments.video, files, strict=True)]
 
 
 def annotate(
@@ -105,12 +127,8 @@ def annotate(
         start = now(predictor.device)
         result = predictor(image)
         milliseconds.append(1000 * (now(predictor.device) - start))
-        assert result.scores is not None
-        num_drawn = int(torch.count_nonzero(result.scores >= threshold))
-        tqdm.write(f"{path.name}: {num_drawn} objects, {milliseconds[-1]:.0f} ms")
-        drawn = draw_boxes(
-            image, result, predictor.class_names, threshold, scale=readable_scale((image.height, image.width))
-        )
+        tqdm.write(f"{path.name}: {result.above(threshold)}, {milliseconds[-1]:.0f} ms")
+        drawn = result.draw(image, threshold, readable_scale(result.image_size))
         save_image(drawn, folder / path.name)
         if show:
             show_window(drawn)

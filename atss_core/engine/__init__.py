@@ -1,5 +1,6 @@
 """Training, inference and the Python API."""
 
+from atss_core.engine.detections import Detections
 from atss_core.engine.inference import Timing, gather_detections, run_inference
 from atss_core.engine.predictor import Predictor
 from atss_core.engine.step import TrainingStep
@@ -7,6 +8,7 @@ from atss_core.engine.termination import TerminatedError
 from atss_core.engine.trainer import train
 
 __all__ = [
+    "Detections",
     "Predictor",
     "TerminatedError",
     "Timing",

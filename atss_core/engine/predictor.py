@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any, overload
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from atss_core.config import load_cfg
 from atss_core.config.catalog import COCO_CLASSES
@@ -17,20 +21,20 @@ from atss_core.data import (
     build_collate,
     build_transform,
     fill_num_classes,
-    read_image,
-    to_rgb,
 )
 from atss_core.data.transforms import Transform
 from atss_core.engine.build import build_device, build_inference, move_detector
+from atss_core.engine.detections import Detections
 from atss_core.engine.inference import Inference
+from atss_core.engine.sources import Picture, each_source, is_one_picture, path_of, to_picture
 from atss_core.modeling import build_detector
-from atss_core.structures import BoxList
+from atss_core.structures import BoxList, ImageList
 from atss_core.utils.checkpoint import load_weights_strictly
 from atss_core.utils.weights import read_detector, weights_of
 
 
 class Predictor:
-    """Detect objects in single pictures.
+    """Detect objects in pictures.
 
     Args:
         inference: the detector with its weights, as ``build_inference`` returns.
@@ -53,20 +57,28 @@ class Predictor:
         self.class_names = class_names
 
     @classmethod
-    def from_config(cls, config: str | Path, weights: str | Path, opts: list[str] | None = None) -> Predictor:
-        """Build a predictor from a YAML file and a checkpoint.
+    def from_config(
+        cls,
+        config: str | Path,
+        weights: str | Path,
+        opts: Sequence[str] | None = None,
+        device: str | None = None,
+    ) -> Predictor:
+        """Build a predictor from a configuration and a checkpoint.
 
         Args:
-            config: path of the YAML file.
+            config: path of a YAML file, or the name of a shipped one, such as "atss_R_50_FPN_1x".
             weights: path or URL of the checkpoint.
             opts: overrides, as on the command line.
+            device: such as "cpu" or "cuda:1"; by default MODEL.DEVICE of the configuration.
 
         Raises:
             ValueError: if the configuration or the checkpoint is faulty, or they do not fit together.
             FileNotFoundError: if one is not there.
         """
-        settings = load_cfg(config, opts or [])
-        device = build_device(settings)
+        words = [*(opts or ()), *(("MODEL.DEVICE", device) if device else ())]
+        settings = load_cfg(config, words)
+        place = build_device(settings)
         source, checkpoint = read_detector(weights)
         if checkpoint.get("class_names"):
             settings = fill_num_classes(settings, checkpoint["class_names"])
@@ -74,7 +86,7 @@ class Predictor:
         load_weights_strictly(detector, weights_of(checkpoint), source)
         class_names = checkpoint.get("class_names") or default_class_names(detector.rpn.head.num_classes)
         return cls(
-            build_inference(settings, move_detector(settings, detector, device), device),
+            build_inference(settings, move_detector(settings, detector, place), place),
             build_transform(settings, training=False),
             build_collate(settings),
             class_names,
@@ -85,24 +97,82 @@ class Predictor:
         """Return where the detector is."""
         return self.inference.device
 
-    @torch.inference_mode()
-    def __call__(self, image: Image.Image | str | Path) -> BoxList:
-        """Detect objects in a picture.
+    @overload
+    def __call__(
+        self, source: Image.Image | np.ndarray[Any, Any] | Tensor, batch_size: int = 1
+    ) -> Detections: ...
+    @overload
+    def __call__(self, source: str | Path, batch_size: int = 1) -> Any: ...  # a file, or a folder
+    @overload
+    def __call__(
+        self, source: Sequence[Picture] | Iterator[Picture], batch_size: int = 1
+    ) -> list[Detections]: ...
+    def __call__(
+        self, source: Picture | Iterable[Picture], batch_size: int = 1
+    ) -> Detections | list[Detections]:
+        """Detect objects in a picture, or in several.
 
         Args:
-            image: a picture of any mode, or the path of one, which is turned upright as its EXIF data says.
+            source: a picture as ``to_picture`` takes it (path, Pillow picture, OpenCV's array, tensor); or a
+                list of them, or a folder, whose pictures are taken by name.
+            batch_size: how many pictures are taken at a time; see ``stream``.
 
         Returns:
-            Detections by falling score in pixels of the picture, on the CPU.
+            Detections by falling score in pixels of the picture, on the CPU; a list of them for a list and
+            for a folder.
         """
-        if not isinstance(image, Image.Image):
-            image = read_image(Path(image), apply_exif=True)
-        image = to_rgb(image)
-        nothing = BoxList(torch.zeros(0, 4), (image.height, image.width))
-        tensor, _ = self.transform(image, nothing, random.Random(0))
-        images = self.collate([Sample(tensor, nothing, image_id=0)]).images
-        (result,) = self.inference.detect(self.inference.predict(images), images.image_sizes)
-        return result.to("cpu").resize((image.height, image.width))
+        found = [detections for _, detections in self.stream(source, batch_size)]
+        return found[0] if is_one_picture(source) else found
+
+    def stream(
+        self, sources: Picture | Iterable[Picture], batch_size: int = 1
+    ) -> Iterator[tuple[Image.Image, Detections]]:
+        """Detect objects in any number of pictures, of which one batch is in memory at a time.
+
+        Pictures go through the network together if they have the same size once they are resized and padded.
+        Padding to a larger neighbour would be seen by convolutions and GroupNorm; so no result depends on the
+        batch but for rounding, and batches pay where sizes repeat, as in videos.
+
+        Args:
+            sources: a folder, or any iterable of what ``__call__`` takes, such as a generator.
+            batch_size: how many pictures are taken at a time.
+
+        Yields:
+            Each picture in RGB with its detections, in order.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        remaining = each_source(sources)
+        while batch := list(islice(remaining, batch_size)):
+            pictures = [to_picture(source) for source in batch]
+            found = self._detect(pictures)
+            for source, picture, boxes in zip(batch, pictures, found, strict=True):
+                yield picture, Detections(boxes, self.class_names, path_of(source))
+
+    @torch.inference_mode()
+    def _detect(self, pictures: Sequence[Image.Image]) -> list[BoxList]:
+        """Return what is in RGB pictures, in their pixels, on the CPU."""
+        inputs = [self.collate([self._sample(picture)]).images for picture in pictures]
+        found: dict[int, BoxList] = {}
+        for indices in group_by([images.tensors.shape for images in inputs]):
+            sizes = [size for i in indices for size in inputs[i].image_sizes]
+            batch = ImageList(torch.cat([inputs[i].tensors for i in indices]), sizes)
+            detections = self.inference.detect(self.inference.predict(batch), sizes)
+            found |= dict(zip(indices, detections, strict=True))
+        return [found[i].to("cpu").resize((p.height, p.width)) for i, p in enumerate(pictures)]
+
+    def _sample(self, picture: Image.Image) -> Sample:
+        nothing = BoxList(torch.zeros(0, 4), (picture.height, picture.width))
+        tensor, _ = self.transform(picture, nothing, random.Random(0))
+        return Sample(tensor, nothing, image_id=0)
+
+
+def group_by(keys: Sequence[Hashable]) -> Iterable[list[int]]:
+    """Return the indices of equal keys together."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    return groups.values()
 
 
 def default_class_names(num_classes: int) -> list[str]:

@@ -213,7 +213,7 @@ def test_help_shows_examples():
     command = [sys.executable, str(ROOT / "tools" / "check_dataset.py"), "--help"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "folder@split" in output
-    assert "examples:" in output
+    assert "example:" in output
 
 
 @pytest.mark.parametrize("name", ["bccd", "coco_tiny"])

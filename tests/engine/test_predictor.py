@@ -1,8 +1,11 @@
-"""Pictures of every mode and weights of every source through the Python API."""
+"""Pictures of every kind and weights of every source through the Python API, its page and its script."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +14,7 @@ from atss_core.config import load_cfg
 from atss_core.data import to_rgb
 from atss_core.engine import Predictor
 from atss_core.modeling import build_detector
+from atss_core.utils.video import VideoWriter
 from tests.conftest import QUICK, TINY
 from tests.golden import ROOT
 
@@ -66,3 +70,152 @@ def test_weights_in_the_home_folder(weights, monkeypatch):
 def test_data_needs_no_classifiers():
     code = "import sys, atss_core.data; assert 'torchvision.models' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="module")
+def plain(weights):
+    return Predictor.from_config(QUICK, weights, OPTS)
+
+
+def noise(height, width, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def assert_same(found, expected, tolerance=0.0):
+    assert len(found) == len(expected) > 0
+    assert found.image_size == expected.image_size
+    # Boxes whose scores are equal but for rounding may change places.
+    assert torch.allclose(found.scores, expected.scores, atol=tolerance, rtol=0)
+    order, expected_order = (torch.argsort(f.boxes.sum(1) + 1e4 * f.labels) for f in (found, expected))
+    assert torch.allclose(found.boxes[order], expected.boxes[expected_order], atol=100 * tolerance, rtol=0)
+
+
+def test_arrays_and_tensors_are_the_pictures_they_hold(plain, tmp_path):
+    picture = noise(40, 60)
+    picture.save(tmp_path / "a.png")
+    rgb = np.asarray(picture)
+    bgr = rgb[:, :, ::-1]
+    tensor = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+    alpha = np.dstack([bgr, np.zeros((40, 60), np.uint8)])
+    expected = plain(picture)
+    assert len(plain(np.asarray(noise(40, 60, 1)))) > 0
+    same = (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        bgr,
+        alpha,
+        tensor,
+        tensor / 255,
+        tensor.half() / 255,
+    )
+    for source in same:
+        assert_same(plain(source), expected)
+    assert not torch.equal(plain(rgb).scores, expected.scores), "arrays are BGR"
+    grey = np.asarray(picture.convert("L"))
+    for source in (grey, grey[:, :, None]):
+        assert_same(plain(source), plain(picture.convert("L")))
+
+
+WRONG = {
+    "floats": (np.zeros((4, 4, 3), np.float32), r"an array must be uint8 .* got float32"),
+    "stack": (np.zeros((2, 4, 4, 3), np.uint8), r"an array must be uint8 .* shape \(2, 4, 4, 3\)"),
+    "no pixels": (np.zeros((0, 4, 3), np.uint8), r"needs pixels, got \(height, width\) \(0, 4\)"),
+    "channels last": (torch.zeros(4, 4, 3), r"shape \(3, H, W\) in RGB, got \(4, 4, 3\)"),
+    "batch": (torch.zeros(2, 3, 4, 4), r"got \(2, 3, 4, 4\); pass a batch as a list"),
+    "0..255": (torch.full((3, 4, 4), 200.0), r"floats must be in 0..1, RGB, got 200..200; divide"),
+    "normalised": (torch.linspace(-1, 1, 48).view(3, 4, 4), r"must be in 0..1, RGB, got -1..1"),
+    "nan": (torch.full((3, 4, 4), torch.nan), r"must be in 0..1, RGB, got nan"),
+    "whole numbers": (torch.zeros(3, 4, 4, dtype=torch.int64), r"must be uint8 or floats .* torch.int64"),
+    "nothing": (None, r"expected a path, a Pillow picture, an array or a tensor, got NoneType"),
+    "no such file": ("nowhere.jpg", r"there is no picture nowhere.jpg"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_pictures_are_explained(plain, name):
+    source, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        plain(source)
+
+
+def test_lists_and_folders_give_lists(plain, pictures):
+    (pictures / "notes.txt").write_text("no picture")
+    (pictures / "._a.jpg").write_bytes(b"of macOS")
+    found = plain(pictures)
+    assert [result.path for result in found] == [pictures / "a.jpg", pictures / "b.png"]
+    listed = plain([pictures / "a.jpg", Image.open(pictures / "b.png")])
+    assert [result.path for result in listed] == [pictures / "a.jpg", None]
+    for result, expected in zip(listed, found, strict=True):
+        assert_same(result, expected)
+    assert plain([]) == []
+    (pictures / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no pictures in .*empty"):
+        plain(pictures / "empty")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        plain([], batch_size=0)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 8])
+def test_batches_change_nothing_but_rounding(predictor, batch_size):
+    sizes = [(40, 60), (200, 50), (40, 60), (64, 64), (50, 200), (60, 40), (41, 60)]
+    pictures = [noise(*size, seed) for seed, size in enumerate(sizes)]
+    together = predictor(pictures, batch_size=batch_size)
+    for found, picture in zip(together, pictures, strict=True):
+        assert_same(found, predictor(picture), tolerance=1e-5)
+
+
+def test_streams_are_read_one_batch_at_a_time(plain):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(noise(20, 20, len(taken)))
+            yield taken[-1]
+
+    stream = plain.stream(endless(), batch_size=3)
+    assert not taken
+    picture, found = next(stream)
+    assert len(taken) == 3
+    assert picture == taken[0]
+    assert found.class_names == plain.class_names
+    for _ in range(3):
+        next(stream)
+    assert len(taken) == 6
+
+
+def test_device_is_chosen_by_name(weights):
+    assert Predictor.from_config("atss_R_18_shapes", weights, OPTS, device="cpu").device.type == "cpu"
+    with pytest.raises(ValueError, match=r"MODEL.DEVICE must be auto, cpu"):
+        Predictor.from_config(QUICK, weights, OPTS, device="toaster")
+
+
+def test_the_page_about_python_is_true(plain, tmp_path, monkeypatch):
+    """Run the page from top to bottom, with a small detector in place of that of the quick start."""
+    for optional in ("av", "supervision"):
+        pytest.importorskip(optional)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(), re.M | re.S)
+    assert len(blocks) >= 6
+    video = tmp_path / "clip.mp4"
+    with VideoWriter(video) as writer:
+        for i in range(3):
+            writer.write(noise(48, 64, i), i / 10)
+    monkeypatch.chdir(ROOT)
+    asked = []
+    monkeypatch.setattr(Predictor, "from_config", lambda *words, **flags: asked.append(words) or plain)
+    names = {"output_dir": tmp_path, "video": video}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert asked == [("atss_R_18_shapes",)]
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written >= {"drawn.mp4", "results.json", "shapes_14.png"}
+
+
+def test_the_script_runs(weights, tmp_path):
+    words = ["--weights", str(weights), "--output-dir", str(tmp_path), *OPTS]
+    process = subprocess.run(
+        [sys.executable, "demo/predict.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert "classes: class 1, class 2" in process.stdout
+    assert {path.name for path in Path(tmp_path).iterdir()} == {"predict.png", "predict.json"}

@@ -1,0 +1,132 @@
+"""What a detector found in one picture, with the names of the classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from atss_core.engine.sources import Picture, to_picture
+from atss_core.structures import BoxList
+from atss_core.structures.boxes import to_exclusive, to_xywh
+from atss_core.utils.extras import require
+from atss_core.utils.visualize import draw_boxes
+
+
+class Detection(NamedTuple):
+    """One object.
+
+    Attributes:
+        name: of its class.
+        score: in [0, 1].
+        box: inclusive (x1, y1, x2, y2) pixels of the picture.
+    """
+
+    name: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class Detections(BoxList):
+    """The objects of one picture: a ``BoxList`` that knows its class names and can be shown and passed on.
+
+    Args:
+        found: boxes with labels in 1..C and scores, in pixels of the picture.
+        class_names: the name of label l is ``class_names[l - 1]``.
+        path: the file of the picture, if it has one.
+
+    Raises:
+        ValueError: if labels or scores are missing.
+    """
+
+    labels: Tensor
+    scores: Tensor
+
+    def __init__(self, found: BoxList, class_names: Sequence[str], path: Path | None = None) -> None:
+        if found.labels is None or found.scores is None:
+            raise ValueError(f"expected detections with labels and scores, got {found!r}")
+        super().__init__(found.boxes, found.image_size, found.labels, found.scores)
+        self.class_names = list(class_names)
+        self.path = path
+
+    def __str__(self) -> str:
+        noun = "object" if len(self) == 1 else "objects"
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
+        return f"{len(self)} {noun}{': ' if counts else ''}{counts}"
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        place = f"{self.path}, " if self.path else ""
+        return f"Detections({place}{width}x{height}, {self})"
+
+    @property
+    def names(self) -> list[str]:
+        """Return the class name of each object."""
+        return [self.class_names[label - 1] for label in self.labels.tolist()]
+
+    def rows(self) -> Iterator[Detection]:
+        """Yield the objects one by one, by falling score, as plain Python values."""
+        for name, score, box in zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True):
+            yield Detection(name, score, tuple(box))
+
+    def above(self, threshold: float) -> Detections:
+        """Return the objects with at least this score."""
+        return self[self.scores >= threshold]
+
+    def to_coco(self, image_id: int = 0, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Return COCO results, as ``json.dump`` and ``COCO.loadRes`` take them.
+
+        Args:
+            image_id: of the picture in the annotation file.
+            category_ids: label l means the category ``category_ids[l - 1]``; by default it is l. COCO's own
+                80 ids have gaps, so for COCO's files give the sorted ids of their categories.
+
+        Raises:
+            ValueError: if there is not one id for each class.
+        """
+        ids = list(range(1, len(self.class_names) + 1)) if category_ids is None else list(category_ids)
+        if len(ids) != len(self.class_names):
+            raise ValueError(f"expected {len(self.class_names)} category ids, one a class, got {len(ids)}")
+        boxes = to_xywh(self.boxes.float()).tolist()
+        return [
+            {"image_id": image_id, "category_id": ids[label - 1], "bbox": box, "score": score}
+            for box, label, score in zip(boxes, self.labels.tolist(), self.scores.tolist(), strict=True)
+        ]
+
+    def draw(self, picture: Picture | None = None, threshold: float = 0.5, scale: float = 1.0) -> Image.Image:
+        """Draw the objects on a copy of the picture.
+
+        Args:
+            picture: whatever the predictor takes, in any size; by default the file the objects were found in.
+            threshold: objects with a lower score are left out.
+            scale: enlarges the picture first, which keeps lines and text of small pictures crisp.
+
+        Raises:
+            ValueError: if the picture is not a file and is not given.
+        """
+        source = self.path if picture is None else picture
+        if source is None:
+            raise ValueError("these objects were not found in a file: give the picture, draw(picture)")
+        return draw_boxes(to_picture(source), self, self.class_names, threshold, scale)
+
+    def to_supervision(self) -> Any:
+        """Return ``supervision.Detections``, for its trackers, zones and annotators.
+
+        Its boxes end where the last pixel ends, so x2 and y2 are greater by one; its class ids count from 0,
+        and ``data["class_name"]`` has the names.
+
+        Raises:
+            ValueError: if the package supervision is not installed.
+        """
+        supervision = require("supervision")
+        return supervision.Detections(
+            xyxy=to_exclusive(self.boxes.float()).cpu().numpy(),
+            confidence=self.scores.float().cpu().numpy(),
+            class_id=(self.labels - 1).cpu().numpy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )

@@ -1,0 +1,73 @@
+"""The Python API step by step; VS Code, PyCharm and Jupyter (with jupytext) run it cell by cell.
+
+From the root of the repository, after the quick start:
+
+    python demo/predict.py
+"""
+
+# %% A detector is a configuration and its weights
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from atss_core.engine import Predictor
+from atss_core.utils.extras import has
+
+parser = argparse.ArgumentParser(description="Go through the Python API.")
+parser.add_argument("--config", default="atss_R_18_shapes")
+parser.add_argument("--weights", default="training_dir/quickstart/model_final.pth")
+parser.add_argument("--pictures", default="demo/images", help="a folder")
+parser.add_argument("--output-dir", default="demo/output", type=Path)
+parser.add_argument("opts", nargs="*", metavar="KEY VALUE")
+arguments, _ = parser.parse_known_args()  # notebooks have words of their own
+
+predictor = Predictor.from_config(arguments.config, weights=arguments.weights, opts=arguments.opts)
+print("classes:", ", ".join(predictor.class_names))
+
+# %% One picture
+files = sorted(Path(arguments.pictures).glob("*.jpg"))
+found = predictor(files[0]).above(0.5)
+print(repr(found))
+for name, score, (x1, y1, x2, y2) in found.rows():
+    print(f"{name:10} {score:.2f}  x {x1:.0f} to {x2:.0f}, y {y1:.0f} to {y2:.0f}")
+
+# %% Boxes as tensors: inclusive (x1, y1, x2, y2) in pixels, labels from 1
+print(found.boxes.shape, found.scores.shape, found.labels.tolist())
+
+# %% Drawn; small pictures are enlarged so that text is readable
+drawn = found.draw(scale=3)
+arguments.output_dir.mkdir(parents=True, exist_ok=True)
+drawn.save(arguments.output_dir / "predict.png")
+drawn  # noqa: B018, which a notebook shows
+
+# %% Whatever holds a picture
+picture = Image.open(files[0]).convert("RGB")
+bgr = np.asarray(picture)[:, :, ::-1]  # as cv2.imread returns it
+tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (3, H, W), RGB
+for same in (picture, bgr, tensor, tensor / 255):
+    print(type(same).__name__, predictor(same).above(0.5))
+
+# %% Several pictures
+for found in predictor([files[0], picture, bgr], batch_size=3):
+    print(found.path, found.above(0.5))
+
+# %% A folder, however large: one batch is in memory at a time
+results = []
+for image_id, (_, found) in enumerate(predictor.stream(arguments.pictures, batch_size=4), start=1):
+    print(f"{found.path}: {found.above(0.5)}")
+    results += found.to_coco(image_id)
+
+# %% COCO's format for results
+(arguments.output_dir / "predict.json").write_text(json.dumps(results))
+print(len(results), "results, the first:", results[0] if results else None)
+
+# %% The package supervision has trackers, zones and more ways to draw
+if has("supervision"):
+    detections = found.above(0.5).to_supervision()
+    print("supervision:", len(detections), "detections", detections.data["class_name"].tolist())
+else:
+    print("pip install supervision, to go on with it")

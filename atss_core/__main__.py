@@ -1,4 +1,4 @@
-"""``python -m atss_core`` is ``atss``, for launchers: ``torchrun --nproc_per_node 8 -m atss_core train ...``."""
+"""``python -m atss_core`` is ``atss``, for launchers: ``torchrun --nproc_per_node 8 -m atss_core train``."""
 
 from atss_core.cli.main import main
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config, start
+from atss_core import __version__
+from atss_core.cli.common import (
+    add_config_arguments,
+    add_launcher_argument,
+    load_config,
+    start,
+)
+from atss_core.cli.parser import CommandParser
 from atss_core.data import (
     DetectionDataset,
     TestBatchSampler,
@@ -26,7 +35,12 @@ from atss_core.engine.inference import Inference
 from atss_core.evaluation import (
     CocoEvaluator,
     CocoMetrics,
+    PictureSource,
+    ReportInput,
+    VocMetrics,
+    build_report,
     check_expected_results,
+    choose_backend,
     evaluate_voc,
     save_results,
 )
@@ -34,22 +48,22 @@ from atss_core.modeling import Detector, build_detector
 from atss_core.structures import BoxList
 from atss_core.utils import dist
 from atss_core.utils.checkpoint import last_checkpoint, load_weights_strictly
+from atss_core.utils.env import environment_report
 from atss_core.utils.files import atomic_write
 from atss_core.utils.imagenet import is_imagenet_body
 from atss_core.utils.weights import read_detector, weights_of
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = """example:
-  python tools/test_net.py --config-file configs/atss/atss_R_50_FPN_1x.yaml \\
-      MODEL.WEIGHT ATSS_R_50_FPN_1x.pth TEST.IMS_PER_BATCH 4"""
+EXAMPLE = """
+atss test --config-file atss_R_50_FPN_1x \\
+    MODEL.WEIGHT ATSS_R_50_FPN_1x.pth TEST.IMS_PER_BATCH 4
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with command-line words, by default those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("atss test", __doc__, EXAMPLE)
     add_launcher_argument(parser)
     add_config_arguments(parser)
     cfg = load_config(parser.parse_args(argv))
@@ -64,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     detector = build_detector(cfg)
     load_weights_strictly(detector, weights_of(checkpoint), source)
     logger.info("Testing %s", source)
-    test_detector(cfg, move_detector(cfg, detector, device), device, is_final=True, test_sets=test_sets)
+    detector = move_detector(cfg, detector, device)
+    test_detector(cfg, detector, device, is_final=True, test_sets=test_sets, weights=str(source))
 
 
 def find_weights_to_test(cfg: CfgNode) -> str | Path:
@@ -91,19 +106,38 @@ def test_detector(
     device: torch.device,
     is_final: bool,
     test_sets: Sequence[DetectionDataset] | None = None,  # noqa: PT028 (this is no test of pytest's)
+    weights: str = "",  # noqa: PT028
 ) -> dict[str, CocoMetrics]:
     """Run the detector on each test set, write its results, and return the metrics by data set name.
 
     Results go to ``OUTPUT_DIR/inference/<data set>/``: ``predictions.pth`` (detections by image id, boxes in
-    pixels of the original image), ``bbox.json`` (COCO results) and ``metrics.json``. They are compared with
-    TEST.EXPECTED_RESULTS if this ``is_final``. The data sets are opened unless they are given.
+    pixels of the original image), ``bbox.json`` (COCO results) and ``metrics.json``. If this ``is_final``,
+    they are compared with TEST.EXPECTED_RESULTS, and ``report.html`` is written.
+
+    Args:
+        cfg: the configuration.
+        detector: on the device.
+        device: where it runs.
+        is_final: whether this is the test that counts, and not one during training.
+        test_sets: opened unless they are given.
+        weights: where they come from, for the report; empty if they were trained by this process.
     """
     inference = build_inference(cfg, detector, device)
+    backend = choose_backend(cfg.TEST.COCO_EVAL)
+    about = None
+    if is_final and cfg.TEST.REPORT:
+        about = {
+            "command": command_of_process(),
+            "weights": weights or f"as this training has left them in {cfg.OUTPUT_DIR}",
+            "software": f"atss {__version__}; {environment_report(device)}",
+            "configuration": cfg.dump(),
+        }
     metrics = {}
     for loader in build_test_loaders(cfg, dist.rank(), dist.world_size(), test_sets):
         dataset = loader.dataset
         assert isinstance(dataset, DetectionDataset)
-        found = test_on(dataset, loader, inference, Path(cfg.OUTPUT_DIR) / "inference" / dataset.name)
+        folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset.name
+        found = test_on(dataset, loader, inference, folder, backend, about)
         if found is not None:
             metrics[dataset.name] = found
         if found is not None and is_final:
@@ -111,22 +145,54 @@ def test_detector(
     return metrics
 
 
+def command_of_process() -> str:
+    """Return what was typed to start this process."""
+    program, *words = sys.argv
+    start = ["python", program] if program.endswith(".py") else [Path(program).name]
+    return shlex.join([*start, *words])
+
+
 def test_on(
-    dataset: DetectionDataset, loader: DataLoader, inference: Inference, folder: Path
+    dataset: DetectionDataset,
+    loader: DataLoader,
+    inference: Inference,
+    folder: Path,
+    backend: str = "auto",  # noqa: PT028
+    about: Mapping[str, str] | None = None,  # noqa: PT028
 ) -> CocoMetrics | None:
-    """Test on one data set; returns the metrics on the main process if the data set has annotations."""
+    """Test on one data set; returns the metrics on the main process if the data set has annotations.
+
+    Args:
+        dataset: to test on.
+        loader: of its pictures.
+        inference: of the detector.
+        folder: for the results.
+        backend: the library that measures, a value of TEST.COCO_EVAL.
+        about: what the report tells of its origin, with the configuration; None for no report.
+    """
     assert isinstance(loader.batch_sampler, TestBatchSampler)
     results, timing = run_inference(inference, loader, loader.batch_sampler.num_images)
     logger.info("%s: %s", dataset.name, timing)
     gathered = gather_detections(results)
-    metrics = write_results(dataset, gathered, folder) if dist.is_main() else None
+    metrics = None
+    if dist.is_main():
+        about = None if about is None else {**about, "time": str(timing)}
+        metrics = write_results(dataset, gathered, folder, backend, about)
     dist.barrier()  # so that no process ends or trains on while the main one measures
     return metrics
 
 
-def write_results(dataset: DetectionDataset, results: dict[int, BoxList], folder: Path) -> CocoMetrics | None:
-    """Write detections by image id and, if the data set has annotations, measure them."""
-    evaluator = CocoEvaluator(dataset.coco_dict, dataset.category_ids, dataset.class_names, dataset.image_ids)
+def write_results(
+    dataset: DetectionDataset,
+    results: dict[int, BoxList],
+    folder: Path,
+    backend: str = "auto",
+    about: Mapping[str, str] | None = None,
+) -> CocoMetrics | None:
+    """Write detections by image id and, if the data set has annotations, measure them and report on them."""
+    evaluator = CocoEvaluator(
+        dataset.coco_dict, dataset.category_ids, dataset.class_names, dataset.image_ids, backend
+    )
     for image_id in sorted(results):
         evaluator.process(image_id, results[image_id])
     save_predictions(folder / "predictions.pth", results, dataset)
@@ -143,7 +209,41 @@ def write_results(dataset: DetectionDataset, results: dict[int, BoxList], folder
     logger.info("%s\n%s", dataset.name, metrics.table())
     if voc_metrics is not None:
         logger.info("%s: %s", dataset.name, voc_metrics.line())
+    if about is not None:
+        write_report(folder / "report.html", dataset, evaluator, metrics, voc_metrics, about)
     return metrics
+
+
+def write_report(
+    path: Path,
+    dataset: DetectionDataset,
+    evaluator: CocoEvaluator,
+    metrics: CocoMetrics,
+    voc_metrics: VocMetrics | None,
+    about: Mapping[str, str],
+) -> None:
+    """Write the report of a test and tell where it is."""
+    indices = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
+    names = {i: str(dataset.image_info(index)["file_name"]) for i, index in indices.items()}
+    facts = {name: words for name, words in about.items() if name != "configuration"}
+    page = build_report(
+        ReportInput(
+            dataset.name,
+            evaluator,
+            metrics,
+            PictureSource(lambda image_id: dataset.load_image(indices[image_id]), names),
+            voc_metrics,
+            facts={
+                **facts,
+                "data": f"{dataset.path} ({dataset.layout} layout)",
+                "date": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+            },
+            configuration=about["configuration"],
+        )
+    )
+    with atomic_write(path, "w") as file:
+        file.write(page)
+    logger.info("Report: %s", path)
 
 
 def save_predictions(path: Path, results: dict[int, BoxList], dataset: DetectionDataset) -> None:

@@ -36,7 +36,7 @@ from atss_core.data.check import refuse_fatal
 from atss_core.engine import TrainingStep, train
 from atss_core.engine.build import move_detector
 from atss_core.engine.periodic_test import PeriodicTest
-from atss_core.evaluation import METRIC_NAMES
+from atss_core.evaluation import METRIC_NAMES, choose_backend
 from atss_core.modeling import Detector, build_detector
 from atss_core.solver import build_average, build_optimizer, build_scheduler
 from atss_core.utils import dist
@@ -204,6 +204,7 @@ def check_settings(cfg: CfgNode) -> None:
     ):
         if cfg[section][key] < smallest:
             raise ValueError(f"{section}.{key} must be at least {smallest}, got {cfg[section][key]}")
+    choose_backend(cfg.TEST.COCO_EVAL)
     for section, key, choices in (
         ("SOLVER", "AMP", [repr(name) for name in PRECISIONS]),
         ("TEST", "BEST_METRIC", [repr(name) for name in METRIC_NAMES]),

@@ -276,6 +276,12 @@ def _test() -> Node:
             # by BEST_METRIC (AP, AP50, ...) on the first data set of DATASETS.TEST.
             "EVAL_PERIOD": 0,
             "BEST_METRIC": "AP",
+            # (new) Write OUTPUT_DIR/inference/<data set>/report.html after the final test on a data set with
+            # annotations; tests during training write none.
+            "REPORT": True,
+            # (new) What computes the metrics: "pycocotools", "faster_coco_eval" or "hotcoco". "auto" is the
+            # fastest that is installed; all give the same numbers (benchmarks/RESULTS.md).
+            "COCO_EVAL": "auto",
             "BBOX_AUG": _bbox_aug(),
         }
     )

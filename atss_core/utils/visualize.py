@@ -75,7 +75,7 @@ def draw_boxes(
     if canvas.size != size:
         canvas = canvas.resize(size, Image.Resampling.BICUBIC)
     result = result.to("cpu").resize((canvas.height, canvas.width)).clip()
-    _draw_marks(canvas, list(_marks(result, class_names, score_threshold)))
+    draw_marks(canvas, list(_marks(result, class_names, score_threshold)))
     return canvas
 
 
@@ -163,7 +163,8 @@ def _name(label: int, class_names: Sequence[str]) -> str:
     return class_names[label - 1]
 
 
-def _draw_marks(canvas: Image.Image, marks: Sequence[Mark]) -> None:
+def draw_marks(canvas: Image.Image, marks: Sequence[Mark]) -> None:
+    """Draw boxes with their labels, as large as the picture needs; labels keep clear of each other."""
     short_side = min(canvas.size)
     line_width = max(1, round(short_side / 220))
     font = ImageFont.load_default(max(11, round(short_side / 32)))

@@ -5,8 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from atss_core.evaluation import CocoEvaluator, CocoMetrics, check_expected_results, save_results
-from atss_core.evaluation.coco import METRIC_NAMES
+from atss_core.evaluation import (
+    METRIC_NAMES,
+    CocoEvaluator,
+    CocoMetrics,
+    check_expected_results,
+    save_results,
+)
 from atss_core.structures import BoxList
 from atss_core.structures.boxes import from_xywh
 
@@ -29,13 +34,14 @@ def load_golden():
     return coco, records("detections", "detection"), golden["metrics"]
 
 
-def build(coco):
+def build(coco, **options):
     categories = sorted(coco["categories"], key=lambda c: c["id"])
     return CocoEvaluator(
         coco,
         [c["id"] for c in categories],
         [c["name"] for c in categories],
         [image["id"] for image in coco["images"]],
+        **options,
     )
 
 

@@ -1,0 +1,165 @@
+"""The libraries that compute the metrics of COCO: pycocotools, the referee, and faster ones that equal it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from atss_core.utils.extras import EXTRAS, has, require
+
+logger = logging.getLogger(__name__)
+
+Entries = Sequence[dict[str, Any]]
+
+AUTO = "auto"
+UNDEFINED = -1.0
+AREAS = ("all", "small", "medium", "large")
+IOU_50, IOU_75 = 0, 5  # of the ten thresholds 0.5, 0.55, ..., 0.95
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What COCOeval measures; -1 where there is no ground truth to measure against.
+
+    T are the ten IoU thresholds, R the 101 recalls 0, 0.01, ..., 1, C the classes by ascending category id;
+    the four areas are ``AREAS``. All but ``stats`` is with up to 100 detections of a class in a picture.
+
+    Attributes:
+        stats: the twelve numbers, shape (12,).
+        precision: interpolated, shape (T, R, C, 4).
+        recall: the largest, shape (T, C, 4).
+        category_ids: of the classes.
+        backend: the library that measured.
+    """
+
+    stats: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    category_ids: Sequence[int]
+    backend: str
+
+
+def choose_backend(name: str) -> str:
+    """Return the library that a value of TEST.COCO_EVAL means here.
+
+    Args:
+        name: "auto" is the fastest that is installed in a version that was proven; or one of ``BACKENDS``.
+
+    Raises:
+        ValueError: if there is no such library or it is not installed.
+    """
+    if name == AUTO:
+        return next(library for library in BACKENDS if _is_proven(library))
+    if name not in BACKENDS:
+        raise ValueError(f"TEST.COCO_EVAL must be one of {', '.join((AUTO, *BACKENDS))}, got {name!r}")
+    if name in PROVEN:
+        require(name)
+    return name
+
+
+def measure(
+    backend: str, image_ids: Sequence[int], category_ids: Sequence[int], truths: Entries, detections: Entries
+) -> Measured:
+    """Measure detections with a library.
+
+    Args:
+        backend: one of ``BACKENDS``.
+        image_ids: the pictures that count.
+        category_ids: the classes that count.
+        truths: annotations with "id" (not 0), "image_id", "category_id", "bbox", "area" and "iscrowd".
+        detections: the same with "score".
+    """
+    if not all(math.isfinite(entry["score"]) for entry in detections):
+        # The others order such scores differently, or refuse them.
+        logger.warning("some scores are not numbers: measured with pycocotools")
+        backend = "pycocotools"
+    ids = sorted(category_ids)  # as pycocotools orders them
+    images = [{"id": image_id} for image_id in sorted(image_ids)]
+    trees = [
+        {"images": images, "categories": [{"id": i, "name": str(i)} for i in ids], "annotations": entries}
+        for entries in (truths, detections)
+    ]
+    with _log_stdout():
+        evaluation = BACKENDS[backend](*trees)
+        evaluation.params.imgIds = [image["id"] for image in images]
+        evaluation.params.catIds = ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return Measured(
+        stats=np.asarray(evaluation.stats, dtype=np.float64)[:12],
+        precision=np.asarray(evaluation.eval["precision"])[..., -1],
+        recall=np.asarray(evaluation.eval["recall"])[..., -1],
+        category_ids=ids,
+        backend=backend,
+    )
+
+
+def _is_proven(library: str) -> bool:
+    """Tell whether a library is installed in a version that the tests have compared with pycocotools."""
+    if library not in PROVEN:
+        return library == "pycocotools"
+    if not has(library):
+        return False
+    version = metadata.version(EXTRAS[library].package)
+    major, minor = (int(number) for number in version.split(".")[:2])
+    if major == PROVEN[library][0] and minor >= PROVEN[library][1]:
+        return True
+    wanted = ".".join(map(str, PROVEN[library]))
+    logger.info("%s %s is not used: TEST.COCO_EVAL auto wants %s or newer", library, version, wanted)
+    return False
+
+
+def _hotcoco(truths: dict[str, Any], detections: dict[str, Any]) -> Any:
+    library = require("hotcoco")
+    return library.COCOeval(library.COCO(truths), library.COCO(detections), "bbox")
+
+
+def _faster_coco_eval(truths: dict[str, Any], detections: dict[str, Any]) -> Any:
+    library = require("faster_coco_eval")
+    indexed = (_indexed(library.COCO(), tree) for tree in (truths, detections))
+    return library.COCOeval_faster(*indexed, "bbox", print_function=lambda *_: None)
+
+
+def _pycocotools(truths: dict[str, Any], detections: dict[str, Any]) -> Any:
+    # Not COCO.loadRes: it fails on an empty list.
+    return COCOeval(_indexed(COCO(), truths), _indexed(COCO(), detections), "bbox")
+
+
+def _indexed(coco: Any, tree: dict[str, Any]) -> Any:
+    coco.dataset = tree
+    coco.createIndex()
+    return coco
+
+
+# The fastest first. tests/evaluation/test_backends.py compares each with pycocotools: hotcoco is equal to the
+# last bit, faster_coco_eval to 1e-12; benchmarks/coco_eval.py measures their speed.
+BACKENDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+    "hotcoco": _hotcoco,
+    "faster_coco_eval": _faster_coco_eval,
+    "pycocotools": _pycocotools,
+}
+
+
+# Major and least minor version that "auto" takes.
+PROVEN = {"hotcoco": (1, 3), "faster_coco_eval": (1, 8)}
+
+
+@contextlib.contextmanager
+def _log_stdout() -> Iterator[None]:
+    """Send what the libraries print to the log, at debug level."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        yield
+    for line in printed.getvalue().splitlines():
+        logger.debug("%s", line.rstrip())

@@ -1,0 +1,127 @@
+"""The numbers of an evaluation: their table, and their comparison with published ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from atss_core.evaluation.backends import UNDEFINED
+
+logger = logging.getLogger(__name__)
+
+# In the order of COCOeval.stats. AP and AR100 average over IoU 0.5 to 0.95; s, m, l are object areas up to
+# 32^2, up to 96^2 and above, in square pixels of the original picture.
+METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+TABLE_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The metrics of one evaluation, in 0..1, -1 where there is no ground truth to measure against.
+
+    Attributes:
+        overall: the twelve numbers of ``METRIC_NAMES``.
+        per_class: class name -> AP.
+        per_class_ap50: class name -> AP at IoU 0.5.
+    """
+
+    overall: dict[str, float]
+    per_class: dict[str, float] = field(default_factory=dict)
+    per_class_ap50: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Return plain dictionaries, ready for JSON."""
+        return {
+            "overall": dict(self.overall),
+            "per_class": dict(self.per_class),
+            "per_class_ap50": dict(self.per_class_ap50),
+        }
+
+    def table(self, sort_by: str = "name") -> str:
+        """Return all numbers in percent as text of at most 100 columns.
+
+        Args:
+            sort_by: "name" orders the classes by the alphabet, "AP" puts the best first.
+
+        Raises:
+            ValueError: if ``sort_by`` is something else.
+        """
+        orders: dict[str, Callable[[str], str | float]] = {
+            "name": str.lower,
+            "AP": lambda name: -self.per_class[name],
+        }
+        if sort_by not in orders:
+            raise ValueError(f"sort_by must be one of {', '.join(orders)}, got {sort_by!r}")
+        overall = [
+            "".join(f"{name:>7}" for name in self.overall),
+            "".join(f"{percent(value):>7}" for value in self.overall.values()),
+        ]
+        names = sorted(self.per_class, key=orders[sort_by])
+        rows = [(name, self.per_class[name], self.per_class_ap50.get(name, UNDEFINED)) for name in names]
+        return "\n".join([*overall, "", *_class_columns(rows)] if rows else overall)
+
+
+def check_expected_results(
+    metrics: CocoMetrics, expected: Sequence[tuple[str, str, float, float]], sigma_tol: float
+) -> list[str]:
+    """Compare metrics with published ones and log every comparison.
+
+    Args:
+        metrics: what was measured.
+        expected: (task, metric, mean, standard deviation), for example ("bbox", "AP", 0.393, 0.002).
+        sigma_tol: how many standard deviations from the mean are accepted.
+
+    Returns:
+        A message for each metric out of its range; empty if all are as expected.
+
+    Raises:
+        ValueError: if a task or metric does not exist or an entry has not four parts.
+    """
+    failures = []
+    for entry in expected:
+        name, mean, std = _parse_expected(entry, metrics.overall)
+        actual = metrics.overall[name]
+        message = f"bbox {name} is {actual:.4f}, expected {mean:.4f} +- {sigma_tol * std:.4f}"
+        if abs(actual - mean) <= sigma_tol * std:
+            logger.info("PASS: %s", message)
+        else:
+            logger.error("FAIL: %s", message)
+            failures.append(message)
+    return failures
+
+
+def _parse_expected(entry: Sequence[Any], choices: dict[str, float]) -> tuple[str, float, float]:
+    if len(entry) != 4:
+        raise ValueError(
+            f"expected (task, metric, mean, std), got {entry!r}; write it like ('bbox', 'AP', 0.393, 0.002)"
+        )
+    task, name, mean, std = entry
+    if task != "bbox":
+        raise ValueError(f"expected the task 'bbox', got {task!r}; only boxes are detected here")
+    if name not in choices:
+        raise ValueError(f"expected a metric out of {', '.join(choices)}, got {name!r}; correct the name")
+    return name, float(mean), float(std)
+
+
+def percent(value: float) -> str:
+    """Return a share in percent as text, "-" where it is not defined."""
+    return "-" if value == UNDEFINED else f"{100 * value:.1f}"
+
+
+def _class_columns(rows: Sequence[tuple[str, float, float]]) -> list[str]:
+    """Lay out (name, AP, AP50) in columns that are read from top to bottom."""
+    gap, numbers = 4, 14
+    name_width = min(max(len("class"), *(len(name) for name, _, _ in rows)), TABLE_WIDTH - numbers)
+    num_columns = min((TABLE_WIDTH + gap) // (name_width + numbers + gap), len(rows))
+    num_lines = -(-len(rows) // num_columns)
+    cells = [_class_cell(n[:name_width], percent(ap), percent(ap50), name_width) for n, ap, ap50 in rows]
+    header = _class_cell("class", "AP", "AP50", name_width)
+    separator = " " * gap
+    lines = [separator.join(cells[line::num_lines]) for line in range(num_lines)]
+    return [separator.join([header] * len(range(0, len(cells), num_lines))), *lines]
+
+
+def _class_cell(name: str, ap: str, ap50: str, name_width: int) -> str:
+    return f"{name:<{name_width}}{ap:>7}{ap50:>7}"

@@ -1,0 +1,131 @@
+"""How long does measuring take with each library, do they agree, and how long does the report take?
+
+    python benchmarks/coco_eval.py
+
+Makes up a test of the size of COCO's val2017: 5,000 pictures, 36,000 objects of 80 classes, and 500,000
+detections.
+"""
+
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import device_and_repeats, medians
+from PIL import Image
+
+from atss_core.evaluation import CocoEvaluator, PictureSource, ReportInput, build_report
+from atss_core.evaluation.backends import BACKENDS, measure
+from atss_core.structures import BoxList
+from atss_core.structures.boxes import from_xywh
+from atss_core.utils.extras import EXTRAS, has
+
+NUM_PICTURES, NUM_OBJECTS, NUM_DETECTIONS, NUM_CLASSES = 5_000, 36_000, 500_000, 80
+SIZE = (480, 640)  # height, width
+
+
+def make_up(rng):
+    """Return a COCO tree and its detections: half of them near objects, half anywhere."""
+
+    def boxes(count):
+        corners = rng.random((count, 2)) * (500, 350)
+        return np.concatenate([corners, np.exp(rng.normal(4, 1, (count, 2)))], axis=1)
+
+    share = 1 / np.arange(1, NUM_CLASSES + 1)  # few classes have most objects, as in COCO
+    classes = rng.choice(NUM_CLASSES, NUM_OBJECTS, p=share / share.sum()) + 1
+    images = rng.integers(1, NUM_PICTURES + 1, NUM_OBJECTS)
+    objects = boxes(NUM_OBJECTS)
+    annotations = [
+        {
+            "id": i + 1,
+            "image_id": int(images[i]),
+            "category_id": int(classes[i]),
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": int(i % 100 == 0),
+        }
+        for i, box in enumerate(objects.tolist())
+    ]
+    tree = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": SIZE[0], "width": SIZE[1]}
+            for i in range(1, NUM_PICTURES + 1)
+        ],
+        "categories": [{"id": i, "name": f"class {i}"} for i in range(1, NUM_CLASSES + 1)],
+        "annotations": annotations,
+    }
+    half = NUM_DETECTIONS // 2
+    near = rng.integers(0, NUM_OBJECTS, half)
+    moved = objects[near] + rng.normal(0, 6, (half, 4))
+    moved[:, 2:] = np.maximum(moved[:, 2:], 1)
+    found = (
+        np.concatenate([moved, boxes(half)]),
+        np.concatenate([images[near], rng.integers(1, NUM_PICTURES + 1, half)]),
+        np.concatenate([classes[near], rng.integers(1, NUM_CLASSES + 1, half)]),
+        np.concatenate([rng.beta(3, 3, half), rng.beta(1, 6, half)]),
+    )
+    return tree, found
+
+
+def feed(evaluator, found):
+    """Hand the detections to the evaluator, picture by picture."""
+    order = np.argsort(found[1], kind="stable")
+    boxes, images, classes, scores = (torch.from_numpy(column[order]) for column in found)
+    bounds = np.searchsorted(images.numpy(), np.arange(1, NUM_PICTURES + 2))
+    for i in range(NUM_PICTURES):
+        rows = slice(int(bounds[i]), int(bounds[i + 1]))
+        evaluator.process(i + 1, BoxList(from_xywh(boxes[rows]), SIZE, classes[rows], scores[rows]))
+
+
+def version_of(library):
+    """Return the name of a library with its version."""
+    package = EXTRAS[library].package if library in EXTRAS else library
+    return f"{package} {metadata.version(package)}"
+
+
+def main():
+    """Measure, compare and print."""
+    device, repeats = device_and_repeats(__doc__)
+    tree, found = make_up(np.random.default_rng(0))
+    ids = [category["id"] for category in tree["categories"]]
+    names = [category["name"] for category in tree["categories"]]
+    evaluator = CocoEvaluator(tree, ids, names, [image["id"] for image in tree["images"]])
+    feed(evaluator, found)
+    truths, detections = evaluator.truths, evaluator.numbered_results()
+    libraries = [library for library in BACKENDS if library == "pycocotools" or has(library)]
+
+    def run(library):
+        return measure(library, evaluator.tested_ids, ids, truths, detections)
+
+    print(f"{NUM_PICTURES} pictures, {len(truths)} objects, {len(detections)} detections; {repeats} repeats")
+    referee = run("pycocotools")
+    times = medians([lambda library=library: run(library) for library in libraries], device, repeats)
+    slowest = times[libraries.index("pycocotools")]
+    print("| library | seconds | faster by | largest difference of AP and AR |\n|---|---|---|---|")
+    for library, seconds in zip(libraries, times, strict=True):
+        other = run(library)
+        difference = max(
+            np.abs(getattr(referee, field) - getattr(other, field)).max()
+            for field in ("stats", "precision", "recall")
+        )
+        print(f"| {version_of(library)} | {seconds:.2f} | {slowest / seconds:.1f} | {difference:.1g} |")
+
+    start = time.perf_counter()
+    metrics = evaluator.evaluate()
+    middle = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "picture.jpg"
+        noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(picture)
+        source = PictureSource(
+            lambda _: Image.open(picture), {i["id"]: i["file_name"] for i in tree["images"]}
+        )
+        page = build_report(ReportInput("made up", evaluator, metrics, source))
+    end = time.perf_counter()
+    print(f"evaluate {middle - start:.1f} s, report {end - middle:.1f} s, {len(page) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

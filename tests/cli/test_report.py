@@ -1,0 +1,75 @@
+"""The report as the test of a user writes it."""
+
+import json
+import sys
+
+import pytest
+
+from atss_core.cli import test, train
+from atss_core.cli.common import run
+from tests.cli.test_own_data import CONFIG, ONE_STEP, words_for
+from tests.evaluation.pages import check_self_contained
+from tests.layouts import coco_tree, write_coco, write_voc
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The command line of a run that was trained for a step and not tested."""
+    words = ["--config-file", CONFIG, *ONE_STEP, *words_for(write_coco(tmp_path / "data"), tmp_path / "run")]
+    train.main([*words, "--skip-test"])
+    return words
+
+
+def reports(folder):
+    return sorted((folder / "run" / "inference").glob("*/report.html"))
+
+
+def test_test_writes_a_report_and_says_where(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/atss", "test", "--config-file", "a b.yaml"])
+    test.main(trained)
+    (file,) = reports(tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"Report: {file}")
+    page = check_self_contained(file.read_text(encoding="utf-8"))
+    metrics = json.loads((file.parent / "metrics.json").read_text())
+    assert f"{100 * metrics['overall']['AR100']:.1f}" in page.text
+    for words in ("atss test --config-file 'a b.yaml'", "model_final.pth", "COCO layout", "PyTorch", "a.png"):
+        assert words in page.text
+    assert "REPORT: true" in page.text  # the configuration
+
+
+def test_report_can_be_switched_off(trained, tmp_path, capsys):
+    test.main([*trained, "TEST.REPORT", "False", "TEST.COCO_EVAL", "pycocotools"])
+    assert reports(tmp_path) == []
+    output = capsys.readouterr().out
+    assert "Report:" not in output
+    assert "measured with pycocotools" in output
+
+
+def test_no_report_without_annotations(trained, tmp_path, capsys):
+    tree = coco_tree()
+    del tree["annotations"]
+    (tmp_path / "data" / "val.json").write_text(json.dumps(tree))
+    test.main(trained)
+    assert reports(tmp_path) == []
+    assert "has no annotations" in capsys.readouterr().out
+
+
+def test_tests_during_training_write_no_report_but_the_last_does(tmp_path, capsys):
+    words = words_for(write_voc(tmp_path / "data"), tmp_path / "run")
+    opts = [*ONE_STEP, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1"]
+    train.main(["--config-file", CONFIG, *opts, *words])
+    output = capsys.readouterr().out
+    assert output.count("by the 11 points of 2007") == 2
+    assert output.count("Report:") == 1
+    (file,) = reports(tmp_path)
+    text = check_self_contained(file.read_text(encoding="utf-8")).text
+    assert "VOC 2007" in text
+    assert "as this training has left them" in text
+
+
+def test_unknown_library_is_refused_before_the_pictures_are_looked_at(trained, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(test.main, [*trained, "TEST.COCO_EVAL", "coco"])
+    message = "TEST.COCO_EVAL must be one of auto, hotcoco, faster_coco_eval, pycocotools, got 'coco'"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "inference").exists()

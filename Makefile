@@ -1,5 +1,6 @@
 # make quickstart   train, test and draw on a small data set that it makes itself
 # make test         lint, types and all tests, with the compiled operators and with torchvision's
+# make docs         build the site of docs/ into build/site
 # make install      only install, with the compiled operators if there is a C++ compiler
 # make ext          build the compiled operators again, after a change to csrc or another PyTorch
 # make cuda-check   compile and link the CUDA operators, without a GPU; installs a CUDA compiler
@@ -17,7 +18,7 @@ endif
 BIN := $(VENV)/bin
 MARK := $(VENV)/.atss
 
-.PHONY: install ext cuda-check sanitize quickstart test lint types unit fallback clean
+.PHONY: install ext cuda-check sanitize quickstart test lint types unit fallback docs clean
 
 install: $(MARK)-install
 
@@ -39,6 +40,9 @@ unit: $(MARK)-test
 # What uses operators, once more without the compiled ones.
 fallback: $(MARK)-test
 	ATSS_OPS=torchvision $(BIN)/python -m pytest -m "not cuda" tests/layers tests/modeling $(addprefix tests/engine/test_, end_to_end.py tta.py predictor.py all_models.py)
+
+docs: $(MARK)-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 ext: $(MARK)-package
 	$(BIN)/python setup.py build_ext --inplace

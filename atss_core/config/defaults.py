@@ -40,6 +40,7 @@ def _model() -> Node:
             "FCOS_ON": False,
             "RETINANET_ON": False,
             "CLS_AGNOSTIC_BBOX_REG": False,
+            # Only this value is accepted.
             "META_ARCHITECTURE": "GeneralizedRCNN",
             # "auto" takes CUDA, else MPS, else the CPU; or name one: "cpu", "cuda", "cuda:1", "mps".
             "DEVICE": "auto",
@@ -65,6 +66,7 @@ def _model() -> Node:
                     "USE_GN": False,
                 }
             ),
+            # GroupNorm, and a ReLU, after each convolution of the FPN.
             "FPN": Node({"USE_GN": False, "USE_RELU": False}),
             # GroupNorm of body and FPN. Give NUM_GROUPS, or DIM_PER_GP channels a group with NUM_GROUPS -1.
             "GROUP_NORM": Node({"DIM_PER_GP": -1, "NUM_GROUPS": 32, "EPSILON": 1e-5}),
@@ -94,6 +96,7 @@ def _resnets() -> Node:
             "BACKBONE_OUT_CHANNELS": 256 * 4,
             # Output channels of layer1 of a bottleneck body; each later stage doubles them.
             "RES2_OUT_CHANNELS": 256,
+            # Output channels of the stem.
             "STEM_OUT_CHANNELS": 64,
             # Deformable 3x3 convolutions in layer1 to layer4; modulated means DCNv2.
             "STAGE_WITH_DCN": (False, False, False, False),
@@ -109,10 +112,11 @@ def _atss() -> Node:
             # Object classes plus one for the background: 81 for COCO. Where no file and no override gives it,
             # it follows from the data set or the checkpoint.
             "NUM_CLASSES": 81,
-            # Anchor side on each level, or a list of several; and the stride of each level.
+            # Anchor side on each level, or a list of several.
             "ANCHOR_SIZES": (64, 128, 256, 512, 1024),
             # Height / width.
             "ASPECT_RATIOS": (1.0,),
+            # Only these, the strides of P3 to P7.
             "ANCHOR_STRIDES": (8, 16, 32, 64, 128),
             # How far an anchor may leave the image before it is marked as not visible; -1 disables the mark.
             # ATSS does not use the mark.
@@ -172,7 +176,9 @@ def _input() -> Node:
             "MIN_SIZE_RANGE_TRAIN": (-1, -1),
             # Cap of the long side.
             "MAX_SIZE_TRAIN": 1333,
+            # Short side in testing.
             "MIN_SIZE_TEST": 800,
+            # Cap of the long side in testing.
             "MAX_SIZE_TEST": 1333,
             # (new) Probability of mirroring a training picture; 0.5 is built into the published code.
             "HORIZONTAL_FLIP_PROB_TRAIN": 0.5,
@@ -224,10 +230,12 @@ def _solver() -> Node:
             # Iterations, pictures an iteration over all processes.
             "MAX_ITER": 40000,
             "IMS_PER_BATCH": 16,
+            # Learning rate after the warm-up.
             "BASE_LR": 0.001,
             # Biases learn BIAS_LR_FACTOR times as fast, deformable offsets DCONV_OFFSETS_LR_FACTOR times.
             "BIAS_LR_FACTOR": 2,
             "DCONV_OFFSETS_LR_FACTOR": 1.0,
+            # Of SGD; biases have a decay of their own.
             "MOMENTUM": 0.9,
             "WEIGHT_DECAY": 0.0005,
             "WEIGHT_DECAY_BIAS": 0,
@@ -271,6 +279,7 @@ def _test() -> Node:
             "EXPECTED_RESULTS_SIGMA_TOL": 4,
             # Pictures a batch over all processes, at least one for each.
             "IMS_PER_BATCH": 8,
+            # Most detections of a picture, the best.
             "DETECTIONS_PER_IMG": 100,
             # (new) Iterations between tests during training, 0 for none; model_best.pth is the best of them
             # by BEST_METRIC (AP, AP50, ...) on the first data set of DATASETS.TEST.
@@ -291,6 +300,7 @@ def _bbox_aug() -> Node:
     """Return the keys of multi-scale testing, which looks at a picture in several sizes, one at a time."""
     return Node(
         {
+            # Look in several sizes.
             "ENABLED": False,
             # Short sides besides INPUT.MIN_SIZE_TEST. The long side is capped at MAX_SIZE, for short sides
             # below 800 at INPUT.MAX_SIZE_TEST.

@@ -21,7 +21,11 @@ ALLOWED = {
     "data": {"config", "structures", "utils"},
     "evaluation": {"structures", "utils"},
     "engine": {"config", "data", "evaluation", "layers", "modeling", "structures", "utils"},
-    "cli": {"config", "data", "engine", "evaluation", "layers", "modeling", "solver", "structures", "utils"},
+    "export": {"data", "engine", "layers", "modeling", "structures", "utils"},
+    "cli": {
+        *("config", "data", "engine", "evaluation", "export"),
+        *("layers", "modeling", "solver", "structures", "utils"),
+    },
 }
 
 

@@ -13,6 +13,8 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -58,9 +60,23 @@ def _load() -> tuple[frozenset[str], str]:
 COMPILED_DEVICES, _WHY_NOT_ALL = _load()
 
 
+_is_portable = False
+
+
 def is_compiled(device: torch.device) -> bool:
     """Tell whether the compiled operators serve tensors on this device."""
-    return device.type in COMPILED_DEVICES
+    return device.type in COMPILED_DEVICES and not _is_portable
+
+
+@contextmanager
+def portable_operators() -> Iterator[None]:
+    """Use torchvision's and PyTorch's own operators within: what is traced there runs without these here."""
+    global _is_portable
+    before, _is_portable = _is_portable, True
+    try:
+        yield
+    finally:
+        _is_portable = before
 
 
 def refuse_second_derivative(ctx: Any, *gradients: torch.Tensor) -> NoReturn:

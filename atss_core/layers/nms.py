@@ -100,6 +100,32 @@ def batched_nms_padded(
     return keep, torch.tensor(counts, dtype=torch.int64, device=scores.device)
 
 
+def batched_nms_mask(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """Run NMS within each class of each image in a form that ``torch.export`` can trace, without loops.
+
+    It decides as ``batched_nms_padded`` does but for IoUs within float32 rounding of the threshold.
+
+    Args:
+        boxes: inclusive (x1, y1, x2, y2) pixels of any floating type, shape (N, M, 4), M at least 1.
+        scores: shape (N, M); where negative, there is no box but padding.
+        labels: class of each box, 0 or above, int64, shape (N, M).
+        iou_threshold: see ``nms``.
+
+    Returns:
+        Which boxes are kept, bool, shape (N, M).
+    """
+    images = torch.arange(scores.shape[0], device=scores.device)[:, None]
+    apart = _move_apart(to_exclusive(boxes.float()).double(), images * (labels.max() + 1) + labels)
+    candidates = (scores >= 0).flatten().nonzero().squeeze(1)
+    keep = ops.nms(
+        apart.flatten(0, 1)[candidates],
+        scores.flatten()[candidates].double(),
+        _float32_steps(iou_threshold)[1],
+    )
+    mask = torch.zeros_like(scores, dtype=torch.bool).flatten()
+    return mask.index_fill(0, candidates[keep], True).view_as(scores)
+
+
 def _float32_steps(threshold: float) -> tuple[float, float]:
     """Return the threshold in float32, and the middle between that and the next number of float32."""
     exact = torch.tensor(threshold, dtype=torch.float32)
@@ -117,13 +143,17 @@ def _batched_nms_by_offsets(boxes: Tensor, scores: Tensor, labels: Tensor, iou_t
     if boxes.numel() == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     exact = boxes.to("cpu" if boxes.device.type == "mps" else boxes.device, torch.float64)
-    finite = torch.where(exact.isfinite(), exact, 0.0)
-    class_index = labels.to(exact.device).unique(return_inverse=True)[1]
-    span = finite.max() - finite.min()
-    offsets = class_index * (span + 1)
+    exact = _move_apart(exact, labels.to(exact.device).unique(return_inverse=True)[1])
     # Above the middle, an IoU rounds to a float32 above the threshold.
-    keep = ops.nms(exact + offsets[:, None], scores.to(exact), _float32_steps(iou_threshold)[1])
+    keep = ops.nms(exact, scores.to(exact), _float32_steps(iou_threshold)[1])
     return keep.to(boxes.device)
+
+
+def _move_apart(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Shift float64 boxes (..., 4) so far that those of different groups (...), small numbers, never meet."""
+    finite = torch.where(boxes.isfinite(), boxes, 0.0)
+    span = finite.max() - finite.min()
+    return boxes + (groups * (span + 1))[..., None]
 
 
 if COMPILED_DEVICES:

@@ -110,7 +110,7 @@ class AnchorGenerator(nn.Module):
             (grid_shifts(size, stride, cell.device)[:, None] + cell).flatten(0, 1)
             for size, stride, cell in zip(grid_sizes, self.strides, self.cell_anchors, strict=True)
         ]
-        sizes = tuple((int(height), int(width)) for height, width in grid_sizes)
+        sizes = tuple((height, width) for height, width in grid_sizes)
         return Anchors(torch.cat(boxes), sizes, self.strides, self.per_place)
 
     def for_image(self, image_size: tuple[int, int]) -> Anchors:

@@ -59,6 +59,12 @@ class PostProcessor:
         self, outputs: HeadOutputs, anchors: Anchors, image_sizes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what enters the NMS: boxes (N, M, 4), scores (N, M), labels (N, M); score -1 is no box."""
+        boxes, scores, labels = self.unclipped_candidates(outputs, anchors)
+        boxes = torch.stack([box_ops.clip(b, size) for b, size in zip(boxes, image_sizes, strict=True)])
+        return boxes, scores, labels
+
+    def unclipped_candidates(self, outputs: HeadOutputs, anchors: Anchors) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what ``candidates`` returns, with boxes that may leave their image."""
         centerness: Sequence[Tensor | None] = outputs.centerness or [None] * len(outputs.cls_logits)
         levels = zip(
             outputs.cls_logits,
@@ -69,7 +75,6 @@ class PostProcessor:
         )
         candidates = [self._select(*level, anchors.per_place) for level in levels]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
-        boxes = torch.stack([box_ops.clip(b, size) for b, size in zip(boxes, image_sizes, strict=True)])
         return boxes, scores, labels
 
     def _select(
@@ -91,8 +96,8 @@ class PostProcessor:
         if centerness is not None:
             products = probabilities * flatten_level(centerness, 1).float().sigmoid()
         products = torch.where(probabilities > self.score_threshold, products, -1.0).flatten(1)
-        products, index = products.topk(min(self.pre_nms_top_n, products.shape[1]))
-        anchor_index = index.div(num_classes, rounding_mode="floor")
+        products, index = products.topk(torch.sym_min(self.pre_nms_top_n, products.shape[1]))
+        anchor_index = index // num_classes
         codes = flatten_level(box_codes, 4).gather(1, anchor_index[..., None].expand(-1, -1, 4))
         boxes = self.box_coder.decode(codes.float(), anchors[anchor_index])
         scores = products

@@ -1,0 +1,75 @@
+"""From the configuration to what is exported, and to what checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from atss_core import __version__
+from atss_core.data import build_collate, build_transform
+from atss_core.data.transforms import Resize
+from atss_core.export.description import Description
+from atss_core.export.graph import DetectorGraph
+from atss_core.export.prove import Prover
+from atss_core.modeling import Detector
+from atss_core.utils.pixels import PixelFormat
+
+
+def check_exportable(cfg: CfgNode) -> None:
+    """Refuse what a file cannot do.
+
+    Raises:
+        ValueError: naming the key and the remedy.
+    """
+    if cfg.TEST.BBOX_AUG.ENABLED:
+        raise ValueError(
+            "TEST.BBOX_AUG.ENABLED True looks at a picture in several sizes, but an exported file detects in "
+            "one; set it to False"
+        )
+
+
+def build_graph(cfg: CfgNode, detector: Detector) -> DetectorGraph:
+    """Build the graph of a detector on the CPU, whose weights no longer ask for gradients."""
+    detector.eval().requires_grad_(False)
+    return DetectorGraph(
+        detector, pixels=pixel_format(cfg), size_divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY, suppress=None
+    )
+
+
+def pixel_format(cfg: CfgNode) -> PixelFormat:
+    """Return the pixels that INPUT asks for."""
+    mean, std = ((float(a), float(b), float(c)) for a, b, c in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+    return PixelFormat(mean, std, cfg.INPUT.TO_BGR255)
+
+
+def build_description(cfg: CfgNode, class_names: Sequence[str], nms: str) -> Description:
+    """Build what travels inside the file; ``nms`` is "inside" or "outside"."""
+    pixels = pixel_format(cfg)
+    return Description(
+        class_names=list(class_names),
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        nms=nms,
+        nms_threshold=cfg.MODEL.ATSS.NMS_TH,
+        score_threshold=cfg.MODEL.ATSS.INFERENCE_TH,
+        max_detections=cfg.TEST.DETECTIONS_PER_IMG,
+        size_divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
+        pixel_mean=list(pixels.mean),
+        pixel_std=list(pixels.std),
+        pixel_order="BGR in 0..255" if pixels.is_bgr255 else "RGB in 0..1",
+        version=__version__,
+    )
+
+
+def build_prover(cfg: CfgNode, detector: Detector, pictures: Sequence[Path], repeats: int = 5) -> Prover:
+    """Build what compares exported files with the detector on pictures, as the configuration resizes them."""
+    return Prover(
+        detector,
+        build_transform(cfg, training=False),
+        Resize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST),
+        build_collate(cfg),
+        pictures,
+        repeats=repeats,
+    )

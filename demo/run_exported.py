@@ -1,0 +1,54 @@
+"""Detect objects with a file of ``atss export``: needs numpy, Pillow and what runs the file, nothing else.
+
+python run_exported.py model.onnx|model.xml|model.pt2 picture.jpg [drawn.png]
+"""
+
+import importlib
+import json
+import sys
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+
+def load(path):
+    """Return a function that runs the file, and what the file says about itself."""
+    if path.endswith(".onnx"):
+        session = importlib.import_module("onnxruntime").InferenceSession(path)
+        about = session.get_modelmeta().custom_metadata_map["atss"]
+        return lambda pixels, sizes: session.run(None, {"images": pixels, "image_sizes": sizes}), about
+    if path.endswith(".xml"):
+        core = importlib.import_module("openvino").Core()
+        model = core.read_model(path)
+        run = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda *arrays: run(list(arrays)).to_tuple(), model.get_rt_info(["atss"]).value
+    importlib.import_module("torchvision")  # has operators that the file calls
+    torch, extra = importlib.import_module("torch"), {"atss": ""}
+    module = torch.export.load(path, extra_files=extra).module()
+    return lambda *arrays: [t.numpy() for t in module(*map(torch.from_numpy, arrays))], extra["atss"]
+
+
+def main(path, picture, drawn=None):
+    """Print what is in a picture, and draw it."""
+    run, about = load(path)
+    about = json.loads(about)
+    image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
+    short, long = sorted(image.size)
+    side = min(about["min_size"], max(round(about["max_size"] * short / long), 1))
+    width, height = (side if length == short else int(side * long / short) for length in image.size)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)[None])  # RGB, uint8
+    boxes, scores, labels, counts = run(pixels, np.array([[height, width]]))
+    scale = np.array([image.width / width, image.height / height] * 2)
+    for box, score, label in zip(boxes[0] * scale, scores[0], labels[0][: counts[0]], strict=False):
+        if score >= 0.5:
+            name = about["class_names"][label - 1]
+            print(f"{name} {score:.3f} at {box.round(1).tolist()}")
+            ImageDraw.Draw(image).rectangle(box.tolist(), outline="red", width=2)
+            ImageDraw.Draw(image).text(box[:2].tolist(), f"{name} {score:.2f}", fill="red")
+    if drawn:
+        image.save(drawn)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

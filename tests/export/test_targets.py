@@ -1,0 +1,188 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from atss_core.export import TARGETS
+from atss_core.export.description import SMALLEST_SIDE
+from atss_core.export.parity import expect
+from atss_core.export.runtimes import load
+from atss_core.export.targets import read_deform_conv
+from atss_core.layers import DeformConv2d, extension, portable_operators
+from tests import golden
+from tests.conftest import QUICK, TINY
+from tests.export.conftest import PICTURES, Files, Model
+
+# R-50 at an eighth of its width, deformable where the published dcnv2 models are.
+NARROW = [
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "64"),
+    *("MODEL.ATSS.NUM_CONVS", "2", "MODEL.ATSS.NUM_CLASSES", "7"),
+]
+DEFORMABLE = golden.ROOT / "configs" / "atss" / "atss_dcnv2_R_50_FPN_1x.yaml"
+SCRIPT = golden.ROOT / "demo" / "run_exported.py"
+
+
+# tests/cli/test_export.py has torch with NMS outside
+@pytest.mark.parametrize(
+    ("name", "nms"),
+    [*((name, "inside") for name in TARGETS), ("onnx", "outside"), ("openvino", "outside")],
+)
+def test_file_detects_what_the_detector_detects(tiny_model, tiny_files, name, nms):
+    path = tiny_files(name, nms)
+    report = tiny_model.prove(path)
+    assert not report.failure
+    assert report.runtime == TARGETS[name].title
+    assert len(report.comparisons) == 3  # each picture, and both as one batch of other sizes
+    assert report.comparisons[2].size == (170, 199)
+    assert all(c.steady >= 80 for c in report.comparisons)
+    assert all(c.box_difference < 5e-3 and c.score_difference < 1e-5 for c in report.comparisons)
+    assert load(path, 1)[1] == tiny_model.describe(nms)
+
+
+@pytest.fixture(scope="module")
+def deformable_files(tmp_path_factory):
+    return Files(Model(DEFORMABLE, NARROW), tmp_path_factory.mktemp("deformable"))
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_deformable_stages_and_tower(deformable_files, name):
+    report = deformable_files.model.prove(deformable_files(name))
+    assert not report.failure
+    assert all(c.steady >= 80 for c in report.comparisons)
+
+
+@pytest.mark.parametrize(
+    ("config", "opts"),
+    [
+        (DEFORMABLE, [*NARROW, "MODEL.ATSS.REGRESSION_TYPE", "POINT"]),
+        (
+            QUICK,
+            [
+                *TINY,
+                *("MODEL.ATSS.ASPECT_RATIOS", "(0.5, 1.0)", "MODEL.ATSS.SCALES_PER_OCTAVE", "2"),
+                *("MODEL.ATSS.USE_CENTERNESS", "False", "TEST.DETECTIONS_PER_IMG", "0"),
+                *("MODEL.ATSS.INFERENCE_TH", "0.2", "DATALOADER.SIZE_DIVISIBILITY", "0"),
+                *("INPUT.TO_BGR255", "False", "INPUT.PIXEL_MEAN", "[0.485, 0.456, 0.406]"),
+                *("INPUT.PIXEL_STD", "[0.229, 0.224, 0.225]"),
+            ],
+        ),
+    ],
+    ids=["deformable-points", "anchors"],
+)
+def test_other_heads(tmp_path, config, opts):
+    model = Model(config, opts)
+    assert not model.prove(model.write("torch", tmp_path)).failure
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_any_number_of_pictures_of_any_size(tiny_model, tiny_files, name):
+    run, _ = load(tiny_files(name), 1)
+    generator = np.random.default_rng(0)
+    for count, height, width in ((3, SMALLEST_SIDE, 300), (1, 257, SMALLEST_SIDE)):
+        images = generator.integers(0, 256, (count, 3, height, width), dtype=np.uint8)
+        sizes = np.tile(np.array([[height, width]]), (count, 1))
+        boxes, scores, labels, counts = run(images, sizes)
+        assert boxes.shape == (count, 100, 4)
+        assert scores.shape == labels.shape == (count, 100)
+        assert labels.dtype == counts.dtype == np.int64
+        assert counts.min() > 0
+        assert boxes[..., ::2].max() <= width - 1
+        assert boxes[..., 1::2].max() <= height - 1
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_pictures_smaller_than_torch_takes(tiny_model, tiny_files, name):
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, 40, 72), dtype=np.uint8)
+    sizes = np.array([[40, 72]])
+    found = load(tiny_files(name), 1)[0](images, sizes)
+    with torch.inference_mode():
+        graph = tiny_model.graph()
+        outputs = tiny_model.detector.rpn.head(
+            tiny_model.detector.backbone(graph.normalize(torch.from_numpy(images), torch.from_numpy(sizes)))
+        )
+        (expected,) = tiny_model.detector.detect(outputs, [(40, 72)])
+    assert found[3][0] == len(expected) > 0
+    torch.testing.assert_close(
+        torch.from_numpy(found[1][0, : len(expected)].copy()), expected.scores, atol=1e-5, rtol=0
+    )
+
+
+def test_torch_refuses_pictures_that_are_too_small(tiny_files):
+    run, _ = load(tiny_files("torch"), 1)
+    with pytest.raises(Exception, match="129"):
+        run(np.zeros((1, 3, 64, 64), np.uint8), np.array([[64, 64]]))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_spoilt_file_is_not_equal(tiny_model, tiny_files, name):
+    path = tiny_files(name)
+    with torch.no_grad():
+        tiny_model.detector.rpn.head.scales[0].scale *= 1.02  # a side on P3 is then off by a pixel or less
+        try:
+            report = tiny_model.prove(path)
+        finally:
+            tiny_model.detector.rpn.head.scales[0].scale /= 1.02
+    assert "does not detect what the detector detects in shapes_14.jpg" in report.failure
+
+
+def test_files_hold_no_paths_and_no_operators_of_this_package(tiny_model, tiny_files):
+    program = torch.export.load(tiny_files("torch"))
+    used = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("torchvision.nms" in target for target in used)
+    assert not any("atss" in target for target in used)
+    for name in ("torch", "onnx"):
+        assert str(golden.ROOT).encode() not in tiny_files(name).read_bytes()
+
+
+def test_compiled_operators_come_back_after_tracing(tiny_model):
+    cpu = torch.device("cpu")
+    before = extension.is_compiled(cpu)
+    with portable_operators():
+        assert not extension.is_compiled(cpu)
+    assert extension.is_compiled(cpu) == before
+
+
+def test_openvino_reads_deformable_convolution_without_masks(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="pip install -e '.[export]'")
+    pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
+    frontend = pytest.importorskip("openvino.frontend.onnx")
+    torch.manual_seed(0)
+    layer = DeformConv2d(4, 6, stride=2, groups=2, offset_groups=2, modulated=False, bias=True).eval()
+    torch.nn.init.normal_(layer.offset.weight, std=0.5)
+    x = torch.randn(2, 4, 9, 8)
+    with portable_operators(), torch.no_grad():
+        torch.onnx.export(layer, (x,), tmp_path / "layer.onnx", opset_version=21, verbose=False)
+        expected = layer(x)
+    reader = frontend.ConversionExtension("DeformConv", "", read_deform_conv)
+    model = openvino.convert_model(tmp_path / "layer.onnx", extension=[reader])
+    found = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_script_runs_without_this_package(tiny_model, tiny_files, tmp_path, name):
+    words = [str(SCRIPT), str(tiny_files(name)), str(PICTURES[1]), str(tmp_path / "drawn.png")]
+    code = (
+        "import sys, runpy; sys.modules['atss_core'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-I", "-c", code, *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    images, _ = tiny_model.prover().read([PICTURES[1]])
+    (expected,), _ = expect(tiny_model.detector, images)
+    expected = expected[expected.scores >= 0.5]
+    names = [
+        f"thing{label} {score:.3f}" for label, score in zip(expected.labels, expected.scores, strict=True)
+    ]
+    assert len(names) > 0
+    assert [line.split(" at ")[0] for line in done.stdout.splitlines()] == names
+    assert (tmp_path / "drawn.png").is_file()

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from atss_core.utils import dist
-from atss_core.utils.files import atomic_write, on_main_process
+from atss_core.utils.files import atomic_write, on_main_process, remove_leftovers
 from atss_core.utils.fit import compare
 from atss_core.utils.tensor_file import read_tensor_file, to_state_dict
 
@@ -199,13 +199,6 @@ def check_finite(model: nn.Module, iteration: int) -> None:
             f"{len(broken)} weights are not finite after iteration {iteration}, first {broken[0]}; nothing "
             f"was saved since the last checkpoint. Lower SOLVER.BASE_LR"
         )
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove files that a killed run had begun to write."""
-    for file in folder.glob(".*.tmp"):
-        logger.info("Removing %s, which a killed run left unfinished", file)
-        file.unlink()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -1,5 +1,8 @@
 import contextlib
+import os
 import random
+import subprocess
+import sys
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import PurePosixPath
@@ -74,9 +77,19 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
     make(tmp_path).save("model_0000001", 1)
-    (tmp_path / ".model_0000002.pth.123.tmp").write_bytes(b"half")
+    with atomic_write(tmp_path / "model_0000002.pth"):
+        (name,) = [file.name for file in tmp_path.glob(".*.tmp")]
+        host = name.removeprefix(".model_0000002.pth.").split(".")[0]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    pid = dead.pid
+    own = f".model_0000003.pth.{host}.{os.getpid()}.0123abcd.tmp"  # being written by a process that runs
+    foreign = ".notes.tmp"
+    for file in (f".model_0000002.pth.{host}.{pid}.0123abcd.tmp", own, foreign):
+        (tmp_path / file).write_bytes(b"half")
     make(tmp_path).resume()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
+    left = {"last_checkpoint", "model_0000001.pth", "model_0000002.pth", own, foreign}
+    assert {file.name for file in tmp_path.iterdir()} == left
 
 
 def test_random_generators_are_restored():

@@ -1,0 +1,50 @@
+import os
+import socket
+
+import pytest
+
+from atss_core.utils.files import atomic_write, check_regular, read_text
+
+
+def test_atomic_write_leaves_the_old_file_and_no_temporary_one_on_an_error(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+
+    def write_half():
+        with atomic_write(file, "w") as stream:
+            stream.write("new")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_two_writers_use_two_temporary_files(tmp_path):
+    with atomic_write(tmp_path / "a", "w") as first, atomic_write(tmp_path / "a", "w") as second:
+        assert first.name != second.name
+        first.write("1")
+        second.write("2")
+    assert (tmp_path / "a").read_text() == "1"  # the outer block ends last
+
+
+def test_only_plain_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nothing")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(tmp_path / "socket"))
+        for path, kind in (
+            (tmp_path, "a folder"),
+            (tmp_path / "pipe", "a pipe"),
+            (tmp_path / "socket", "a socket"),
+            ("/dev/zero", "a device"),
+        ):
+            with pytest.raises(ValueError, match=f"expected a file, got {kind}"):
+                check_regular(path)
+    for name in ("loop", "gone", "absent"):
+        with pytest.raises(FileNotFoundError, match=name):
+            check_regular(tmp_path / name)
+    with pytest.raises(ValueError, match="a pipe"):
+        read_text(tmp_path / "pipe")

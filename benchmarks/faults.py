@@ -234,7 +234,7 @@ def main():
             rows[f"disk {'full' if was_full else 'nearly full'}"].append((faults, 0.0, 0))
             shutil.rmtree(root / f"disk{trial}")
     print(
-        "| trial | count | faults | seconds until all processes have ended, median (most) | iterations lost, most |"
+        "| trial | count | faults | seconds to the last process's end, median (most) | most iterations lost |"
     )
     print("|---|---|---|---|---|")
     for name, trials in sorted(rows.items()):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode as Node
 
 from atss_core.config.defaults import get_cfg
+from atss_core.config.reading import read_yaml, shorten
 from atss_core.config.shipped import find_config
 
 _BASE = "_BASE_"
+_MAX_BASES = 20
 _GIVEN = "__given__"
 # A section whose keys are the user's own.
 _OPEN_SECTION = "DATASETS.REGISTER"
@@ -88,27 +90,19 @@ def _read_with_bases(file: Path) -> list[tuple[Path, dict[str, Any]]]:
     chain: list[tuple[Path, dict[str, Any]]] = []
     base: Path | None = file
     while base is not None:
-        if base.resolve() in [done.resolve() for done, _ in chain]:
+        if not os.path.lexists(base):
+            raise FileNotFoundError(f"no configuration file {base!s:.400}; correct the path in {_BASE}")
+        if any(os.path.realpath(base) == os.path.realpath(done) for done, _ in chain):
             raise ValueError(f"{chain[-1][0]}: {_BASE} {base} leads back to itself; correct the chain")
-        tree = _read_yaml(base)
+        if len(chain) > _MAX_BASES:
+            raise ValueError(f"{file}: {_BASE} leads through more than {_MAX_BASES} files; shorten the chain")
+        tree = read_yaml(base, "sections such as MODEL and SOLVER")
         chain.append((base, tree))
         name = tree.pop(_BASE, None)
         if name is not None and not isinstance(name, str):
-            raise ValueError(f"{base}: {_BASE} must be the path of a YAML file, got {name!r}")
-        base = base.parent / Path(name).expanduser() if name is not None else None
+            raise ValueError(f"{base}: {_BASE} must be the path of a YAML file, got {shorten(name)}")
+        base = base.parent / os.path.expanduser(name) if name is not None else None
     return chain[::-1]
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no configuration file {file}; correct the path in {_BASE}")
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{file} must hold sections such as MODEL and SOLVER, got {type(tree).__name__}")
-    return tree
 
 
 def _flatten(tree: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,9 +11,11 @@ from typing import Any
 
 from yacs.config import CfgNode as Node
 
+from atss_core.config.catalog import check_dataset_name
 from atss_core.config.defaults import get_cfg
 from atss_core.config.reading import read_yaml, shorten
 from atss_core.config.shipped import find_config
+from atss_core.config.values import check_value, leaves
 
 _BASE = "_BASE_"
 _MAX_BASES = 20
@@ -37,7 +39,8 @@ def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
         A frozen configuration; ``is_given`` tells which keys were set.
 
     Raises:
-        ValueError: for an unknown key, a value of the wrong type, bad YAML or an odd number of ``opts``.
+        ValueError: for an unknown key, a value that its key must not have (``config/values.py``), bad YAML or
+            an odd number of ``opts``.
         FileNotFoundError: if there is no such file.
     """
     node, defaults = get_cfg(), get_cfg()
@@ -48,7 +51,8 @@ def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
             given.add(key)
     if len(opts) % 2:
         raise ValueError(
-            f"overrides come in pairs KEY VALUE, but there are {len(opts)} words, the last is {opts[-1]!r}"
+            f"overrides come in pairs KEY VALUE, but there are {len(opts)} words, the last is "
+            f"{shorten(opts[-1])}"
         )
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         _set(node, key, _literal(text), defaults, source="the command line")
@@ -68,14 +72,14 @@ def is_given(cfg: Node, key: str) -> bool:
 
 def key_names() -> list[str]:
     """Return all keys, such as "SOLVER.BASE_LR"."""
-    return _keys(get_cfg())
+    return [key for key, _ in leaves(get_cfg())]
 
 
 def override(cfg: Node, key: str, value: Any) -> Node:
     """Return a copy of a configuration in which one more key is given.
 
     Raises:
-        ValueError: if there is no such key, or the value is of the wrong type.
+        ValueError: if there is no such key, or it must not have that value.
     """
     node = cfg.clone()
     node.defrost()
@@ -110,7 +114,7 @@ def _flatten(tree: dict[str, Any], source: str, prefix: str = "") -> Iterator[tu
         key = f"{prefix}{name}"
         if isinstance(value, dict):
             if not value and key != _OPEN_SECTION:  # which every config.yml has
-                raise ValueError(f"{source}: section {key} is empty")
+                raise ValueError(f"{source}: section {_shown(key)} is empty")
             yield from _flatten(value, source, f"{key}.")
         else:
             yield key, _literal(value) if isinstance(value, str) else value
@@ -120,7 +124,8 @@ def _literal(text: str) -> Any:
     """Read "(1, 2)" as a tuple and "0.01" as a float, and leave names as strings."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    # The last three are for a list as a key of a mapping, and for thousands of brackets or signs.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -129,7 +134,8 @@ def _set(node: Node, key: str, value: Any, defaults: Node, source: str) -> None:
         return
     if key.startswith(f"{_OPEN_SECTION}."):
         own = key.removeprefix(f"{_OPEN_SECTION}.")
-        node.DATASETS.REGISTER[own] = _coerce(value, "path/to/annotations.json@path/to/pictures", key, source)
+        check_dataset_name(own, f"{source}: {_OPEN_SECTION}")
+        node.DATASETS.REGISTER[own] = check_value(value, "path/to/train.json@path/to/images", key, source)
         return
     *sections, leaf = key.split(".")
     parent, default = node, defaults
@@ -137,18 +143,22 @@ def _set(node: Node, key: str, value: Any, defaults: Node, source: str) -> None:
         parent = parent.get(section) if isinstance(parent, Node) else None
         default = default.get(section) if isinstance(default, Node) else None
     if not isinstance(parent, Node) or leaf not in parent:
-        raise ValueError(f"{source}: unknown key {key}{_nearest(node, key)}")
+        raise ValueError(f"{source}: unknown key {_shown(key)}{_nearest(node, key[:100])}")
     if isinstance(parent[leaf], Node):
         raise ValueError(
             f"{source}: {key} is a section, give one of its keys"
-            f"{''.join(f', such as {name}' for name in _keys(parent[leaf], key)[:1])}"
+            f"{''.join(f', such as {name}' for name, _ in list(leaves(parent[leaf], key))[:1])}"
         )
-    parent[leaf] = _coerce(value, default[leaf], key, source)
+    parent[leaf] = check_value(value, default[leaf], key, source)
+
+
+def _shown(key: str) -> str:
+    return key if len(key) <= 120 and key.isprintable() else shorten(key)
 
 
 def _nearest(node: Node, key: str) -> str:
     """Propose the valid keys that look like ``key``, or end like it in another section."""
-    keys = _keys(node)
+    keys = [name for name, _ in leaves(node)]
     leaf = key.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.75)
     by_leaf = {k: k.rsplit(".", 1)[-1] for k in keys}
@@ -159,54 +169,3 @@ def _nearest(node: Node, key: str) -> str:
         if near
         else "; atss_core/config/defaults.py lists all keys"
     )
-
-
-def _keys(node: Node, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, value in node.items():
-        key = f"{prefix}.{name}" if prefix else name
-        keys += _keys(value, key) if isinstance(value, Node) else [key]
-    return keys
-
-
-def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
-    """Bring a value to the type of the default: lists and tuples are one, a whole number may be a float."""
-    if key in _ONE_OR_MORE and isinstance(value, str):
-        value = (value,)
-    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        if default:  # an empty default says nothing about its elements
-            value = [
-                tuple(_coerce(v, float(default[0]), f"{key}[{i}]", source) for v in item)
-                if key in _NESTED and isinstance(item, (list, tuple))
-                else _coerce(item, default[0], f"{key}[{i}]", source)
-                for i, item in enumerate(value)
-            ]
-        return type(default)(value)
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    # In Python a bool is an int and a whole default may be half of a pair of numbers (BIAS_LR_FACTOR 1.5).
-    if isinstance(default, str) and value is None:
-        return ""
-    if type(value) is type(default) or (
-        type(default) is int and isinstance(value, float) and key in _NUMBERS
-    ):
-        return value
-    raise ValueError(f"{source}: {key} must be {_describe(default)}, got {value!r} ({type(value).__name__})")
-
-
-# Keys whose elements may be lists themselves: several anchor sizes on a level.
-_NESTED = ("MODEL.ATSS.ANCHOR_SIZES",)
-
-# Lists that may be given as their only element.
-_ONE_OR_MORE = ("DATASETS.TRAIN", "DATASETS.TEST")
-
-# Keys whose published default is a whole number although any number makes sense.
-_NUMBERS = ("SOLVER.BIAS_LR_FACTOR", "SOLVER.WEIGHT_DECAY_BIAS", "TEST.EXPECTED_RESULTS_SIGMA_TOL")
-
-
-def _describe(default: Any) -> str:
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-    if isinstance(default, (list, tuple)):
-        inner = f" with elements like {default[0]!r}" if default else ""
-        return f"a list{inner}, such as {tuple(default)!r}"
-    return f"{names[type(default)]}, such as {default!r}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
     node, defaults = get_cfg(), get_cfg()
     given = set()
     for source, tree in _read_with_bases(find_config(file)) if file is not None else ():
-        for key, value in _flatten(tree, str(source)):
+        pairs = list(_flatten(tree, str(source)))
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:  # once with dots, "SOLVER.BASE_LR: 1"; the reader refuses the same text twice
+                raise ValueError(f"{source}: {_shown(key)} is given twice, with and without dots; remove one")
+        for key, value in pairs:
             _set(node, key, value, defaults, source=str(source))
             given.add(key)
     if len(opts) % 2:

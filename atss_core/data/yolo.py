@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,7 +116,7 @@ def _read_description(path: Path) -> tuple[dict[str, Any], Path]:
     if not file.exists():
         raise FileNotFoundError(f"there is no YOLO description {file}")
     content = read_yaml(file, "keys such as names and train")
-    root = file.parent / Path(str(content.get("path") or ".")).expanduser()
+    root = file.parent / os.path.expanduser(str(content.get("path") or "."))
     return content, root if root.is_dir() else file.parent
 
 

@@ -73,6 +73,12 @@ def test_yaml_as_people_write_it_is_read(tmp_path):
     assert tree["d"][-1] == "class 19999"
 
 
+def test_a_key_with_and_without_dots_is_given_twice(tmp_path):
+    file = write(tmp_path, "SOLVER: {BASE_LR: 1.0}\nSOLVER.BASE_LR: 2.0\n")
+    assert refusal(lambda: load_cfg(file)).startswith(f"{file}: SOLVER.BASE_LR is given twice")
+    assert load_cfg(write(tmp_path, "SOLVER.BASE_LR: 2.0\n")).SOLVER.BASE_LR == 2.0
+
+
 def test_a_chain_of_bases_ends(tmp_path):
     for i in range(100):
         write(tmp_path, f"_BASE_: {i + 1}.yaml\nSEED: {i}\n", f"{i}.yaml")

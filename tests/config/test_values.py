@@ -225,10 +225,13 @@ def test_choices_are_those_of_the_code():
     assert LIMITS["SOLVER.AMP"].choices == tuple(PRECISIONS)
 
 
-def test_all_shipped_configurations_load():
+def test_all_shipped_configurations_load_and_so_does_what_they_write(tmp_path):
     assert len(shipped_configs()) == 54
     for file in shipped_configs().values():
-        load_cfg(file)
+        cfg = load_cfg(file)
+        written = tmp_path / "config.yml"
+        written.write_text(cfg.dump())
+        assert load_cfg(written).dump() == cfg.dump()
 
 
 def test_paths_start_from_the_home_folder(monkeypatch, tmp_path):

@@ -17,11 +17,17 @@ from PIL import Image
 from atss_core.engine import Predictor
 from atss_core.utils.extras import has
 
+
+def path(text: str) -> Path:
+    """Read a path that may begin with ~."""
+    return Path(text).expanduser()
+
+
 parser = argparse.ArgumentParser(description="Go through the Python API.")
 parser.add_argument("--config", default="atss_R_18_shapes")
 parser.add_argument("--weights", default="training_dir/quickstart/model_final.pth")
-parser.add_argument("--pictures", default="demo/images", help="a folder")
-parser.add_argument("--output-dir", default="demo/output", type=Path)
+parser.add_argument("--pictures", default="demo/images", type=path, help="a folder")
+parser.add_argument("--output-dir", default="demo/output", type=path)
 parser.add_argument("opts", nargs="*", metavar="KEY VALUE")
 arguments, _ = parser.parse_known_args()  # notebooks have words of their own
 
@@ -29,7 +35,7 @@ predictor = Predictor.from_config(arguments.config, weights=arguments.weights, o
 print("classes:", ", ".join(predictor.class_names))
 
 # %% One picture
-files = sorted(Path(arguments.pictures).glob("*.jpg"))
+files = sorted(arguments.pictures.glob("*.jpg"))
 found = predictor(files[0]).above(0.5)
 print(repr(found))
 for name, score, (x1, y1, x2, y2) in found.rows():

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from atss_core.config.values import LIMITS
+
 FOLDER = Path(__file__).resolve().parent
 SOURCE = FOLDER.parent / "atss_core" / "config" / "defaults.py"
 REFERENCE = FOLDER / "config.md"
@@ -30,8 +32,10 @@ A key is set in a YAML file, or behind the flags of a command, which goes over t
     atss train --config-file atss_R_18_shapes SOLVER.BASE_LR 0.05 OUTPUT_DIR training_dir/slower
 
 Values are Python literals; lists and tuples go in quotes (`SOLVER.STEPS "(400, 600)"`). A wrong key is
-answered with the nearest that exist. `_BASE_: other.yaml` in a file reads that file first. A run writes all
-that it used to `OUTPUT_DIR/config.yml`, which is a configuration file again.
+answered with the nearest that exist, and a value of another type or beyond its range is refused with the key
+and the file; in a list the range holds for every number. `_BASE_: other.yaml` in a file
+reads that file first. A run writes all that it used to `OUTPUT_DIR/config.yml`, which is a configuration file
+again.
 """
 
 
@@ -103,7 +107,7 @@ def _items(node: ast.expr, functions: dict[str, ast.FunctionDef]) -> list[tuple[
     match node:
         case ast.Call(func=ast.Name(id=name)) if name in functions:
             return _items(_returned(functions[name]), functions)
-        case ast.Call(func=ast.Name(id="Node"), args=[ast.Dict(keys, values)]):
+        case ast.Call(func=ast.Name(id="Node" | "Config"), args=[ast.Dict(keys, values)]):
             pairs = zip(keys, values, strict=True)
             return [(key, value) for key, value in pairs if isinstance(key, ast.Constant)]
     raise ValueError(
@@ -132,7 +136,7 @@ def make_reference(source: str) -> str:
     for section in dict.fromkeys(entry.section for entry in entries):
         rows = [_row(entry, leaves) for entry in entries if entry.section == section]
         title = f'## {section or "Top level"}\n\n<div class="keys" markdown>\n'
-        head = ["| key | default | meaning |", "|---|---|---|"]
+        head = ["| key | default | range | meaning |", "|---|---|---|---|"]
         parts.append("\n".join([title, *head, *rows, "\n</div>\n"]))
     return "\n".join(parts)
 
@@ -140,7 +144,12 @@ def make_reference(source: str) -> str:
 def _row(entry: Entry, leaves: set[str]) -> str:
     names = "<br>".join(f"`{name}`" for name in entry.keys)
     defaults = "<br>".join(f"`{value}`" for value in entry.keys.values())
-    return f"| {names} | {defaults} | {_markdown(entry.meaning, leaves)} |"
+    ranges = "<br>".join(_range(f"{entry.section}.{name}".lstrip(".")) for name in entry.keys)
+    return f"| {names} | {defaults} | {ranges} | {_markdown(entry.meaning, leaves)} |"
+
+
+def _range(key: str) -> str:
+    return str(LIMITS[key]).removeprefix("in ") if key in LIMITS else ""
 
 
 def _markdown(comment: str, leaves: set[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from atss_core.cli.parser import CommandParser
+from atss_core.cli.parser import CommandParser, expanded_path
 from atss_core.config import key_names, load_cfg
 from atss_core.config.catalog import find_dataset
 from atss_core.data import DetectionDataset, build_transform, check_names, check_num_classes
@@ -32,7 +32,7 @@ def add_dataset_arguments(parser: CommandParser, output_dir: Path) -> None:
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
-        type=Path,
+        type=expanded_path,
         default=output_dir,
         help="report and pictures, a folder a data set (default %(default)s)",
     )

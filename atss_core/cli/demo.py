@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from atss_core.cli.common import add_config_arguments
 from atss_core.cli.demo_video import annotate_video, camera_file, video_files
-from atss_core.cli.parser import CommandParser
+from atss_core.cli.parser import CommandParser, expanded_path
 from atss_core.data import read_image
 from atss_core.engine import Predictor
 from atss_core.engine.inference import now
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     opts = list(arguments.opts)
     if arguments.min_image_size:
         opts += ["INPUT.MIN_SIZE_TEST", str(arguments.min_image_size)]
-    folder = Path(arguments.output_dir)
+    folder = arguments.output_dir
     videos = find_videos(arguments, folder)
     pictures = [] if videos else find_pictures(arguments.images_dir)
     predictor = Predictor.from_config(arguments.config_file, arguments.weights, opts)
@@ -78,7 +78,11 @@ def build_parser() -> CommandParser:
         help="camera, 0 is the first; Ctrl+C ends it",
     )
     parser.add_argument(
-        "--output-dir", metavar="DIR", default="demo/output", help="annotated copies (default %(default)s)"
+        "--output-dir",
+        metavar="DIR",
+        type=expanded_path,
+        default="demo/output",
+        help="annotated copies (default %(default)s)",
     )
     parser.add_argument(
         "--min-image-size", type=int, metavar="PX", help="short side of the network input (default: config)"

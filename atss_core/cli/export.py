@@ -12,7 +12,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from atss_core.cli.common import add_config_arguments
-from atss_core.cli.parser import CommandParser, did_you_mean
+from atss_core.cli.parser import CommandParser, did_you_mean, expanded_path
 from atss_core.cli.test import find_weights_to_test
 from atss_core.config import load_cfg
 from atss_core.data import fill_num_classes
@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--nms", choices=("inside", "outside"), default="inside", help="in the file, or left to you"
     )
-    parser.add_argument("--output", metavar="PATH", help="folder or file (default: OUTPUT_DIR/export)")
+    parser.add_argument(
+        "--output", metavar="PATH", type=expanded_path, help="folder or file (default: OUTPUT_DIR/export)"
+    )
     parser.add_argument(
         "--images",
         metavar="DIR",
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     cfg = load_cfg(arguments.config_file, [word for word in arguments.opts if word != "--"])
     check_exportable(cfg)
-    output = Path(arguments.output) if arguments.output else Path(cfg.OUTPUT_DIR) / "export"
+    output = arguments.output or Path(cfg.OUTPUT_DIR) / "export"
     formats = choose_formats(arguments.format, output)
     pictures = find_pictures(arguments.images)[:MAX_PICTURES]
     for package in dict.fromkeys(package for name in formats for package in TARGETS[name].packages):

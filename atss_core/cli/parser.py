@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -44,6 +46,11 @@ class CommandParser(argparse.ArgumentParser):
                 message = f"there is no flag {name}{did_you_mean(name, flags)}"
                 break
         self.exit(2, f"error: {message}\n{self.prog} --help shows the flags\n")
+
+
+def expanded_path(text: str) -> Path:
+    """Read a path; the shell leaves a ``~`` behind ``=`` or in quotes to the command."""
+    return Path(os.path.expanduser(text))
 
 
 def did_you_mean(word: str, choices: Sequence[str]) -> str:

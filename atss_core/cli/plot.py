@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from atss_core.cli.parser import CommandParser
+from atss_core.cli.parser import CommandParser, expanded_path
 from atss_core.utils.run_curves import names_of, plot_runs
 
 EXAMPLE = """
@@ -16,11 +16,11 @@ atss plot training_dir/first training_dir/second --output curves.png
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with command-line words, by default those of this process."""
     parser = CommandParser("atss plot", __doc__, EXAMPLE)
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="OUTPUT_DIR of a training")
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=expanded_path, help="OUTPUT_DIR of a training")
     parser.add_argument(
         "--output",
         metavar="FILE",
-        type=Path,
+        type=expanded_path,
         help="the picture, .png, .svg or .pdf (default: curves.png in the folder of a single run, else here)",
     )
     arguments = parser.parse_args(argv)

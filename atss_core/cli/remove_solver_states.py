@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from atss_core.cli.parser import CommandParser
+from atss_core.cli.parser import CommandParser, expanded_path
 from atss_core.utils.checkpoint import read_checkpoint
 from atss_core.utils.download import is_url, locate
 from atss_core.utils.files import atomic_write
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        type=Path,
+        type=expanded_path,
         help="new file, .pth or .safetensors (default: FILE with _wo_solver_states before its suffix; in the "
         "working folder for a URL)",
     )

@@ -36,7 +36,7 @@ from atss_core.data.check import refuse_fatal
 from atss_core.engine import TrainingStep, train
 from atss_core.engine.build import move_detector
 from atss_core.engine.periodic_test import PeriodicTest
-from atss_core.evaluation import METRIC_NAMES, choose_backend
+from atss_core.evaluation import choose_backend
 from atss_core.modeling import Detector, build_detector
 from atss_core.solver import build_average, build_optimizer, build_scheduler
 from atss_core.utils import dist
@@ -194,25 +194,8 @@ def check_settings(cfg: CfgNode) -> None:
     Raises:
         ValueError: naming the key.
     """
-    for section, key, smallest in (
-        ("SOLVER", "MAX_ITER", 1),
-        ("SOLVER", "CHECKPOINT_PERIOD", 1),
-        ("SOLVER", "LOG_PERIOD", 1),
-        ("SOLVER", "GRAD_ACCUM_STEPS", 1),
-        ("SOLVER", "CLIP_GRAD_NORM", 0),
-        ("TEST", "EVAL_PERIOD", 0),
-    ):
-        if cfg[section][key] < smallest:
-            raise ValueError(f"{section}.{key} must be at least {smallest}, got {cfg[section][key]}")
+    cfg.check()
     choose_backend(cfg.TEST.COCO_EVAL)
-    for section, key, choices in (
-        ("SOLVER", "AMP", [repr(name) for name in PRECISIONS]),
-        ("TEST", "BEST_METRIC", [repr(name) for name in METRIC_NAMES]),
-    ):
-        if repr(cfg[section][key]) not in choices:
-            raise ValueError(
-                f"{section}.{key} must be one of {', '.join(choices)}, got {cfg[section][key]!r}"
-            )
 
 
 def check_data(cfg: CfgNode, dataset: JoinedDataset, tested: bool) -> list[DetectionDataset]:

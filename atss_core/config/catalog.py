@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from atss_core.config.reading import shorten
+
+# Bytes of the name of a data set; file systems take 255.
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ def find_dataset(name: str, data_dir: str | Path, register: Mapping[str, str] | 
     """
     own = dict(register or {})
     if name in own:
+        check_dataset_name(name, "DATASETS.REGISTER")
         return parse_place(own[name], name=name)
     if name in DATASETS:
         is_voc = name.startswith("voc_") and not name.endswith("cocostyle")
@@ -102,11 +109,26 @@ def find_dataset(name: str, data_dir: str | Path, register: Mapping[str, str] | 
             DATASETS[name], name=name, root=Path(data_dir), class_names=VOC_CLASSES if is_voc else ()
         )
     looks_like_path = "@" in name or "/" in name or name.endswith((".json", ".yaml", ".yml"))
-    if looks_like_path or Path(name).expanduser().exists():
+    if looks_like_path or os.path.exists(os.path.expanduser(name)):
         return parse_place(name)
     raise ValueError(
-        f"unknown data set {name!r}; {_nearest(name, {**DATASETS, **own})} For your own data give its place, "
-        f"such as path/to/train.json@path/to/pictures"
+        f"unknown data set {shorten(name)}; {_nearest(name, {**DATASETS, **own})} For your own data give "
+        f"its place, such as path/to/train.json@path/to/pictures"
+    )
+
+
+def check_dataset_name(name: str, source: str) -> None:
+    """Refuse a name that cannot be the name of a folder, which the results of the data set get.
+
+    Raises:
+        ValueError: beginning with ``source``.
+    """
+    is_printable = name.isprintable() and bool(name.strip(" ."))
+    if is_printable and len(name.encode()) <= _MAX_NAME and not {"/", "\\"} & set(name):
+        return
+    raise ValueError(
+        f"{source}: the name of a data set becomes that of a folder: expected at most {_MAX_NAME} characters "
+        f"without / and \\, got {shorten(name)}; rename it"
     )
 
 
@@ -128,37 +150,39 @@ def parse_place(
     text, part = _split_place(place, root or Path())
     if not text:
         raise ValueError(
-            f"{place!r} is not the place of a data set: expected annotations.json@pictures, folder@split or "
-            f"data.yaml@split"
+            f"{shorten(place)} is not the place of a data set: expected annotations.json@pictures, "
+            f"folder@split or data.yaml@split"
         )
-    path = (root or Path()) / Path(text).expanduser()
+    path = (root or Path()) / os.path.expanduser(text)
     if path.suffix.lower() == ".json":
-        images = (root or Path()) / Path(part).expanduser() if part else path.parent
+        images = (root or Path()) / os.path.expanduser(part) if part else path.parent
         return DatasetEntry(name or _name_of(path, ""), images, path, class_names=class_names)
     return DatasetEntry(name or _name_of(path, part), None, path, part, class_names)
 
 
 def _split_place(place: str, root: Path) -> tuple[str, str]:
     """Split at the "@" behind a path; a path may have some of its own."""
-    if (root / Path(place).expanduser()).exists():
+    if os.path.exists(root / os.path.expanduser(place)):
         return place, ""
     cuts = [i for i, letter in enumerate(place) if letter == "@"][::-1]
     for i in cuts:
         path = place[:i]
-        if path.lower().endswith((".json", ".yaml", ".yml")) or (root / Path(path).expanduser()).exists():
+        is_file = path.lower().endswith((".json", ".yaml", ".yml"))
+        if is_file or os.path.exists(root / os.path.expanduser(path)):
             return path, place[i + 1 :]
     return (place[: cuts[0]], place[cuts[0] + 1 :]) if cuts else (place, "")
 
 
 def _name_of(path: Path, split: str) -> str:
     """Make a name of the last two parts of a path, or of the last and the split."""
-    path = path.absolute()
+    path = Path(os.path.abspath(path))  # without ".."
     suffix = path.suffix.lower()
     if suffix == ".json":
         parts = [path.parent.name, path.stem]
     else:
         parts = [path.parent.name if suffix in (".yaml", ".yml") else path.name, split]
-    return re.sub(r"[^\w.-]+", "_", "_".join(filter(None, parts))).strip("_.")
+    name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, parts))).strip("_.")
+    return name.encode()[-_MAX_NAME:].decode(errors="ignore").strip("_.") or "dataset"
 
 
 def find_weights(name: str) -> str:
@@ -176,7 +200,7 @@ def find_weights(name: str) -> str:
 
 
 def _nearest(name: str, names: dict) -> str:
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6) or sorted(names)
+    near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.6) or sorted(names)
     return f"did you mean {' or '.join(near)}?"
 
 

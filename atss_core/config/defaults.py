@@ -6,10 +6,26 @@ unchanged; keys that it does not have are marked "(new)". Sizes are in pixels un
 
 from yacs.config import CfgNode as Node
 
+from atss_core.config.values import check_node
 
-def get_cfg() -> Node:
+
+class Config(Node):
+    """A configuration whose values are checked again after a program may have changed them."""
+
+    def check(self) -> None:
+        """Raise ValueError for a value that its key must not have."""
+        check_node(self, get_cfg(), source="the program")
+
+    def freeze(self) -> None:
+        """Check all values and make them immutable."""
+        if "MODEL" in self:  # not a section
+            self.check()
+        super().freeze()
+
+
+def get_cfg() -> Config:
     """Return a fresh configuration with all defaults; nothing is shared between two calls."""
-    return Node(
+    return Config(
         {
             "MODEL": _model(),
             "INPUT": _input(),

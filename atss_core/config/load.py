@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode as Node
 
+from atss_core.config.catalog import check_dataset_name
 from atss_core.config.defaults import get_cfg
+from atss_core.config.reading import read_yaml, shorten
 from atss_core.config.shipped import find_config
+from atss_core.config.values import check_value, leaves
 
 _BASE = "_BASE_"
+_MAX_BASES = 20
 _GIVEN = "__given__"
 # A section whose keys are the user's own.
 _OPEN_SECTION = "DATASETS.REGISTER"
@@ -35,18 +40,24 @@ def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
         A frozen configuration; ``is_given`` tells which keys were set.
 
     Raises:
-        ValueError: for an unknown key, a value of the wrong type, bad YAML or an odd number of ``opts``.
+        ValueError: for an unknown key, a value that its key must not have (``config/values.py``), bad YAML or
+            an odd number of ``opts``.
         FileNotFoundError: if there is no such file.
     """
     node, defaults = get_cfg(), get_cfg()
     given = set()
     for source, tree in _read_with_bases(find_config(file)) if file is not None else ():
-        for key, value in _flatten(tree, str(source)):
+        pairs = list(_flatten(tree, str(source)))
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:  # once with dots, "SOLVER.BASE_LR: 1"; the reader refuses the same text twice
+                raise ValueError(f"{source}: {_shown(key)} is given twice, with and without dots; remove one")
+        for key, value in pairs:
             _set(node, key, value, defaults, source=str(source))
             given.add(key)
     if len(opts) % 2:
         raise ValueError(
-            f"overrides come in pairs KEY VALUE, but there are {len(opts)} words, the last is {opts[-1]!r}"
+            f"overrides come in pairs KEY VALUE, but there are {len(opts)} words, the last is "
+            f"{shorten(opts[-1])}"
         )
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         _set(node, key, _literal(text), defaults, source="the command line")
@@ -66,14 +77,14 @@ def is_given(cfg: Node, key: str) -> bool:
 
 def key_names() -> list[str]:
     """Return all keys, such as "SOLVER.BASE_LR"."""
-    return _keys(get_cfg())
+    return [key for key, _ in leaves(get_cfg())]
 
 
 def override(cfg: Node, key: str, value: Any) -> Node:
     """Return a copy of a configuration in which one more key is given.
 
     Raises:
-        ValueError: if there is no such key, or the value is of the wrong type.
+        ValueError: if there is no such key, or it must not have that value.
     """
     node = cfg.clone()
     node.defrost()
@@ -88,27 +99,19 @@ def _read_with_bases(file: Path) -> list[tuple[Path, dict[str, Any]]]:
     chain: list[tuple[Path, dict[str, Any]]] = []
     base: Path | None = file
     while base is not None:
-        if base.resolve() in [done.resolve() for done, _ in chain]:
+        if not os.path.lexists(base):
+            raise FileNotFoundError(f"no configuration file {base!s:.400}; correct the path in {_BASE}")
+        if any(os.path.realpath(base) == os.path.realpath(done) for done, _ in chain):
             raise ValueError(f"{chain[-1][0]}: {_BASE} {base} leads back to itself; correct the chain")
-        tree = _read_yaml(base)
+        if len(chain) > _MAX_BASES:
+            raise ValueError(f"{file}: {_BASE} leads through more than {_MAX_BASES} files; shorten the chain")
+        tree = read_yaml(base, "sections such as MODEL and SOLVER")
         chain.append((base, tree))
         name = tree.pop(_BASE, None)
         if name is not None and not isinstance(name, str):
-            raise ValueError(f"{base}: {_BASE} must be the path of a YAML file, got {name!r}")
-        base = base.parent / Path(name).expanduser() if name is not None else None
+            raise ValueError(f"{base}: {_BASE} must be the path of a YAML file, got {shorten(name)}")
+        base = base.parent / os.path.expanduser(name) if name is not None else None
     return chain[::-1]
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no configuration file {file}; correct the path in {_BASE}")
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{file} must hold sections such as MODEL and SOLVER, got {type(tree).__name__}")
-    return tree
 
 
 def _flatten(tree: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -116,7 +119,7 @@ def _flatten(tree: dict[str, Any], source: str, prefix: str = "") -> Iterator[tu
         key = f"{prefix}{name}"
         if isinstance(value, dict):
             if not value and key != _OPEN_SECTION:  # which every config.yml has
-                raise ValueError(f"{source}: section {key} is empty")
+                raise ValueError(f"{source}: section {_shown(key)} is empty")
             yield from _flatten(value, source, f"{key}.")
         else:
             yield key, _literal(value) if isinstance(value, str) else value
@@ -126,7 +129,8 @@ def _literal(text: str) -> Any:
     """Read "(1, 2)" as a tuple and "0.01" as a float, and leave names as strings."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    # The last three are for a list as a key of a mapping, and for thousands of brackets or signs.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -135,7 +139,8 @@ def _set(node: Node, key: str, value: Any, defaults: Node, source: str) -> None:
         return
     if key.startswith(f"{_OPEN_SECTION}."):
         own = key.removeprefix(f"{_OPEN_SECTION}.")
-        node.DATASETS.REGISTER[own] = _coerce(value, "path/to/annotations.json@path/to/pictures", key, source)
+        check_dataset_name(own, f"{source}: {_OPEN_SECTION}")
+        node.DATASETS.REGISTER[own] = check_value(value, "path/to/train.json@path/to/images", key, source)
         return
     *sections, leaf = key.split(".")
     parent, default = node, defaults
@@ -143,18 +148,22 @@ def _set(node: Node, key: str, value: Any, defaults: Node, source: str) -> None:
         parent = parent.get(section) if isinstance(parent, Node) else None
         default = default.get(section) if isinstance(default, Node) else None
     if not isinstance(parent, Node) or leaf not in parent:
-        raise ValueError(f"{source}: unknown key {key}{_nearest(node, key)}")
+        raise ValueError(f"{source}: unknown key {_shown(key)}{_nearest(node, key[:100])}")
     if isinstance(parent[leaf], Node):
         raise ValueError(
             f"{source}: {key} is a section, give one of its keys"
-            f"{''.join(f', such as {name}' for name in _keys(parent[leaf], key)[:1])}"
+            f"{''.join(f', such as {name}' for name, _ in list(leaves(parent[leaf], key))[:1])}"
         )
-    parent[leaf] = _coerce(value, default[leaf], key, source)
+    parent[leaf] = check_value(value, default[leaf], key, source)
+
+
+def _shown(key: str) -> str:
+    return key if len(key) <= 120 and key.isprintable() else shorten(key)
 
 
 def _nearest(node: Node, key: str) -> str:
     """Propose the valid keys that look like ``key``, or end like it in another section."""
-    keys = _keys(node)
+    keys = [name for name, _ in leaves(node)]
     leaf = key.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.75)
     by_leaf = {k: k.rsplit(".", 1)[-1] for k in keys}
@@ -165,54 +174,3 @@ def _nearest(node: Node, key: str) -> str:
         if near
         else "; atss_core/config/defaults.py lists all keys"
     )
-
-
-def _keys(node: Node, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, value in node.items():
-        key = f"{prefix}.{name}" if prefix else name
-        keys += _keys(value, key) if isinstance(value, Node) else [key]
-    return keys
-
-
-def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
-    """Bring a value to the type of the default: lists and tuples are one, a whole number may be a float."""
-    if key in _ONE_OR_MORE and isinstance(value, str):
-        value = (value,)
-    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        if default:  # an empty default says nothing about its elements
-            value = [
-                tuple(_coerce(v, float(default[0]), f"{key}[{i}]", source) for v in item)
-                if key in _NESTED and isinstance(item, (list, tuple))
-                else _coerce(item, default[0], f"{key}[{i}]", source)
-                for i, item in enumerate(value)
-            ]
-        return type(default)(value)
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    # In Python a bool is an int and a whole default may be half of a pair of numbers (BIAS_LR_FACTOR 1.5).
-    if isinstance(default, str) and value is None:
-        return ""
-    if type(value) is type(default) or (
-        type(default) is int and isinstance(value, float) and key in _NUMBERS
-    ):
-        return value
-    raise ValueError(f"{source}: {key} must be {_describe(default)}, got {value!r} ({type(value).__name__})")
-
-
-# Keys whose elements may be lists themselves: several anchor sizes on a level.
-_NESTED = ("MODEL.ATSS.ANCHOR_SIZES",)
-
-# Lists that may be given as their only element.
-_ONE_OR_MORE = ("DATASETS.TRAIN", "DATASETS.TEST")
-
-# Keys whose published default is a whole number although any number makes sense.
-_NUMBERS = ("SOLVER.BIAS_LR_FACTOR", "SOLVER.WEIGHT_DECAY_BIAS", "TEST.EXPECTED_RESULTS_SIGMA_TOL")
-
-
-def _describe(default: Any) -> str:
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-    if isinstance(default, (list, tuple)):
-        inner = f" with elements like {default[0]!r}" if default else ""
-        return f"a list{inner}, such as {tuple(default)!r}"
-    return f"{names[type(default)]}, such as {default!r}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
+
+from atss_core.config.reading import check_regular
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Of a checkout, and of an installed wheel.
@@ -19,18 +22,21 @@ def find_config(file: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: if there is none; the message proposes the nearest names.
+        ValueError: if it is a folder, pipe or device.
     """
-    path = Path(file).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(file))
+    if os.path.isfile(path):
         return path
     shipped = shipped_configs()
     stem = path.name.removesuffix(".yaml")
     found = shipped.get(stem)
     if found is not None and path.parts in ((stem,), (path.name,), ("configs", *found.parts[-2:])):
         return found
-    near = difflib.get_close_matches(stem, shipped, n=2)
+    if os.path.lexists(path):
+        check_regular(path)
+    near = difflib.get_close_matches(stem[:100], shipped, n=2)
     proposal = f"did you mean {' or '.join(near)}?" if near else "the shipped ones are in configs/"
-    raise FileNotFoundError(f"no configuration file {file}; {proposal}")
+    raise FileNotFoundError(f"no configuration file {file!s:.400}; {proposal}")
 
 
 def shipped_configs() -> dict[str, Path]:

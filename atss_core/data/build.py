@@ -68,6 +68,7 @@ def build_transform(cfg: CfgNode, training: bool) -> Compose:
 
     Multi-scale testing resizes for itself and gets the pixels as they are.
     """
+    cfg.check()
     if training:
         steps: list[Step] = [
             Resize(_train_sizes(cfg), cfg.INPUT.MAX_SIZE_TRAIN),
@@ -224,10 +225,8 @@ def build_test_loaders(
         datasets: those of DATASETS.TEST if they are open already.
 
     Raises:
-        ValueError: if TEST.IMS_PER_BATCH is not positive, or as ``build_datasets``.
+        ValueError: as ``build_datasets``.
     """
-    if cfg.TEST.IMS_PER_BATCH < 1:
-        raise ValueError(f"TEST.IMS_PER_BATCH must be at least 1, got {cfg.TEST.IMS_PER_BATCH}")
     share = max(cfg.TEST.IMS_PER_BATCH // world_size, 1)  # each picture is tested once in any case
     if cfg.TEST.BBOX_AUG.ENABLED:
         share = 1  # it looks at one picture at a time in any case, and so do the loader and the progress bar
@@ -239,8 +238,7 @@ def build_test_loaders(
 
 
 def _build_loader(cfg: CfgNode, dataset: Dataset[Sample], sampler: Sampler) -> DataLoader[Sample]:
-    if cfg.DATALOADER.NUM_WORKERS < 0:
-        raise ValueError(f"DATALOADER.NUM_WORKERS must be 0 or more, got {cfg.DATALOADER.NUM_WORKERS}")
+    cfg.check()
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -279,11 +277,6 @@ def _train_sizes(cfg: CfgNode) -> Sequence[int]:
     limits = cfg.INPUT.MIN_SIZE_RANGE_TRAIN
     if tuple(limits) == (-1, -1):
         return cfg.INPUT.MIN_SIZE_TRAIN
-    if len(limits) != 2 or not 1 <= limits[0] <= limits[1]:
-        raise ValueError(
-            "INPUT.MIN_SIZE_RANGE_TRAIN must be two sizes (smallest, largest) of at least 1 pixel,"
-            f" or (-1, -1) to choose from INPUT.MIN_SIZE_TRAIN, got {tuple(limits)}"
-        )
     return range(limits[0], limits[1] + 1)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from atss_core.config.reading import read_yaml
 from atss_core.data.annotations import some
 from atss_core.data.pictures import SUFFIXES, list_pictures
 from atss_core.data.voc import read_class_file, size_or_error
@@ -112,15 +113,10 @@ def _read_description(path: Path) -> tuple[dict[str, Any], Path]:
         file = path
     if file is None:
         return {}, path
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"there is no YOLO description {file}")
-    try:
-        content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold keys such as names and train, got {type(content).__name__}")
-    root = file.parent / Path(str(content.get("path") or ".")).expanduser()
+    content = read_yaml(file, "keys such as names and train")
+    root = file.parent / os.path.expanduser(str(content.get("path") or "."))
     return content, root if root.is_dir() else file.parent
 
 

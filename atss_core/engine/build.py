@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -16,8 +15,6 @@ from atss_core.structures import BoxList
 from atss_core.utils.env import choose_device
 
 logger = logging.getLogger(__name__)
-
-MERGE_TYPES = ("vote", "soft-vote", "nms")
 
 # Below this short side, in pixels, the published code caps the long side as in plain testing.
 USUAL_SHORT_SIDE = 800
@@ -46,6 +43,7 @@ def build_inference(cfg: CfgNode, detector: Detector, device: torch.device) -> I
     Raises:
         ValueError: if the keys of TEST.BBOX_AUG do not fit together.
     """
+    cfg.check()
     if not cfg.TEST.BBOX_AUG.ENABLED:
         return SingleScale(detector, device)
     return MultiScale(
@@ -62,16 +60,11 @@ def build_views(cfg: CfgNode) -> list[View]:
     """Build the views of multi-scale testing: the usual size, and those of TEST.BBOX_AUG.SCALES.
 
     Raises:
-        ValueError: if sizes are not positive, or SCALE_RANGES no pairs of lengths, one for each of SCALES.
+        ValueError: if SCALE_RANGES are not pairs smallest < largest, one for each of SCALES.
     """
     aug = cfg.TEST.BBOX_AUG
-    if not all(type(size) is int and size >= 1 for size in (*aug.SCALES, aug.MAX_SIZE)):
-        raise ValueError(
-            f"TEST.BBOX_AUG.SCALES and MAX_SIZE must be positive whole numbers, got {tuple(aug.SCALES)} "
-            f"and {aug.MAX_SIZE}"
-        )
     ranges = aug.SCALE_RANGES if aug.VOTE else ()
-    if ranges and (len(ranges) != len(aug.SCALES) or not all(map(_is_range, ranges))):
+    if ranges and (len(ranges) != len(aug.SCALES) or not all(high > low for low, high in ranges)):
         raise ValueError(
             f"TEST.BBOX_AUG.SCALE_RANGES must be empty or have a pair 0 <= smallest < largest for each of "
             f"the {len(aug.SCALES)} sizes in SCALES, got {aug.SCALE_RANGES}"
@@ -85,26 +78,11 @@ def build_views(cfg: CfgNode) -> list[View]:
     return views
 
 
-def _is_range(limits: Any) -> bool:
-    is_pair = isinstance(limits, (list, tuple)) and len(limits) == 2
-    return is_pair and all(isinstance(limit, (int, float)) for limit in limits) and limits[1] > limits[0] >= 0
-
-
 def build_merge(cfg: CfgNode, nms_threshold: float) -> Callable[[BoxList], BoxList]:
-    """Build what merges the detections of all views; ``nms_threshold`` is that of the post-processing.
-
-    Raises:
-        ValueError: for another MERGE_TYPE or VOTE_TH than there are.
-    """
+    """Build what merges the detections of all views; ``nms_threshold`` is that of the post-processing."""
     aug = cfg.TEST.BBOX_AUG
-    if aug.MERGE_TYPE not in MERGE_TYPES:
-        raise ValueError(
-            f"TEST.BBOX_AUG.MERGE_TYPE must be one of {', '.join(MERGE_TYPES)}, got {aug.MERGE_TYPE!r}"
-        )
-    if not 0 <= aug.VOTE_TH <= 1:
-        raise ValueError(f"TEST.BBOX_AUG.VOTE_TH is an IoU and must be in [0, 1], got {aug.VOTE_TH}")
     if not aug.VOTE:
-        if aug.SCALE_RANGES or MERGE_TYPES[0] != aug.MERGE_TYPE:
+        if aug.SCALE_RANGES or aug.MERGE_TYPE != "vote":
             logger.warning(
                 "TEST.BBOX_AUG.MERGE_TYPE and SCALE_RANGES count only with VOTE True, as published"
             )

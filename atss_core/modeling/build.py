@@ -21,8 +21,7 @@ from atss_core.modeling.loss import AtssLoss
 from atss_core.modeling.postprocess import PostProcessor
 from atss_core.modeling.registry import Registry
 from atss_core.modeling.resnet import DEPTHS, Norm, ResNet
-
-FPN_STRIDES = (8, 16, 32, 64, 128)
+from atss_core.utils.text import shorten
 
 BACKBONES = Registry("MODEL.BACKBONE.CONV_BODY")
 ASSIGNERS = Registry("MODEL.ATSS.POSITIVE_TYPE")
@@ -69,6 +68,7 @@ def check_supported(cfg: CfgNode) -> None:
     Raises:
         ValueError: naming the key and the remedy.
     """
+    cfg.check()
     for key in ("MASK_ON", "KEYPOINT_ON", "FCOS_ON", "RETINANET_ON", "CLS_AGNOSTIC_BBOX_REG"):
         if cfg.MODEL[key]:
             raise ValueError(
@@ -77,15 +77,6 @@ def check_supported(cfg: CfgNode) -> None:
     for key in ("ATSS_ON", "RPN_ONLY"):
         if not cfg.MODEL[key]:
             raise ValueError(f"MODEL.{key} must be True: the only detector here is the dense ATSS detector")
-    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE must be 'GeneralizedRCNN', got {cfg.MODEL.META_ARCHITECTURE!r}"
-        )
-    if cfg.MODEL.RESNETS.RES5_DILATION != 1:
-        raise ValueError(
-            f"MODEL.RESNETS.RES5_DILATION belongs to two-stage detectors: must be 1, "
-            f"got {cfg.MODEL.RESNETS.RES5_DILATION}"
-        )
 
 
 def build_norm(cfg: CfgNode, key: str, kinds: tuple[str, ...]) -> Norm:
@@ -107,7 +98,7 @@ def build_norm(cfg: CfgNode, key: str, kinds: tuple[str, ...]) -> Norm:
     named = {kind + ending: norm for kind in kinds for ending, norm in norms.items()}
     name = cfg.MODEL.RESNETS[key]
     if name not in named:
-        raise ValueError(f"MODEL.RESNETS.{key} must be one of {', '.join(named)}, got {name!r}")
+        raise ValueError(f"MODEL.RESNETS.{key} must be one of {', '.join(named)}, got {shorten(name)}")
     return norms["WithGN"] if cfg.MODEL.BACKBONE.USE_GN else named[name]
 
 
@@ -178,17 +169,8 @@ def _no_norm() -> None:
 
 
 def build_anchor_generator(cfg: CfgNode) -> AnchorGenerator:
-    """Build the anchor generator.
-
-    Raises:
-        ValueError: if the strides are not those of the feature pyramid.
-    """
+    """Build the anchor generator."""
     atss = cfg.MODEL.ATSS
-    if tuple(atss.ANCHOR_STRIDES) != FPN_STRIDES:
-        raise ValueError(
-            f"MODEL.ATSS.ANCHOR_STRIDES must be {FPN_STRIDES}, the strides of P3 to P7, "
-            f"got {tuple(atss.ANCHOR_STRIDES)}"
-        )
     return AnchorGenerator(
         sizes=atss.ANCHOR_SIZES,
         strides=atss.ANCHOR_STRIDES,
@@ -284,4 +266,4 @@ def _point(cfg: CfgNode) -> PointCoder:
             f"MODEL.ATSS.REGRESSION_TYPE POINT needs one anchor a place, but ANCHOR_SIZES, ASPECT_RATIOS and "
             f"SCALES_PER_OCTAVE make {generator.per_place}; use BOX"
         )
-    return PointCoder(anchor_scale=cfg.MODEL.ATSS.ANCHOR_SIZES[0] / FPN_STRIDES[0])
+    return PointCoder(anchor_scale=cfg.MODEL.ATSS.ANCHOR_SIZES[0] / cfg.MODEL.ATSS.ANCHOR_STRIDES[0])

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from atss_core.utils.text import shorten
+
 
 class Registry:
     """Named builders of one kind.
@@ -43,5 +45,7 @@ class Registry:
         if name not in self._builders:
             near = difflib.get_close_matches(name, self._builders, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{self.key} must be one of {', '.join(self._builders)}, got {name!r}{hint}")
+            raise ValueError(
+                f"{self.key} must be one of {', '.join(self._builders)}, got {shorten(name)}{hint}"
+            )
         return self._builders[name](*args, **kwargs)

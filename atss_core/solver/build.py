@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> SGD:
     """Build SGD with the published parameter groups."""
+    cfg.check()
     solver = cfg.SOLVER
     base_lr = base_learning_rate(cfg)
     groups = parameter_groups(
@@ -30,16 +31,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> SGD:
 
 
 def base_learning_rate(cfg: CfgNode) -> float:
-    """Return the rate before warm-up and schedule, and log it where it is scaled to the batch.
-
-    Raises:
-        ValueError: if SOLVER.LR_REFERENCE_BATCH is negative.
-    """
+    """Return the rate before warm-up and schedule, and log it where it is scaled to the batch."""
     solver = cfg.SOLVER
-    if solver.LR_REFERENCE_BATCH < 0:
-        raise ValueError(
-            f"SOLVER.LR_REFERENCE_BATCH must be 0 (off) or more, got {solver.LR_REFERENCE_BATCH}"
-        )
     if not solver.LR_REFERENCE_BATCH:
         return solver.BASE_LR
     rate = solver.BASE_LR * solver.IMS_PER_BATCH / solver.LR_REFERENCE_BATCH
@@ -54,14 +47,9 @@ def base_learning_rate(cfg: CfgNode) -> float:
 
 
 def build_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LambdaLR:
-    """Build the schedule that SOLVER.SCHEDULE names, with its warm-up.
-
-    Raises:
-        ValueError: for another name.
-    """
+    """Build the schedule that SOLVER.SCHEDULE names, with its warm-up."""
+    cfg.check()
     solver = cfg.SOLVER
-    if solver.SCHEDULE not in ("step", "cosine"):
-        raise ValueError(f"SOLVER.SCHEDULE must be 'step' or 'cosine', got {solver.SCHEDULE!r}")
     decay = (
         Cosine(solver.MAX_ITER)
         if solver.SCHEDULE == "cosine"
@@ -74,14 +62,8 @@ def build_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LambdaLR:
 
 
 def build_average(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
-    """Build the moving average of weights and batch-norm statistics, None where SOLVER.EMA_DECAY is 0.
-
-    Raises:
-        ValueError: if the decay is not in [0, 1).
-    """
+    """Build the moving average of weights and batch-norm statistics, None where SOLVER.EMA_DECAY is 0."""
     decay = cfg.SOLVER.EMA_DECAY
-    if not 0 <= decay < 1:
-        raise ValueError(f"SOLVER.EMA_DECAY must be in [0, 1), such as 0.9998, got {decay}")
     if decay == 0:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

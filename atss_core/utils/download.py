@@ -86,7 +86,8 @@ def split(url: str) -> SplitResult:
 
 def cache_root() -> Path:
     """Return the folder of downloads: ``$ATSS_CACHE``, by default ``~/.cache/atss``."""
-    return Path(os.environ.get("ATSS_CACHE") or Path.home() / ".cache" / "atss")
+    folder = os.environ.get("ATSS_CACHE")
+    return Path(os.path.expanduser(folder)) if folder else Path.home() / ".cache" / "atss"
 
 
 def cache_path(url: str) -> Path:

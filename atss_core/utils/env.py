@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torchvision
 
+from atss_core.utils.text import shorten
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device that MODEL.DEVICE names.
@@ -28,7 +30,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"MODEL.DEVICE must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from error
+        raise ValueError(
+            f"MODEL.DEVICE must be auto, cpu, cuda, cuda:N or mps, got {shorten(name)}"
+        ) from error
     if not has.get(device.type, False):
         raise ValueError(
             f"MODEL.DEVICE is {name!r}, but PyTorch {torch.__version__} finds no such device; "

@@ -8,13 +8,15 @@ import os
 import re
 import secrets
 import socket
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from atss_core.config.reading import check_regular, read_text
 from atss_core.utils import dist
+
+__all__ = ["atomic_write", "check_regular", "keep_lines", "on_main_process", "read_text", "remove_leftovers"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,30 +82,6 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def check_regular(path: Path) -> None:
-    """Refuse to open what is no plain file: reading a pipe or a device may never end.
-
-    Raises:
-        FileNotFoundError: if there is nothing, or a link that leads nowhere or to itself.
-        ValueError: for a folder, pipe, device or socket.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # such as a loop of links
-        raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
-    if not stat.S_ISREG(mode):
-        kinds = {
-            stat.S_IFDIR: "a folder",
-            stat.S_IFIFO: "a pipe",
-            stat.S_IFSOCK: "a socket",
-            stat.S_IFCHR: "a device",
-            stat.S_IFBLK: "a device",
-        }
-        raise ValueError(f"{path}: expected a file, got {kinds.get(stat.S_IFMT(mode), 'something else')}")
-
-
 def on_main_process(write: Callable[[], None]) -> None:
     """Let only the main process write, and the others wait for it."""
     if dist.is_main():
@@ -127,17 +105,3 @@ def keep_lines(file: Path, last_iteration: int) -> None:
             logger.warning("Dropped a broken line of %s: %.60s", file, line)
     with atomic_write(file, "w") as stream:
         stream.writelines(kept)
-
-
-def read_text(file: Path) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is in another encoding, or no plain file.
-    """
-    check_regular(file)
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8") from error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import reprlib
 import unicodedata
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
-_SHORT.maxlevel = 3
+from atss_core.config.reading import shorten
+
+__all__ = ["printable", "shorten"]
 
 # Unicode categories that change the text around them: control characters (newline, escape), format marks
 # (direction, zero width), surrogates, line and paragraph separators.
@@ -29,8 +28,3 @@ def printable(text: str, keep: str = "") -> str:
         else char
         for char in text
     )
-
-
-def shorten(value: object) -> str:
-    """Return the ``repr`` of a value, cut to what fits into an error message."""
-    return _SHORT.repr(value)

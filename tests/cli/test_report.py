@@ -70,6 +70,6 @@ def test_tests_during_training_write_no_report_but_the_last_does(tmp_path, capsy
 def test_unknown_library_is_refused_before_the_pictures_are_looked_at(trained, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(test.main, [*trained, "TEST.COCO_EVAL", "coco"])
-    message = "TEST.COCO_EVAL must be one of auto, hotcoco, faster_coco_eval, pycocotools, got 'coco'"
+    message = "TEST.COCO_EVAL must be one of 'auto', 'hotcoco', 'faster_coco_eval', 'pycocotools', got 'coco'"
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "inference").exists()

@@ -255,18 +255,21 @@ def test_published_multi_scale_configuration():
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["TEST.BBOX_AUG.MERGE_TYPE", "mean"], "one of vote, soft-vote, nms, got 'mean'"),
+        (["TEST.BBOX_AUG.MERGE_TYPE", "mean"], "one of 'vote', 'soft-vote', 'nms', got 'mean'"),
         (["TEST.BBOX_AUG.VOTE_TH", "66.0"], r"must be in \[0, 1\], got 66.0"),
         (["TEST.BBOX_AUG.SCALES", "(200,)"], "a pair .* for each of the 1 sizes"),
-        (["TEST.BBOX_AUG.SCALE_RANGES", "((40,), (0, 96))"], "a pair .* for each of the 2 sizes"),
-        (["TEST.BBOX_AUG.SCALE_RANGES", "((-1, -1), (0, 96))"], "0 <= smallest < largest"),
-        (["TEST.BBOX_AUG.SCALE_RANGES", "(('a', 'b'), (0, 96))"], "a pair .* got .*'a'"),
+        (["TEST.BBOX_AUG.SCALE_RANGES", "((40, 9), (0, 96))"], "a pair .* for each of the 2 sizes"),
+        (["TEST.BBOX_AUG.SCALE_RANGES", "((-1, -1), (0, 96))"], r"must be in \[0, 100000\], got \(\(-1"),
+        (
+            ["TEST.BBOX_AUG.SCALE_RANGES", "(('a', 'b'), (0, 96))"],
+            r"RANGES\[0\] must be a number, .* got 'a'",
+        ),
         (
             ["TEST.BBOX_AUG.SCALES", "('a', 96)"],
-            "SCALES and MAX_SIZE must be positive whole numbers, got .*'a'",
+            r"SCALES\[0\] must be a whole number, such as 800, got 'a'",
         ),
-        (["TEST.BBOX_AUG.SCALES", "(0, 320)"], r"must be positive whole numbers, got \(0, 320\) and 4000"),
-        (["TEST.BBOX_AUG.MAX_SIZE", "0"], "must be positive"),
+        (["TEST.BBOX_AUG.SCALES", "(0, 320)"], r"must be in \[1, 100000\], got \(0, 320\)"),
+        (["TEST.BBOX_AUG.MAX_SIZE", "0"], r"MAX_SIZE must be in \[1, 100000\], got 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(opts, message):

@@ -1,0 +1,281 @@
+"""Nonsense as the value of every key: refused in one line with the key, or allowed here with a reason."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from atss_core.cli.train import PRECISIONS
+from atss_core.config import get_cfg, load_cfg, override
+from atss_core.config.catalog import check_dataset_name, find_dataset, parse_place
+from atss_core.config.shipped import shipped_configs
+from atss_core.config.values import LIMITS, check_value, leaves
+from atss_core.evaluation import METRIC_NAMES
+from atss_core.evaluation.backends import AUTO, BACKENDS
+from atss_core.modeling import build_detector
+
+DEFAULTS = dict(leaves(get_cfg()))
+FLAGS = {key for key, value in DEFAULTS.items() if isinstance(value, bool)}
+# Names that a user can register, paths and URLs: whoever looks them up refuses what is not there.
+TEXT = {key for key, value in DEFAULTS.items() if isinstance(value, str) and key not in LIMITS}
+DATA = {"DATASETS.TRAIN", "DATASETS.TEST"}
+
+NONSENSE = {
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+    "-1": -1,
+    "-0.5": -0.5,
+    "0": 0,
+    "10**12": 10**12,
+    "1e12": 1e12,
+    "10**5000": 10**5000,
+    "2**20000": 1 << 20_000,
+    "True": True,
+    "text": "nonsense",
+    "nul": "a\0b",
+    "empty text": "",
+    "None": None,
+    "[]": [],
+    "[[]]": [[]],
+    "[[1]]": [[1]],
+    "[nan]": [math.nan],
+    "3 nan": [math.nan] * 3,
+    "[-1]": [-1],
+    "[0]": [0],
+    "[10**12]": [10**12],
+    "[None]": [None],
+    "[True]": [True],
+    "{}": {},
+    "object": object(),
+}
+
+# What a key may have of that, and why.
+ALLOWED = {
+    "True": FLAGS,
+    "text": TEXT | DATA,
+    "empty text": TEXT | DATA | {"SOLVER.AMP"},  # none, or refused where it is looked up
+    "None": TEXT | {"SOLVER.AMP"},  # an empty value in YAML is an empty text
+    "[]": {
+        *DATA,  # not every command needs both
+        "SOLVER.STEPS",  # a constant rate
+        "TEST.EXPECTED_RESULTS",
+        "TEST.BBOX_AUG.SCALES",
+        "TEST.BBOX_AUG.SCALE_RANGES",
+    },
+    "[[1]]": {"MODEL.ATSS.ANCHOR_SIZES"},  # several sizes on a level; the builder wants as many as strides
+    "[0]": {"SOLVER.STEPS"},
+    "-1": {
+        "MODEL.GROUP_NORM.DIM_PER_GP",  # the other of the two counts
+        "MODEL.GROUP_NORM.NUM_GROUPS",
+        "MODEL.ATSS.STRADDLE_THRESH",  # no mark
+    },
+    "0": {
+        "MODEL.BACKBONE.FREEZE_CONV_BODY_AT",  # nothing is frozen
+        "MODEL.GROUP_NORM.DIM_PER_GP",  # as -1
+        "MODEL.GROUP_NORM.NUM_GROUPS",
+        "MODEL.ATSS.STRADDLE_THRESH",
+        "MODEL.ATSS.NUM_CONVS",  # predictions right on the FPN
+        "MODEL.ATSS.LOSS_ALPHA",  # ends of an interval, and terms or rates that are switched off
+        "MODEL.ATSS.LOSS_GAMMA",
+        "MODEL.ATSS.FG_IOU_THRESHOLD",
+        "MODEL.ATSS.BG_IOU_THRESHOLD",
+        "MODEL.ATSS.CENTER_SAMPLING_RADIUS",
+        "MODEL.ATSS.REG_LOSS_WEIGHT",
+        "MODEL.ATSS.INFERENCE_TH",
+        "MODEL.ATSS.NMS_TH",
+        "INPUT.HORIZONTAL_FLIP_PROB_TRAIN",
+        "DATALOADER.NUM_WORKERS",  # loads in the main process
+        "DATALOADER.SIZE_DIVISIBILITY",
+        "SOLVER.BASE_LR",
+        "SOLVER.BIAS_LR_FACTOR",
+        "SOLVER.DCONV_OFFSETS_LR_FACTOR",
+        "SOLVER.MOMENTUM",
+        "SOLVER.WEIGHT_DECAY",
+        "SOLVER.WEIGHT_DECAY_BIAS",
+        "SOLVER.GAMMA",
+        "SOLVER.WARMUP_FACTOR",
+        "SOLVER.WARMUP_ITERS",
+        "SOLVER.LR_REFERENCE_BATCH",
+        "SOLVER.CLIP_GRAD_NORM",
+        "SOLVER.EMA_DECAY",
+        "TEST.EXPECTED_RESULTS_SIGMA_TOL",
+        "TEST.DETECTIONS_PER_IMG",
+        "TEST.EVAL_PERIOD",
+        "TEST.BBOX_AUG.VOTE_TH",
+        "SEED",
+    },
+}
+
+
+def refusal(read):
+    """Return the message of a refusal in one line, None where there is none."""
+    try:
+        read()
+    except ValueError as error:
+        message = str(error)
+    else:
+        return None
+    assert "\n" not in message
+    assert len(message) < 600
+    return message
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_nonsense_is_refused_with_the_key(key):
+    accepted = set()
+    for name, value in NONSENSE.items():
+        message = refusal(lambda value=value: check_value(value, DEFAULTS[key], key, "mine.yaml"))
+        if message is None:
+            accepted.add(name)
+        else:
+            assert message.startswith(f"mine.yaml: {key}"), message
+    assert accepted == {name for name, keys in ALLOWED.items() if key in keys}
+
+
+DOORS = {
+    "command line": lambda key, value, folder: load_cfg(opts=[key, repr(value)]),
+    "file": lambda key, value, folder: load_cfg(write(folder / "my.yaml", key, value)),
+    "override": lambda key, value, folder: override(load_cfg(), key, value),
+    "freeze": lambda key, value, folder: changed(key, value).freeze(),
+    "build": lambda key, value, folder: build_detector(changed(key, value)),
+}
+
+
+def write(file, key, value):
+    *sections, leaf = key.split(".")
+    lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(sections)]
+    file.write_text("\n".join([*lines, f"{'  ' * len(sections)}{leaf}: {value!r}\n"]))
+    return file
+
+
+def changed(key, value):
+    cfg = get_cfg()
+    *sections, leaf = key.split(".")
+    node = cfg
+    for section in sections:
+        node = node[section]
+    node[leaf] = value
+    return cfg
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.BASE_LR", -0.1, "SOLVER.BASE_LR must be in [0, 1000], got -0.1"),
+        ("SOLVER.BASE_LR", 1e400, "SOLVER.BASE_LR must be "),  # the command line reads "inf" as a text
+        ("SOLVER.MOMENTUM", 1.0, "SOLVER.MOMENTUM must be in [0, 1), got 1.0"),
+        ("SOLVER.STEPS", (5, 3), "SOLVER.STEPS must be rising, in [0, 1e9], got (5, 3)"),
+        ("SOLVER.AMP", "half", "SOLVER.AMP must be one of '', 'bfloat16', 'float16', got 'half'"),
+        ("INPUT.MAX_SIZE_TRAIN", 0, "INPUT.MAX_SIZE_TRAIN must be in [1, 100000], got 0"),
+        ("INPUT.MIN_SIZE_RANGE_TRAIN", (9, 3), "must be 2 values in [1, 100000] or (-1, -1), got (9, 3)"),
+        ("INPUT.PIXEL_STD", [1.0, 0.0, 1.0], "INPUT.PIXEL_STD must be 3 values in (0, 255], got "),
+        ("MODEL.ATSS.NUM_CONVS", -1, "MODEL.ATSS.NUM_CONVS must be in [0, 100], got -1"),
+        (
+            "MODEL.ATSS.ANCHOR_STRIDES",
+            (4, 8, 16, 32, 64),
+            "ANCHOR_STRIDES must be (8, 16, 32, 64, 128), got ",
+        ),
+        ("DATALOADER.NUM_WORKERS", 10**12, "NUM_WORKERS must be in [0, 1024], got 1000000000000"),
+        (
+            "TEST.BBOX_AUG.SCALE_RANGES",
+            ((1, 2, 3),),
+            "SCALE_RANGES[0] must be like (0.0, 96.0), got (1, 2, 3)",
+        ),
+        (
+            "TEST.EXPECTED_RESULTS",
+            [["bbox", "mAP", 0.4, 0.1]],
+            "TEST.EXPECTED_RESULTS must be in [0, 1] or one",
+        ),
+    ],
+)
+def test_every_door_refuses(door, key, value, message, tmp_path):
+    found = refusal(lambda: DOORS[door](key, value, tmp_path))
+    assert message in found
+    source = {"command line": "the command line", "file": str(tmp_path / "my.yaml")}.get(door, "the program")
+    assert found.startswith(f"{source}: {key.split('.')[0]}")
+
+
+LITERALS = ["1e400", "-1e400", "9" * 5000, "(" * 100_000, "-" * 100_000 + "1", "{[]: 1}"]
+
+
+@pytest.mark.parametrize("text", LITERALS, ids=range(len(LITERALS)))
+def test_odd_literals_are_refused_in_one_line(text):
+    message = refusal(lambda: load_cfg(opts=["SOLVER.BASE_LR", text]))
+    assert message.startswith("the command line: SOLVER.BASE_LR must be ")
+    assert "unknown key" in refusal(lambda: load_cfg(opts=[f"A.{text}\n", "1"]))
+
+
+def test_every_number_has_a_row_and_every_default_is_allowed():
+    def has_numbers(value):
+        if isinstance(value, (list, tuple)):
+            return any(map(has_numbers, value))
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    assert {key for key, value in DEFAULTS.items() if has_numbers(value)} <= set(LIMITS) <= set(DEFAULTS)
+    assert {key for key, value in DEFAULTS.items() if value in ([], ())} <= set(LIMITS) | DATA
+    for key, limit in LIMITS.items():
+        assert limit.allows(DEFAULTS[key]), key
+
+
+def test_choices_are_those_of_the_code():
+    assert LIMITS["TEST.BEST_METRIC"].choices == METRIC_NAMES
+    assert set(LIMITS["TEST.COCO_EVAL"].choices) == {AUTO, *BACKENDS}
+    assert LIMITS["SOLVER.AMP"].choices == tuple(PRECISIONS)
+
+
+def test_all_shipped_configurations_load_and_so_does_what_they_write(tmp_path):
+    assert len(shipped_configs()) == 54
+    for file in shipped_configs().values():
+        cfg = load_cfg(file)
+        written = tmp_path / "config.yml"
+        written.write_text(cfg.dump())
+        assert load_cfg(written).dump() == cfg.dump()
+
+
+def test_paths_start_from_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    register = "DATASETS: {REGISTER: {mine: ~/a.json@~/images}}"
+    (tmp_path / "base.yaml").write_text(f"OUTPUT_DIR: ~/runs\n{register}\n")
+    (tmp_path / "mine.yaml").write_text("_BASE_: ~/base.yaml\nMODEL: {WEIGHT: ~/w.pth}\n")
+    cfg = load_cfg("~/mine.yaml", ["DATASETS.DATA_DIR", "~/data", "DATASETS.TRAIN", "~/b.json@~/c"])
+    assert f"{tmp_path}/runs" == cfg.OUTPUT_DIR
+    assert f"{tmp_path}/w.pth" == cfg.MODEL.WEIGHT
+    assert f"{tmp_path}/data" == cfg.DATASETS.DATA_DIR
+    for name, annotations, images in (("mine", "a.json", "images"), (cfg.DATASETS.TRAIN[0], "b.json", "c")):
+        entry = find_dataset(name, cfg.DATASETS.DATA_DIR, cfg.DATASETS.REGISTER)
+        assert (entry.annotations, entry.images) == (tmp_path / annotations, tmp_path / images)
+    assert load_cfg(opts=["OUTPUT_DIR", "~nobody_of_that_name/x"]).OUTPUT_DIR == "~nobody_of_that_name/x"
+
+
+NAMES = ["", " ", ".", "..", "../x", "a/b", "a\\b", "/a", "a\nb", "a\x1b[0m", "\udcff", "x" * 201, "ß" * 101]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_names_that_cannot_be_folders_are_refused(name):
+    with pytest.raises(ValueError, match=r"^here: the name of a data set becomes that of a folder"):
+        check_dataset_name(name, "here")
+    with pytest.raises(ValueError, match=r"^DATASETS\.REGISTER: the name"):
+        find_dataset(name, "data", {name: "a.json@b"})
+    message = refusal(lambda: load_cfg(opts=[f"DATASETS.REGISTER.{name}", "a.json@b"]))
+    assert message.startswith("the command line: DATASETS.REGISTER: the name")
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/data/cells/train.json@/data/images", "cells_train"),
+        ("/data/../cells/x/..@train", "cells_train"),
+        ("/", "dataset"),
+        ("/@@@", "dataset"),
+        ("/data/a b\\c\n/../..@..", "dataset"),
+        (f"/{'x' * 250}/{'y' * 240}.json", "y" * 200),
+        (f"/{'ß' * 120}/val.json", f"{'ß' * 98}_val"),
+    ],
+)
+def test_a_place_gives_a_name_for_a_folder(place, name):
+    entry = parse_place(place)
+    assert entry.name == name
+    check_dataset_name(entry.name, "here")
+    assert (Path("results") / entry.name).parent == Path("results")

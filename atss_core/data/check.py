@@ -58,7 +58,8 @@ def quick_check(dataset: DetectionDataset) -> list[Defect]:
         objects.defect(
             "boxes without area",
             ~objects.has_area,
-            "box(es) have a width or height of 0 or less and are ignored; correct or remove them",
+            "box(es) have a width or height of 0 or less and are ignored in training, but count as missed in "
+            "evaluation; correct or remove them",
         ),
         objects.defect(
             "boxes outside",

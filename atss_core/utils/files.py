@@ -9,6 +9,7 @@ import re
 import secrets
 import socket
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,6 +103,30 @@ def check_regular(path: Path) -> None:
             stat.S_IFBLK: "a device",
         }
         raise ValueError(f"{path}: expected a file, got {kinds.get(stat.S_IFMT(mode), 'something else')}")
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files in and below a folder, through links to folders as well.
+
+    Each folder is listed once, so loops of links end: under its own name if it has one there, else under that
+    of the first link.
+    """
+    pending, seen = deque([folder]), set()
+    while pending:
+        place = pending.popleft()
+        status = place.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(place) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            if not (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()):
+                yield place / entry.name
+            elif entry.is_symlink():
+                pending.append(place / entry.name)
+            else:
+                pending.appendleft(place / entry.name)
 
 
 def on_main_process(write: Callable[[], None]) -> None:

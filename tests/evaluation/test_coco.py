@@ -197,6 +197,21 @@ def test_perfect_detections_of_categories_that_are_not_sorted():
     assert metrics.overall["APs"] == -1
 
 
+def test_objects_beyond_maxdets_cost_ap_even_if_all_are_found():
+    """What the check and the report warn of: 150 objects, of which 100 detections count."""
+    boxes = [[10.0 * (i % 15), 9.0 * (i // 15), 8, 8] for i in range(150)]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 7, "bbox": box} for i, box in enumerate(boxes, start=1)
+    ]
+    evaluator = tiny_evaluator(tiny(annotations=annotations))
+    found = from_xywh(torch.tensor(boxes))
+    evaluator.process(1, detections(found.tolist(), [1] * 150, [1 - i / 1000 for i in range(150)]))
+    evaluator.process(2, NOTHING)
+    metrics = evaluator.evaluate()
+    assert metrics.overall["AP"] == pytest.approx(67 / 101)
+    assert metrics.overall["AR100"] == pytest.approx(100 / 150)
+
+
 def test_only_processed_pictures_count():
     evaluator = tiny_evaluator()
     evaluator.process(1, CAT)

@@ -83,7 +83,7 @@ def check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) ->
     print("\n".join(describe(dataset, statistics, found)))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "report.json", "w") as file:
-        json.dump(to_json(dataset, statistics, found), file, indent=2, ensure_ascii=False)
+        json.dump(to_json(dataset, statistics, found), file, indent=2)  # names on disk need not be UTF-8
     lengths = np.sqrt(sides_of_anchors(cfg).prod(axis=1)).tolist()
     plot_objects(folder / "objects.png", dataset.name, statistics.sides, lengths, statistics.objects)
     if not quick:

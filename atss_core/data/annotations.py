@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from atss_core.utils.files import check_regular
 from atss_core.utils.text import shorten
 
 _NUM_SHOWN = 5  # ids or names in a message
@@ -65,7 +66,9 @@ def read_coco_json(name: str, path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not JSON, or not a COCO file.
     """
-    if not path.is_file():
+    if path.exists():
+        check_regular(path)
+    else:
         raise FileNotFoundError(
             f"data set {name} needs the annotation file {path}, which does not exist; set DATASETS.DATA_DIR"
             " to the folder that holds the data sets, or link yours into it, such as datasets/coco"
@@ -88,6 +91,8 @@ def read_coco_json(name: str, path: Path) -> dict[str, Any]:
     _check_sections(tree, path)
     _drop_placeholder(tree)
     check_tree(tree, path)
+    for image in tree["images"]:
+        image.pop("unreadable", None)  # which means something here
     return tree
 
 
@@ -201,10 +206,9 @@ def _check_images(images: list[dict[str, Any]], path: Path) -> None:
     ids = _integers(images, "id", "image", path)
     _check_unique(ids, "image", path)
     for entry in images:
-        if not isinstance(entry.get("file_name"), str):
-            raise ValueError(
-                f'{path}: image {entry["id"]} needs a "file_name", got {shorten(entry.get("file_name"))}'
-            )
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ValueError(f'{path}: image {entry["id"]} needs a "file_name", got {shorten(name)}')
     heights, widths = (_integers(images, key, "image", path) for key in ("height", "width"))
     wrong = np.flatnonzero((heights < 1) | (widths < 1))
     if len(wrong):

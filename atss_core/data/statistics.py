@@ -27,7 +27,7 @@ class Statistics:
         layout: "COCO", "VOC" or "YOLO".
         num_images: pictures.
         num_empty: pictures without any annotation.
-        num_crowds: crowds or difficult objects.
+        num_crowds: crowds, ignore regions or difficult objects.
         objects: of each class.
         images: pictures with each class.
         sides: the square root of each object's area, in pixels of the network's input.

@@ -88,8 +88,8 @@ def read_voc(
     categories = [{"id": label, "name": name} for label, name in enumerate(names, start=1)]
     oddities = []
     if not split or annotation_folder == pictures:
-        known = {*stems, *(Path(image["file_name"]).with_suffix("").as_posix() for image in images)}
-        lone = [p.as_posix() for p in files_of_images if p.with_suffix("").as_posix() not in known]
+        with_xml = {*stems, *(Path(image["file_name"]).with_suffix("").as_posix() for image in images)}
+        lone = [p.as_posix() for p in files_of_images if p.with_suffix("").as_posix() not in with_xml]
         for image_id, name in enumerate(lone, start=len(images) + 1):
             images.append({"id": image_id, "file_name": name, **size_or_error(pictures / name)})
         if lone:
@@ -136,8 +136,8 @@ def _read_split(folder: Path, split: str) -> list[str]:
     is_named = bool(lines) and (folder / "Annotations" / f"{lines[0]}.xml").is_file()
     if lines and not is_named and all(re.search(r"\s-?[01]$", line) for line in lines):
         raise ValueError(
-            f"{file} has a second column, {lines[0]!r}, as VOC's lists for single classes; expected a list of"
-            " names alone, such as train.txt"
+            f"{file} has a second column, {shorten(lines[0])}, as VOC's lists for single classes; expected a"
+            " list of names alone, such as train.txt"
         )
     endings = (*SUFFIXES, ".xml")
     stems = [line.rpartition(".")[0] if line.lower().endswith(endings) else line for line in lines]
@@ -145,7 +145,7 @@ def _read_split(folder: Path, split: str) -> list[str]:
         raise ValueError(f"{file} is empty; expected the name of a picture in each line")
     repeated = [stem for stem, count in Counter(stems).items() if count > 1]
     if repeated:
-        raise ValueError(f"{file} lists {repeated[0]} more than once; remove the repeated lines")
+        raise ValueError(f"{file} lists {some(repeated[:1])} more than once; remove the repeated lines")
     return stems
 
 

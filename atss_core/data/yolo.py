@@ -249,7 +249,7 @@ def _pictures_at(place: Path) -> list[Path]:
     lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
     repeated = [line for line, count in Counter(lines).items() if count > 1]
     if repeated:
-        raise ValueError(f"{place} lists {repeated[0]} more than once; remove the repeated lines")
+        raise ValueError(f"{place} lists {some(repeated[:1])} more than once; remove the repeated lines")
     # The list may be made for another folder: leave out as many first parts of all paths as the first needs.
     parts = Path(lines[0]).parts if lines else ()
     options = [i for i in range(len(parts)) if place.parent.joinpath(*parts[i:]).exists()]
@@ -289,7 +289,10 @@ def _read_line(words: list[str], num_classes: int, num_key_values: int, where: s
             f"{num_key_values} values of kpt_shape more",
         )
     else:
-        is_known, others = len(values) == 5 or (len(values) >= 7 and len(values) % 2), "class and a polygon"
+        is_known, others = (
+            len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1),
+            "class and a polygon",
+        )
     if not is_known or not np.isfinite(values).all():
         hint = f"; {_ABOUT_KEY_POINTS}" if len(words) > 5 and not num_key_values else ""
         raise ValueError(f"{where}: expected class x y width height, or {others}, got {line}{hint}")

@@ -116,7 +116,7 @@ def _numbers(given: ReportInput, analysis: Analysis, areas: np.ndarray) -> list[
         f"classes, {len(analysis.found):,} detections. Numbers are in percent unless they count something."
     )
     if num_crowds:
-        words += f" {num_crowds:,} crowds or difficult objects count neither as right nor as wrong."
+        words += f" {num_crowds:,} crowds, ignore regions or difficult objects count neither way."
     rows = [[name, percent(value), MEANINGS[name]] for name, value in overall.items()]
     if given.voc_metrics is not None:
         voc = given.voc_metrics.overall

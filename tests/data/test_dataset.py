@@ -124,6 +124,8 @@ def test_json_that_is_not_coco(folder, tree, message):
         ({"height": None}, 'image 1 needs a whole number as "height", got None'),
         ({"width": 0}, "image 1 must have at least 1x1 pixels, got 0x40"),
         ({"file_name": 5}, 'image 1 needs a "file_name", got 5'),
+        ({"file_name": ""}, "image 1 needs a \"file_name\", got ''"),
+        ({"file_name": "a\0.png"}, r"image 1 needs a \"file_name\", got 'a\\x00.png'"),
         ({"id": 2}, "every image id must be unique, but 2 repeat"),
     ],
 )
@@ -254,6 +256,15 @@ def test_long_names_in_errors_are_shortened(folder):
     with pytest.raises(ValueError, match=r"needs a name of its own, but 'xxx.*\.\.\..*x' repeat") as error:
         folder.open()
     assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["x" * 10_000 + ".png", "x" * 10_000 + "/a.png"])
+def test_file_names_too_long_for_a_disk_are_missing(folder, name):
+    folder.add_picture(BOX)
+    folder.tree["images"][0].update(file_name=name, unreadable=False)  # a field of the user's
+    (defect,) = quick_check(folder.open())
+    assert defect.message.startswith("1 of 1 pictures are not in")
+    assert len(defect.message) < 500
 
 
 def test_annotation_without_id_is_named_by_its_number(folder):

@@ -104,8 +104,8 @@ def _num_key_values(description: dict[str, Any], path: Path) -> int:
 def _refuse_key_points(polygons: list[np.ndarray], path: Path) -> None:
     """Refuse lines that may be boxes with key points: as polygons, they would give other boxes.
 
-    So it is if all have as many numbers, and over three quarters begin with a box that is inside the picture
-    and around the points behind it. Of small quadrangles all over a picture, less than half do by chance:
+    So it is if all have as many numbers, and over three quarters begin with a box that is inside the image
+    and around the points behind it. Of small quadrangles all over an image, less than half do by chance:
     where x1 and y1 are below 2/3.
     """
     lengths = {len(numbers) for numbers in polygons}
@@ -118,7 +118,7 @@ def _refuse_key_points(polygons: list[np.ndarray], path: Path) -> None:
 
 
 def _may_be_key_points(numbers: np.ndarray) -> bool:
-    """Tell whether the numbers of a line are a box in the picture and points in it; (0, 0) is no point."""
+    """Tell whether the numbers of a line are a box in the image and points in it; (0, 0) is no point."""
     center, half, rest = numbers[:2], numbers[2:4] / 2, numbers[4:]
     slack = 0.01
     if (np.abs(center - 0.5) + half > 0.5 + slack).any():

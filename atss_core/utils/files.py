@@ -113,20 +113,20 @@ def files_below(folder: Path) -> Iterator[Path]:
     """
     pending, seen = deque([folder]), set()
     while pending:
-        place = pending.popleft()
-        status = place.stat()
+        current = pending.popleft()
+        status = current.stat()
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        with os.scandir(place) as entries:
+        with os.scandir(current) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
-        for entry in ordered:
+        for entry in ordered:  # os.path.isdir also takes a link to itself, for which is_dir raises
             if not (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()):
-                yield place / entry.name
+                yield current / entry.name
             elif entry.is_symlink():
-                pending.append(place / entry.name)
+                pending.append(current / entry.name)
             else:
-                pending.appendleft(place / entry.name)
+                pending.appendleft(current / entry.name)
 
 
 def on_main_process(write: Callable[[], None]) -> None:

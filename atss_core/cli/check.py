@@ -20,7 +20,14 @@ from atss_core.data import (
 from atss_core.data.annotations import some
 from atss_core.data.check import Defect, check_pictures, nothing_to_learn, quick_check, refuse_fatal
 from atss_core.data.sheets import draw_defects, draw_sample
-from atss_core.data.statistics import Statistics, count_objects, network_sides, unfit_objects
+from atss_core.data.statistics import (
+    Statistics,
+    count_objects,
+    crowded_images,
+    network_sides,
+    unfit_objects,
+)
+from atss_core.evaluation.matching import MOST_OF_A_CLASS
 from atss_core.modeling.build import build_anchor_generator, build_assigner
 from atss_core.structures.boxes import widths_heights
 from atss_core.utils.charts import plot_objects
@@ -76,7 +83,7 @@ def check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) ->
     print("\n".join(describe(dataset, statistics, found)))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "report.json", "w") as file:
-        json.dump(to_json(dataset, statistics, found), file, indent=2, ensure_ascii=False)
+        json.dump(to_json(dataset, statistics, found), file, indent=2)  # names on disk need not be UTF-8
     lengths = np.sqrt(sides_of_anchors(cfg).prod(axis=1)).tolist()
     plot_objects(folder / "objects.png", dataset.name, statistics.sides, lengths, statistics.objects)
     if not quick:
@@ -92,7 +99,18 @@ def check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) ->
 def quick_defects(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
     """Find what annotations and file names tell, the fit of the anchors included; training begins with it."""
     sides = network_sides(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    return [*quick_check(dataset), *unfit_objects(dataset, sides, sides_of_anchors(cfg))]
+    unfit = unfit_objects(dataset, sides, sides_of_anchors(cfg))
+    return [*quick_check(dataset), *unfit, *beyond_limits(cfg, dataset)]
+
+
+def beyond_limits(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
+    """Find images with more objects than detections count, by the configuration or the metrics."""
+    return crowded_images(
+        dataset,
+        num_of_class=MOST_OF_A_CLASS,
+        num_of_image=cfg.TEST.DETECTIONS_PER_IMG,
+        num_of_level=cfg.MODEL.ATSS.PRE_NMS_TOP_N,
+    )
 
 
 def sides_of_anchors(cfg: CfgNode) -> np.ndarray:
@@ -132,7 +150,7 @@ def objects_without_anchor(cfg: CfgNode, dataset: DetectionDataset) -> list[Defe
 def describe(dataset: DetectionDataset, statistics: Statistics, defects: Sequence[Defect]) -> list[str]:
     """Return the report as lines of text."""
     (low_w, low_h), (high_w, high_h) = statistics.image_sizes
-    crowds = {"VOC": "difficult"}.get(dataset.layout, "crowds")
+    crowds = {"VOC": "difficult"}.get(dataset.layout, "crowds or ignore regions")
     lines = [
         f"{dataset.name} ({dataset.layout} layout, {dataset.path})",
         f"  {statistics.num_images} pictures of {low_w}x{low_h} to {high_w}x{high_h} pixels, "

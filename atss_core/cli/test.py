@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from atss_core import __version__
+from atss_core.cli.check import beyond_limits
 from atss_core.cli.common import (
     add_config_arguments,
     add_launcher_argument,
@@ -137,6 +138,11 @@ def test_detector(
         dataset = loader.dataset
         assert isinstance(dataset, DetectionDataset)
         folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset.name
+        warnings = [defect.message for defect in beyond_limits(cfg, dataset)] if is_final else []
+        for warning in warnings:
+            logger.warning("%s: %s", dataset.name, warning)
+        if about is not None:
+            about["warnings"] = "\n".join(warnings)
         found = test_on(dataset, loader, inference, folder, backend, about)
         if found is not None:
             metrics[dataset.name] = found
@@ -225,7 +231,7 @@ def write_report(
     """Write the report of a test and tell where it is."""
     indices = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     names = {i: str(dataset.image_info(index)["file_name"]) for i, index in indices.items()}
-    facts = {name: words for name, words in about.items() if name != "configuration"}
+    facts = {name: words for name, words in about.items() if name not in ("configuration", "warnings")}
     page = build_report(
         ReportInput(
             dataset.name,
@@ -239,6 +245,7 @@ def write_report(
                 "date": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
             },
             configuration=about["configuration"],
+            warnings=about.get("warnings", "").splitlines(),
         )
     )
     with atomic_write(path, "w") as file:

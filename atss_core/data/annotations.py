@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-_NUM_SHOWN = 5  # ids named in a message
+from atss_core.utils.files import check_regular
+from atss_core.utils.text import shorten
+
+_NUM_SHOWN = 5  # ids or names in a message
+_LONGEST = 120  # letters of a name in a message
+_LARGEST_COORDINATE = 1e9  # pixels; no image is that large, and float32 keeps no pixel of it
+_LARGEST_AREA = 1e10  # the metrics of COCO leave out what is larger
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Annotations:
         ids: int64 (A,).
         image_ids: int64 (A,), ascending.
         category_ids: int64 (A,).
-        is_crowd: bool (A,).
+        is_crowd: bool (A,); crowds, ignore regions and difficult objects.
         boxes: (x, y, width, height) in pixels, float64 (A, 4).
     """
 
@@ -60,13 +66,15 @@ def read_coco_json(name: str, path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not JSON, or not a COCO file.
     """
-    if not path.is_file():
+    if path.exists():
+        check_regular(path)
+    else:
         raise FileNotFoundError(
             f"data set {name} needs the annotation file {path}, which does not exist; set DATASETS.DATA_DIR"
             " to the folder that holds the data sets, or link yours into it, such as datasets/coco"
         )
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno};"
@@ -74,10 +82,28 @@ def read_coco_json(name: str, path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}; fetch it again") from error
+    except RecursionError as error:
+        raise ValueError(
+            f"{path}: expected a COCO file, got JSON nested too deeply. Fetch it again."
+        ) from error
+    except ValueError as error:  # keys given twice, and numbers with more digits than Python converts
+        raise ValueError(f"{path}: {error}. Correct it.") from error
     _check_sections(tree, path)
     _drop_placeholder(tree)
     check_tree(tree, path)
+    for image in tree["images"]:
+        image.pop("unreadable", None)  # which means something here
     return tree
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object; JSON would keep the last value of a key and drop the others silently."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"expected each key of an object once, got {shorten(twice)} again")
+    return entry
 
 
 def _drop_placeholder(tree: dict[str, Any]) -> None:
@@ -106,16 +132,18 @@ def check_tree(tree: Any, path: Path) -> None:
 def parse_annotations(tree: dict[str, Any], path: Path) -> Annotations:
     """Return the objects of a parsed file.
 
+    Sets what evaluation reads in every annotation of the tree: "iscrowd" to 0 or 1, which "ignore" means as
+    well, and an "area" that is missing to that of the box.
+
     Args:
         tree: as ``read_coco_json`` returns it; without "annotations" the result is empty.
         path: the file, for messages.
 
     Raises:
-        ValueError: if an annotation is incomplete, has a malformed box or an unknown image or category.
+        ValueError: if an annotation is incomplete, has a malformed box, area or flag, or an unknown image or
+            category.
     """
     entries = tree.get("annotations") or []
-    if not isinstance(entries, list):
-        raise ValueError(f'{path}: "annotations" must be a list, got {type(entries).__name__}')
     ids, image_ids, category_ids = (
         _integers(entries, key, "annotation", path) for key in ("id", "image_id", "category_id")
     )
@@ -124,21 +152,39 @@ def parse_annotations(tree: dict[str, Any], path: Path) -> Annotations:
     for entry in entries:
         # Polygons take most of the memory of a COCO file and are not used here.
         entry.pop("segmentation", None)
-    is_crowd = np.fromiter((_is_crowd(entry, path) for entry in entries), bool, len(entries))
-    rows = Annotations(ids, image_ids, category_ids, is_crowd, _boxes(entries, ids, path))
+        # The metrics know crowds alone, and an ignore region is neither learned nor found nor missed either.
+        entry["iscrowd"] = int(_flag(entry, "iscrowd", path) or _flag(entry, "ignore", path))
+    is_crowd = np.fromiter((entry["iscrowd"] for entry in entries), bool, len(entries))
+    boxes = _boxes(entries, ids, path)
+    areas = boxes[:, 2:].clip(min=0).prod(axis=1).clip(max=_LARGEST_AREA)
+    for entry, area in zip(entries, areas.tolist(), strict=True):
+        entry["area"] = area if entry.get("area") is None else _area(entry, path)
+    rows = Annotations(ids, image_ids, category_ids, is_crowd, boxes)
     return rows[np.argsort(rows.image_ids, kind="stable")]
 
 
-def _is_crowd(entry: dict[str, Any], path: Path) -> bool:
-    value = entry.get("iscrowd", 0)
+def _flag(entry: dict[str, Any], key: str, path: Path) -> bool:
+    value = entry.get(key)
     if value not in (0, 1, None):  # a string would be true even as "0"
-        raise ValueError(f'{path}: annotation {entry["id"]} must have 0 or 1 as "iscrowd", got {value!r}')
+        raise ValueError(
+            f'{path}: annotation {entry["id"]} must have 0 or 1 as "{key}", got {shorten(value)}'
+        )
     return bool(value)
+
+
+def _area(entry: dict[str, Any], path: Path) -> float:
+    value = entry["area"]
+    if type(value) not in (int, float) or not 0 <= value <= _LARGEST_AREA:
+        raise ValueError(
+            f'{path}: annotation {entry["id"]} must have a number from 0 to {_LARGEST_AREA:g} as "area", got'
+            f" {shorten(value)}; correct it, or leave it out to take the area of the box"
+        )
+    return value
 
 
 def some(ids: Sequence[Any] | np.ndarray) -> str:
     """Name the first few ids."""
-    shown = ", ".join(str(i) for i in ids[:_NUM_SHOWN])
+    shown = ", ".join(shorten(i) if len(str(i)) > _LONGEST else str(i) for i in ids[:_NUM_SHOWN])
     return f"{shown}, ..." if len(ids) > _NUM_SHOWN else shown or "none"
 
 
@@ -151,16 +197,18 @@ def _check_sections(tree: Any, path: Path) -> None:
             raise ValueError(f'{path} is not a COCO file: expected a list "{key}" with at least one entry')
         if not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f'{path}: every entry of "{key}" must be a dictionary')
+    annotations = tree.get("annotations")
+    if annotations is not None and not isinstance(annotations, list):
+        raise ValueError(f'{path}: "annotations" must be a list, got {type(annotations).__name__}')
 
 
 def _check_images(images: list[dict[str, Any]], path: Path) -> None:
     ids = _integers(images, "id", "image", path)
     _check_unique(ids, "image", path)
     for entry in images:
-        if not isinstance(entry.get("file_name"), str):
-            raise ValueError(
-                f'{path}: image {entry["id"]} needs a "file_name", got {entry.get("file_name")!r}'
-            )
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ValueError(f'{path}: image {entry["id"]} needs a "file_name", got {shorten(name)}')
     heights, widths = (_integers(images, key, "image", path) for key in ("height", "width"))
     wrong = np.flatnonzero((heights < 1) | (widths < 1))
     if len(wrong):
@@ -175,7 +223,9 @@ def _check_categories(categories: list[dict[str, Any]], path: Path) -> None:
     _check_unique(_integers(categories, "id", "category", path), "category", path)
     for entry in categories:
         if not isinstance(entry.get("name"), str):
-            raise ValueError(f'{path}: category {entry["id"]} needs a "name", got {entry.get("name")!r}')
+            raise ValueError(
+                f'{path}: category {entry["id"]} needs a "name", got {shorten(entry.get("name"))}'
+            )
     names = [entry["name"] for entry in categories]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -209,14 +259,17 @@ def _integers(entries: list[Any], key: str, what: str, path: Path) -> np.ndarray
     if len(values) < len(entries) or not all(type(value) is int for value in values):
         number, entry = next(_without_integer(entries, key))
         named = (
-            f"{what} {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"{what} no. {number}"
+            f"{what} {some([entry['id']])}"
+            if isinstance(entry, dict) and "id" in entry
+            else f"{what} no. {number}"
         )
-        found = repr(entry[key]) if isinstance(entry, dict) and key in entry else "none"
+        found = shorten(entry[key]) if isinstance(entry, dict) and key in entry else "none"
         raise ValueError(f'{path}: {named} needs a whole number as "{key}", got {found}')
     try:
         return np.array(values, dtype=np.int64)
     except OverflowError:
-        raise ValueError(f'{path}: a "{key}" of the {what}s is too large: {max(values, key=abs)}') from None
+        largest = shorten(max(values, key=abs))
+        raise ValueError(f'{path}: a "{key}" of the {what}s is too large: {largest}') from None
 
 
 def _without_integer(entries: list[Any], key: str) -> Iterator[tuple[int, Any]]:
@@ -228,20 +281,24 @@ def _without_integer(entries: list[Any], key: str) -> Iterator[tuple[int, Any]]:
 def _boxes(entries: list[dict[str, Any]], ids: np.ndarray, path: Path) -> np.ndarray:
     """Return all boxes, float64 (entries, 4)."""
     boxes = [entry.get("bbox") for entry in entries]
+    if not boxes:
+        return np.empty((0, 4))
     try:
-        values = np.array(boxes).reshape(len(boxes), 4)
+        values = np.array(boxes)
     except ValueError:  # of different lengths
-        values = np.empty((0, 4), dtype=object)
-    if not len(boxes) or (values.dtype.kind in "iuf" and np.isfinite(values).all()):
-        return values.astype(np.float64)
+        values = np.empty(0)
+    if values.shape == (len(boxes), 4) and values.dtype.kind in "iuf":
+        values = values.astype(np.float64)
+        if (np.abs(values) <= _LARGEST_COORDINATE).all():
+            return values
     wrong = next(i for i, box in enumerate(boxes) if not _is_box(box))
     raise ValueError(
-        f"{path}: annotation {ids[wrong]} must have 4 finite numbers (x, y, width, height) as bbox,"
-        f" got {boxes[wrong]!r}; correct or remove it"
+        f"{path}: annotation {ids[wrong]} must have 4 finite numbers (x, y, width, height) up to"
+        f" {_LARGEST_COORDINATE:g} as bbox, got {shorten(boxes[wrong])}; correct or remove it"
     )
 
 
 def _is_box(box: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4:
         return False
-    return all(type(value) in (int, float) and np.isfinite(value) for value in box)
+    return all(type(value) in (int, float) and abs(value) <= _LARGEST_COORDINATE for value in box)

@@ -58,7 +58,8 @@ def quick_check(dataset: DetectionDataset) -> list[Defect]:
         objects.defect(
             "boxes without area",
             ~objects.has_area,
-            "box(es) have a width or height of 0 or less and are ignored; correct or remove them",
+            "box(es) have a width or height of 0 or less and are ignored in training, but count as missed in "
+            "evaluation; correct or remove them",
         ),
         objects.defect(
             "boxes outside",
@@ -204,9 +205,10 @@ def _missing(dataset: DetectionDataset) -> list[int]:
     for i, image in enumerate(dataset.coco_dict["images"]):
         path = dataset.folder / image["file_name"]
         if path.parent not in listings:
-            listings[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-        # Not every file system tells names apart as strings do, so what is not listed is asked for.
-        if image["id"] in used and path.name not in listings[path.parent] and not path.exists():
+            listings[path.parent] = set(os.listdir(path.parent)) if os.path.isdir(path.parent) else set()
+        # Not every file system tells names apart as strings do, so what is not listed is asked for. Unlike
+        # Path.exists, os.path.exists takes names that are too long for one.
+        if image["id"] in used and path.name not in listings[path.parent] and not os.path.exists(path):
             missing.append(i)
     return missing
 

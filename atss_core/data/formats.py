@@ -57,8 +57,8 @@ def read_source(entry: DatasetEntry) -> Source:
             " DATASETS.DATA_DIR to the folder that holds the data sets"
         )
     if path.is_dir() and is_voc(path, entry.split):
-        tree, images = read_voc(path, entry.split, entry.class_names)
-        source = Source("VOC", path, images, tree)
+        tree, images, oddities = read_voc(path, entry.split, entry.class_names)
+        source = Source("VOC", path, images, tree, oddities=tuple(oddities))
     elif is_yolo(path):
         tree, images, oddities = read_yolo(path, entry.split)
         source = Source("YOLO", path, images, tree, is_upright=True, oddities=tuple(oddities))

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from atss_core.utils.files import files_below
+
 
 class UnreadablePictureError(ValueError):
     """A picture is missing or damaged."""
@@ -56,8 +58,8 @@ def read_image(path: str | Path, apply_exif: bool) -> Image.Image:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Return the pictures in and below a folder, relative to it, by name."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    """Return the pictures in and below a folder and what it links to, relative to it, by name."""
+    found = (path.relative_to(folder) for path in files_below(folder) if path.suffix.lower() in SUFFIXES)
     return sorted(path for path in found if not path.name.startswith("._"))  # which macOS adds to archives
 
 

@@ -27,7 +27,7 @@ class Statistics:
         layout: "COCO", "VOC" or "YOLO".
         num_images: pictures.
         num_empty: pictures without any annotation.
-        num_crowds: crowds or difficult objects.
+        num_crowds: crowds, ignore regions or difficult objects.
         objects: of each class.
         images: pictures with each class.
         sides: the square root of each object's area, in pixels of the network's input.
@@ -97,6 +97,54 @@ def count_objects(dataset: DetectionDataset, sides: np.ndarray) -> Statistics:
         most_in_image=int(np.unique(owners, return_counts=True)[1].max(initial=0)),
         image_sizes=(widths_heights[0], widths_heights[-1]),
     )
+
+
+def crowded_images(
+    dataset: DetectionDataset, *, num_of_class: int, num_of_image: int, num_of_level: int
+) -> list[Defect]:
+    """Report images with more objects than detections count: even a perfect detector misses some.
+
+    Args:
+        dataset: the data set.
+        num_of_class: detections of a class per image that the metrics of COCO count.
+        num_of_image: TEST.DETECTIONS_PER_IMG, 0 for all.
+        num_of_level: MODEL.ATSS.PRE_NMS_TOP_N.
+    """
+    rows, images = dataset.annotations, dataset.coco_dict["images"]
+    is_object = ~rows.is_crowd & rows.has_area
+    owner = np.searchsorted([image["id"] for image in images], rows.image_ids[is_object])
+    pairs = np.column_stack([owner, rows.category_ids[is_object]])
+    pairs, of_class = np.unique(pairs, axis=0, return_counts=True)
+    of_image = (np.arange(len(images)), np.bincount(owner, minlength=len(images)))
+    found = []
+    for limit, (owner, counts), what, consequence in (
+        (
+            num_of_class,
+            (pairs[:, 0], of_class),
+            "objects of a class",
+            "the metrics of COCO count no more detections of a class per image (maxDets), so that AP stays"
+            " below 100 even if all are found; cut such images into tiles, or compare AP between detectors",
+        ),
+        (
+            num_of_image or np.inf,
+            of_image,
+            "objects",
+            "TEST.DETECTIONS_PER_IMG keeps no more detections per image; raise it, or set it to 0 for all",
+        ),
+        (
+            num_of_level,
+            of_image,
+            "objects",
+            "MODEL.ATSS.PRE_NMS_TOP_N lets no more candidates per level into the NMS; raise it",
+        ),
+    ):
+        order = np.argsort(-counts, kind="stable")
+        crowded = list(dict.fromkeys(owner[order[counts[order] > limit]].tolist()))
+        if crowded:
+            where = f"up to {counts.max()} in {some([images[i]['file_name'] for i in crowded])}"
+            message = f"{len(crowded)} image(s) have more than {limit} {what} ({where}): {consequence}"
+            found.append(Defect("more objects than detections", message, tuple(crowded)))
+    return found
 
 
 def best_fit(sides: np.ndarray, anchor_sides: np.ndarray) -> np.ndarray:

@@ -12,11 +12,13 @@ from xml.etree import ElementTree
 
 from atss_core.data.annotations import some
 from atss_core.data.pictures import SUFFIXES, UnreadablePictureError, list_pictures, picture_size
-from atss_core.utils.files import read_text
+from atss_core.utils.files import files_below, read_text
 from atss_core.utils.progress import progress
+from atss_core.utils.text import shorten
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_YES = ("1", "true", "yes")  # what makes an object difficult; many tools leave "Unspecified" there
 
 
 def is_voc(folder: Path, split: str) -> bool:
@@ -28,12 +30,15 @@ def _has_xml(folder: Path) -> bool:
     return next(folder.glob("*.xml"), None) is not None
 
 
-def read_voc(folder: Path, split: str, class_names: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
+def read_voc(
+    folder: Path, split: str, class_names: Sequence[str] = ()
+) -> tuple[dict[str, Any], Path, list[str]]:
     """Read ``Annotations/*.xml`` and ``ImageSets/Main/<split>.txt``, or XML files beside the pictures.
 
     Corners are inclusive and count from 1, as in VOC. Difficult objects become crowds: training leaves them
     out, and in testing they neither count as found nor as missed. If no file of the split has annotations, as
-    in VOC's test sets of later years, the tree has none.
+    in VOC's test sets of later years, the tree has none. Without a list of the split, images that have no XML
+    file are read as well and have no objects.
 
     Args:
         folder: with ``Annotations`` and ``JPEGImages`` in it; or with pictures and XML files, which may also
@@ -43,7 +48,7 @@ def read_voc(folder: Path, split: str, class_names: Sequence[str] = ()) -> tuple
             folder, and without that file the names in all annotations by the alphabet.
 
     Returns:
-        The tree and the folder of the pictures.
+        The tree, the folder of the pictures, and what is odd about the files, a line each.
 
     Raises:
         FileNotFoundError: if the split, the folder of pictures or an annotation file is missing.
@@ -59,7 +64,8 @@ def read_voc(folder: Path, split: str, class_names: Sequence[str] = ()) -> tuple
         stems = _stems_in(annotation_folder)
     files = [annotation_folder / f"{stem}.xml" for stem in stems]
     # The first by the alphabet stays of "a.jpg" and "a.png".
-    listing = {p.with_suffix("").as_posix(): p.as_posix() for p in reversed(list_pictures(pictures))}
+    files_of_images = list_pictures(pictures)
+    listing = {p.with_suffix("").as_posix(): p.as_posix() for p in reversed(files_of_images)}
     # A test set may have no annotations at all, but then its pictures must be there.
     is_annotated = any(file.is_file() for file in files) or not listing.keys() >= set(stems)
     roots = [
@@ -80,7 +86,15 @@ def read_voc(folder: Path, split: str, class_names: Sequence[str] = ()) -> tuple
             known = {"id": len(annotations) + 1, "image_id": image_id}
             annotations.append({**known, **_read_object(element, names, f"{file}: object {number}")})
     categories = [{"id": label, "name": name} for label, name in enumerate(names, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}, pictures
+    oddities = []
+    if not split or annotation_folder == pictures:
+        with_xml = {*stems, *(Path(image["file_name"]).with_suffix("").as_posix() for image in images)}
+        lone = [p.as_posix() for p in files_of_images if p.with_suffix("").as_posix() not in with_xml]
+        for image_id, name in enumerate(lone, start=len(images) + 1):
+            images.append({"id": image_id, "file_name": name, **size_or_error(pictures / name)})
+        if lone:
+            oddities.append(f"{len(lone)} image(s) have no XML file and count as empty: {some(lone)}")
+    return {"images": images, "annotations": annotations, "categories": categories}, pictures, oddities
 
 
 def read_class_file(file: Path) -> list[str]:
@@ -122,8 +136,8 @@ def _read_split(folder: Path, split: str) -> list[str]:
     is_named = bool(lines) and (folder / "Annotations" / f"{lines[0]}.xml").is_file()
     if lines and not is_named and all(re.search(r"\s-?[01]$", line) for line in lines):
         raise ValueError(
-            f"{file} has a second column, {lines[0]!r}, as VOC's lists for single classes; expected a list of"
-            " names alone, such as train.txt"
+            f"{file} has a second column, {shorten(lines[0])}, as VOC's lists for single classes; expected a"
+            " list of names alone, such as train.txt"
         )
     endings = (*SUFFIXES, ".xml")
     stems = [line.rpartition(".")[0] if line.lower().endswith(endings) else line for line in lines]
@@ -131,16 +145,20 @@ def _read_split(folder: Path, split: str) -> list[str]:
         raise ValueError(f"{file} is empty; expected the name of a picture in each line")
     repeated = [stem for stem, count in Counter(stems).items() if count > 1]
     if repeated:
-        raise ValueError(f"{file} lists {repeated[0]} more than once; remove the repeated lines")
+        raise ValueError(f"{file} lists {some(repeated[:1])} more than once; remove the repeated lines")
     return stems
 
 
 def _stems_in(folder: Path) -> list[str]:
     """Return the names of all annotation files in and below a folder, without suffix."""
-    found = sorted(folder.rglob("*.xml"))
+    found = _xml_below(folder)
     if not found:
         raise ValueError(f"{folder} has no *.xml files; expected one for each picture")
     return [file.relative_to(folder).with_suffix("").as_posix() for file in found]
+
+
+def _xml_below(folder: Path) -> list[Path]:
+    return sorted(file for file in files_below(folder) if file.suffix == ".xml")
 
 
 def _parse(file: Path) -> ElementTree.Element:
@@ -151,13 +169,15 @@ def _parse(file: Path) -> ElementTree.Element:
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter for odd encodings
         raise ValueError(f"{file} is not valid XML: {error}; it may be incomplete, fetch it again") from error
     if root.tag != "annotation":
-        raise ValueError(f"{file} is not a VOC annotation: expected the element annotation, got {root.tag}")
+        raise ValueError(
+            f"{file} is not a VOC annotation: expected the element annotation, got {shorten(root.tag)}"
+        )
     return root
 
 
 def _names_in(folder: Path) -> list[str]:
     """Return the class names in all annotations, so that every split has the same."""
-    files = sorted(folder.rglob("*.xml"))
+    files = _xml_below(folder)
     names = {
         (element.findtext("name") or "").strip()
         for file in progress(files, f"classes of {folder.name}")
@@ -183,7 +203,7 @@ def _read_object(element: ElementTree.Element, names: Sequence[str], where: str)
     name = (element.findtext("name") or "").strip()
     if name not in names:
         raise ValueError(
-            f"{where} has the name {name!r}, which is none of the {len(names)} classes"
+            f"{where} has the name {shorten(name)}, which is none of the {len(names)} classes"
             f" ({some(names)}); correct it, or the list of classes"
         )
     texts = [element.findtext(f"bndbox/{corner}") for corner in CORNERS]
@@ -192,12 +212,12 @@ def _read_object(element: ElementTree.Element, names: Sequence[str], where: str)
     except ValueError:
         left = math.nan
     if not math.isfinite(left) or not all(map(math.isfinite, (top, right, bottom))):
-        raise ValueError(f"{where} ({name}) needs a bndbox with {', '.join(CORNERS)}, got {texts}")
+        raise ValueError(
+            f"{where} ({some([name])}) needs a bndbox with {', '.join(CORNERS)}, got {shorten(texts)}"
+        )
     # Corners are inclusive, so a box of one column is one pixel wide; COCO counts from 0.
-    width, height = right + 1 - left, bottom + 1 - top
     return {
         "category_id": names.index(name) + 1,
-        "bbox": [left - 1, top - 1, width, height],
-        "area": width * height,
-        "iscrowd": int((element.findtext("difficult") or "0").strip() not in ("", "0")),
+        "bbox": [left - 1, top - 1, right + 1 - left, bottom + 1 - top],
+        "iscrowd": int((element.findtext("difficult") or "").strip().lower() in _YES),
     }

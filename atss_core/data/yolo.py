@@ -16,12 +16,15 @@ from atss_core.data.pictures import SUFFIXES, list_pictures
 from atss_core.data.voc import read_class_file, size_or_error
 from atss_core.utils.files import read_text
 from atss_core.utils.progress import progress
+from atss_core.utils.text import shorten
 
 DESCRIPTIONS = ("data.yaml", "dataset.yaml", "data.yml")
 SPLITS = ("train", "val", "valid", "test")
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 # Boxes are fractions of the sides of the picture. A little above 1 is rounding, far above are pixels.
 LARGEST_FRACTION = 1.5
+_NUM_POLYGONS = 1000  # looked at to tell polygons from key points
+_ABOUT_KEY_POINTS = "if points follow the box, say kpt_shape: [their number, 2 or 3] in data.yaml"
 
 
 def is_yolo(path: Path) -> bool:
@@ -37,8 +40,8 @@ def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path, list[str]]:
 
     A line of a label file is ``class x y width height``, the centre and sides as fractions of those of the
     upright picture, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon, of which the surrounding box is taken. A
-    picture without a label file has no objects. With ``kpt_shape`` in ``data.yaml``, key points may follow a
-    box.
+    picture without a label file has no objects. With ``kpt_shape: [points, 2 or 3]`` in ``data.yaml``, key
+    points may follow a box instead, 2 or 3 numbers each; ``kpt_shape: null`` says that there are none.
 
     Args:
         path: ``data.yaml``, or a folder with ``images/<split>`` and ``labels/<split>``, or with
@@ -58,19 +61,23 @@ def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path, list[str]]:
     names = _class_names(description, root, path)
     files = _find_split(description, root, split, path)
     labels = [_label_file(file) for file in files]
-    has_key_points = "kpt_shape" in description
+    num_key_values = _num_key_values(description, path)
     images, boxes, classes, owners = [], [], [], []
+    polygons: list[np.ndarray] = []
     bar = progress(files, f"reading {root.name}")
     for image_id, (file, label) in enumerate(zip(bar, labels, strict=True), start=1):
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
         image = {"id": image_id, "file_name": name, **size_or_error(file)}
         images.append(image)
-        found = list(_read_labels(label, len(names), has_key_points))
+        found = list(_read_labels(label, len(names), num_key_values))
+        polygons += [numbers for _, numbers in found if len(numbers) > 4][: _NUM_POLYGONS - len(polygons)]
         height, width = image["height"], image["width"]
-        for class_index, box in [] if "unreadable" in image else found:
+        for class_index, numbers in [] if "unreadable" in image else found:
             classes.append(class_index + 1)
-            boxes.append((box * (width, height, width, height)).tolist())
+            boxes.append((_box_of(numbers) * (width, height, width, height)).tolist())
             owners.append(image_id)
+    if "kpt_shape" not in description:
+        _refuse_key_points(polygons, path)
     rows = enumerate(zip(owners, classes, boxes, strict=True), start=1)
     annotations = [
         {"id": number, "image_id": owner, "category_id": category, "bbox": box, "iscrowd": 0}
@@ -79,6 +86,50 @@ def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path, list[str]]:
     categories = [{"id": label, "name": name} for label, name in enumerate(names, start=1)]
     tree = {"images": images, "annotations": annotations, "categories": categories}
     return tree, root, list(_oddities(files, labels))
+
+
+def _num_key_values(description: dict[str, Any], path: Path) -> int:
+    """Return how many numbers of key points follow a box, 0 if none do."""
+    shape = description.get("kpt_shape")
+    if shape is None:
+        return 0
+    is_shape = isinstance(shape, list) and len(shape) == 2 and all(type(value) is int for value in shape)
+    if not is_shape or shape[0] < 1 or shape[1] not in (2, 3):
+        raise ValueError(
+            f"{path}: kpt_shape: expected [number of points, 2 or 3], or null for polygons, got"
+            f" {shorten(shape)}. Correct it."
+        )
+    return shape[0] * shape[1]
+
+
+def _refuse_key_points(polygons: list[np.ndarray], path: Path) -> None:
+    """Refuse lines that may be boxes with key points: as polygons, they would give other boxes.
+
+    So it is if all have as many numbers, and over three quarters begin with a box that is inside the image
+    and around the points behind it. Of small quadrangles all over an image, less than half do by chance:
+    where x1 and y1 are below 2/3.
+    """
+    lengths = {len(numbers) for numbers in polygons}
+    if len(lengths) == 1 and 4 * sum(map(_may_be_key_points, polygons)) > 3 * len(polygons):
+        raise ValueError(
+            f"{path}: expected boxes or polygons, got lines of {lengths.pop() + 1} values that may be boxes"
+            " with key points. Say kpt_shape: [number of points, 2 or 3] in data.yaml, or kpt_shape: null for"
+            " polygons."
+        )
+
+
+def _may_be_key_points(numbers: np.ndarray) -> bool:
+    """Tell whether the numbers of a line are a box in the image and points in it; (0, 0) is no point."""
+    center, half, rest = numbers[:2], numbers[2:4] / 2, numbers[4:]
+    slack = 0.01
+    if (np.abs(center - 0.5) + half > 0.5 + slack).any():
+        return False
+    for points in (rest.reshape(-1, n) for n in (2, 3) if len(rest) % n == 0):
+        places, visibility = points[:, :2], points[:, 2:]
+        is_inside = (np.abs(places - center) <= half + slack).all(axis=1) | (places == 0).all(axis=1)
+        if is_inside.all() and np.isin(visibility, (0, 1, 2)).all():
+            return True
+    return False
 
 
 def _oddities(files: list[Path], labels: list[Path]) -> Iterator[str]:
@@ -194,7 +245,7 @@ def _pictures_at(place: Path) -> list[Path]:
     lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
     repeated = [line for line, count in Counter(lines).items() if count > 1]
     if repeated:
-        raise ValueError(f"{place} lists {repeated[0]} more than once; remove the repeated lines")
+        raise ValueError(f"{place} lists {some(repeated[:1])} more than once; remove the repeated lines")
     # The list may be made for another folder: leave out as many first parts of all paths as the first needs.
     parts = Path(lines[0]).parts if lines else ()
     options = [i for i in range(len(parts)) if place.parent.joinpath(*parts[i:]).exists()]
@@ -213,25 +264,35 @@ def _label_file(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_labels(file: Path, num_classes: int, has_key_points: bool) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the class index and the box (x, y, width, height) of each line, in fractions of the sides."""
+def _read_labels(file: Path, num_classes: int, num_key_values: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the class index of each line and the numbers of its box or polygon, in fractions of the sides."""
     if not file.is_file():
         return
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         if line.strip():
-            words = line.split()[:5] if has_key_points else line.split()
-            yield _read_line(words, num_classes, f"{file}, line {number}")
+            yield _read_line(line.split(), num_classes, num_key_values, f"{file}, line {number}")
 
 
-def _read_line(words: list[str], num_classes: int, where: str) -> tuple[int, np.ndarray]:
-    line = " ".join(words)
+def _read_line(words: list[str], num_classes: int, num_key_values: int, where: str) -> tuple[int, np.ndarray]:
+    line = shorten(" ".join(words))
     try:
         values = np.array(words, dtype=np.float64)
     except ValueError:
         values = np.array([np.nan])
-    if not np.isfinite(values).all() or not (len(values) == 5 or (len(values) >= 7 and len(values) % 2)):
-        raise ValueError(f"{where}: expected class x y width height, or class and a polygon, got {line!r}")
-    class_index, numbers = int(values[0]), values[1:]
+    if num_key_values:
+        is_known, others = (
+            len(values) in (5, 5 + num_key_values),
+            f"{num_key_values} values of kpt_shape more",
+        )
+    else:
+        is_known, others = (
+            len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1),
+            "class and a polygon",
+        )
+    if not is_known or not np.isfinite(values).all():
+        hint = f"; {_ABOUT_KEY_POINTS}" if len(words) > 5 and not num_key_values else ""
+        raise ValueError(f"{where}: expected class x y width height, or {others}, got {line}{hint}")
+    class_index, numbers = int(values[0]), values[1 : 5 if num_key_values else None]
     if class_index != values[0] or not 0 <= class_index < num_classes:
         raise ValueError(
             f"{where}: class {values[0]:g} is not one of the {num_classes} classes, which count from 0 to"
@@ -239,10 +300,10 @@ def _read_line(words: list[str], num_classes: int, where: str) -> tuple[int, np.
         )
     if np.abs(numbers).max() > LARGEST_FRACTION:
         raise ValueError(
-            f"{where}: boxes are fractions of the sides of the picture, from 0 to 1, got {line!r}; divide"
-            " pixels by width and height"
+            f"{where}: boxes are fractions of the sides of the picture, from 0 to 1, got {line}; divide"
+            f" pixels by width and height{'; ' + _ABOUT_KEY_POINTS if len(numbers) > 4 else ''}"
         )
-    return class_index, _box_of(numbers)
+    return class_index, numbers
 
 
 def _box_of(numbers: np.ndarray) -> np.ndarray:

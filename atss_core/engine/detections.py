@@ -92,7 +92,7 @@ class Detections(BoxList):
         ids = list(range(1, len(self.class_names) + 1)) if category_ids is None else list(category_ids)
         if len(ids) != len(self.class_names):
             raise ValueError(f"expected {len(self.class_names)} category ids, one a class, got {len(ids)}")
-        boxes = to_xywh(self.boxes.float()).tolist()
+        boxes = to_xywh(self.boxes.double()).tolist()
         return [
             {"image_id": image_id, "category_id": ids[label - 1], "bbox": box, "score": score}
             for box, label, score in zip(boxes, self.labels.tolist(), self.scores.tolist(), strict=True)

@@ -84,15 +84,19 @@ def measure(
         logger.warning("some scores are not numbers: measured with pycocotools")
         backend = "pycocotools"
     ids = sorted(category_ids)  # as pycocotools orders them
-    images = [{"id": image_id} for image_id in sorted(image_ids)]
+    # Libraries get numbers from 1: hotcoco refuses negative ids, faster_coco_eval mistakes very large ones.
+    class_numbers = {category_id: number for number, category_id in enumerate(ids, start=1)}
+    image_numbers = {image_id: number for number, image_id in enumerate(sorted(image_ids), start=1)}
+    images = [{"id": number} for number in image_numbers.values()]
+    categories = [{"id": number, "name": str(number)} for number in class_numbers.values()]
     trees = [
-        {"images": images, "categories": [{"id": i, "name": str(i)} for i in ids], "annotations": entries}
-        for entries in (truths, detections)
+        {"images": images, "categories": categories, "annotations": numbered}
+        for numbered in (_numbered(entries, image_numbers, class_numbers) for entries in (truths, detections))
     ]
     with _log_stdout():
         evaluation = BACKENDS[backend](*trees)
         evaluation.params.imgIds = [image["id"] for image in images]
-        evaluation.params.catIds = ids
+        evaluation.params.catIds = [category["id"] for category in categories]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -103,6 +107,21 @@ def measure(
         category_ids=ids,
         backend=backend,
     )
+
+
+def _numbered(
+    entries: Entries, image_numbers: dict[int, int], class_numbers: dict[int, int]
+) -> list[dict[str, Any]]:
+    """Number images and classes anew; entries of others do not count."""
+    return [
+        {
+            **entry,
+            "image_id": image_numbers[entry["image_id"]],
+            "category_id": class_numbers[entry["category_id"]],
+        }
+        for entry in entries
+        if entry["image_id"] in image_numbers and entry["category_id"] in class_numbers
+    ]
 
 
 def _is_proven(library: str) -> bool:

@@ -89,7 +89,10 @@ class CocoEvaluator:
             )
         if result.labels is None or result.scores is None:
             raise ValueError(f"expected labels and scores, got {result}; pass detections, not ground truth")
-        result = result.to("cpu").resize(self.image_sizes[image_id])
+        # In float64, as pycocotools computes: rounded to float32, an IoU at a threshold falls to either side.
+        result = result.to("cpu")
+        result = BoxList(result.boxes.double(), result.image_size, result.labels, result.scores)
+        result = result.resize(self.image_sizes[image_id])
         self._results[image_id] = list(self._to_coco(image_id, result))
 
     @property
@@ -106,7 +109,7 @@ class CocoEvaluator:
     def truths(self) -> list[dict[str, Any]]:
         """Return the annotations of the pictures that were processed, with what the box metrics need.
 
-        What hand-made files leave out has its default.
+        What hand-made files leave out or set to null has its default; "ignore" makes a crowd, as in training.
         """
         # pycocotools takes a match with annotation id 0 for no match, so all are numbered anew from 1.
         kept = (annotation for annotation in self._annotations if annotation["image_id"] in self._results)
@@ -116,8 +119,8 @@ class CocoEvaluator:
                 "image_id": annotation["image_id"],
                 "category_id": annotation["category_id"],
                 "bbox": annotation["bbox"],
-                "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
-                "iscrowd": annotation.get("iscrowd", 0),
+                "area": _area(annotation),
+                "iscrowd": int(bool(annotation.get("iscrowd") or annotation.get("ignore"))),
             }
             for number, annotation in enumerate(kept, start=1)
         ]
@@ -147,7 +150,7 @@ class CocoEvaluator:
         assert result.labels is not None
         assert result.scores is not None
         self._check_labels(result.labels)
-        boxes = to_xywh(result.boxes.float()).tolist()
+        boxes = to_xywh(result.boxes).tolist()
         for box, label, score in zip(boxes, result.labels.tolist(), result.scores.tolist(), strict=True):
             category_id = self.category_ids[label - 1]
             yield {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
@@ -201,6 +204,11 @@ def save_results(
 def _write_json(file: Path, content: Any, indent: int | None = None) -> None:
     with atomic_write(file, "w") as stream:
         json.dump(content, stream, indent=indent)
+
+
+def _area(annotation: dict[str, Any]) -> float:
+    area = annotation.get("area")
+    return annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
 
 
 def _mean(precision: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +52,7 @@ class ReportInput:
         voc_metrics: for data sets in the layout of VOC.
         facts: where the report comes from, such as the command: name -> text.
         configuration: the whole, as text.
+        warnings: what to know when the numbers are read, a paragraph each.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ReportInput:
     voc_metrics: VocMetrics | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     configuration: str = ""
+    warnings: Sequence[str] = ()
 
 
 def build_report(given: ReportInput) -> str:
@@ -114,7 +116,7 @@ def _numbers(given: ReportInput, analysis: Analysis, areas: np.ndarray) -> list[
         f"classes, {len(analysis.found):,} detections. Numbers are in percent unless they count something."
     )
     if num_crowds:
-        words += f" {num_crowds:,} crowds or difficult objects count neither as right nor as wrong."
+        words += f" {num_crowds:,} crowds, ignore regions or difficult objects count neither way."
     rows = [[name, percent(value), MEANINGS[name]] for name, value in overall.items()]
     if given.voc_metrics is not None:
         voc = given.voc_metrics.overall
@@ -132,6 +134,7 @@ def _numbers(given: ReportInput, analysis: Analysis, areas: np.ndarray) -> list[
         html.heading(SECTIONS["numbers"], "numbers"),
         html.cards(cards),
         html.text("p", words),
+        *(html.text("p", warning) for warning in given.warnings),
         html.table("The twelve numbers of COCO", ["", "%", "meaning"], rows, words=True),
         html.table("By size of the object", ["size", "objects", "AP", "AR"], sizes),
     ]

@@ -14,6 +14,9 @@ import numpy as np
 
 IOU_THRESHOLD = 0.5
 UNDEFINED = -1.0
+# k / 10, so that a recall of 3 / 10 reaches the level 0.3. The published implementation takes k * 0.1, which
+# is larger at 0.3, 0.6 and 0.7 (0.30000000000000004, ...): a recall that equals the level does not reach it.
+_LEVELS = np.arange(11) / 10
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class VocMetrics:
     """AP of each class at IoU 0.5 in 0..1, -1 where there is no ground truth to measure against.
 
     Attributes:
-        eleven_point: the rule of 2007, the mean precision at recalls 0, 0.1, ..., 1.
+        eleven_point: the rule of 2007, the mean precision at recalls 0, 0.1, ..., 1, see ``_LEVELS``.
         area: the rule from 2010 on, the area under the precision, made to fall with recall.
     """
 
@@ -60,13 +63,15 @@ def evaluate_voc(
     ("iscrowd") do not count at all. Pixels are inclusive, as in VOC's kit.
 
     Args:
-        annotations: the ground truth with image_id, category_id, bbox (x, y, width, height) and iscrowd.
+        annotations: the ground truth with image_id, category_id, bbox (x, y, width, height) and iscrowd or
+            ignore.
         results: the detections with image_id, category_id, bbox and score.
         category_ids: of the classes.
         class_names: in the same order.
     """
     truth_boxes, truth_images, truth_classes = _columns(annotations)
-    is_difficult = np.array([bool(entry.get("iscrowd", 0)) for entry in annotations], dtype=bool)
+    flags = [bool(entry.get("iscrowd") or entry.get("ignore")) for entry in annotations]
+    is_difficult = np.array(flags, dtype=bool)
     boxes, images, classes = _columns(results)
     scores = np.array([entry["score"] for entry in results], dtype=np.float64)
     owner = _match(boxes, images, classes, truth_boxes, truth_images, truth_classes)
@@ -140,8 +145,7 @@ def _curve(owners: np.ndarray, num_objects: int) -> tuple[np.ndarray, np.ndarray
 def _eleven_point(recall: np.ndarray, precision: np.ndarray) -> float:
     if np.isnan(recall).any():
         return UNDEFINED
-    levels = np.arange(11) / 10
-    return float(np.mean([precision[recall >= level].max(initial=0.0) for level in levels]))
+    return float(np.mean([precision[recall >= level].max(initial=0.0) for level in _LEVELS]))
 
 
 def _area(recall: np.ndarray, precision: np.ndarray) -> float:

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,15 @@ from typing import IO
 from atss_core.config.reading import check_regular, read_text
 from atss_core.utils import dist
 
-__all__ = ["atomic_write", "check_regular", "keep_lines", "on_main_process", "read_text", "remove_leftovers"]
+__all__ = [
+    "atomic_write",
+    "check_regular",
+    "files_below",
+    "keep_lines",
+    "on_main_process",
+    "read_text",
+    "remove_leftovers",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +89,30 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True  # of another user
     return True
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files in and below a folder, through links to folders as well.
+
+    Each folder is listed once, so loops of links end: under its own name if it has one there, else under that
+    of the first link.
+    """
+    pending, seen = deque([folder]), set()
+    while pending:
+        current = pending.popleft()
+        status = current.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(current) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:  # os.path.isdir also takes a link to itself, for which is_dir raises
+            if not (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()):
+                yield current / entry.name
+            elif entry.is_symlink():
+                pending.append(current / entry.name)
+            else:
+                pending.appendleft(current / entry.name)
 
 
 def on_main_process(write: Callable[[], None]) -> None:

@@ -167,6 +167,27 @@ def test_gaps_in_category_ids(tmp_path):
     assert {result["category_id"] for result in results} == {7, 901}
 
 
+def test_null_fields_and_ignore_regions_train_and_evaluate(tmp_path, capsys):
+    def change(tree):
+        for annotation in tree["annotations"]:
+            annotation.update(area=None, iscrowd=None, ignore=None)
+        tree["annotations"][1]["ignore"] = 1
+
+    places = write_coco(tmp_path / "data")
+    for split in ("train", "val"):
+        edit(tmp_path / "data" / f"{split}.json", change)
+    check.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+    output = capsys.readouterr().out
+    assert "5 objects of 2 class(es), at most 2 in a picture; 1 crowds or ignore regions" in output
+    assert "nothing wrong was found" in output
+    for library in ("pycocotools", "auto"):
+        words = [*words_for(places, tmp_path / library), "TEST.COCO_EVAL", library]
+        train.main(["--config-file", CONFIG, *ONE_STEP, *words])
+        (page,) = (tmp_path / library / "inference").glob("*/report.html")
+        assert "4 pictures, 5 objects of 2 classes" in page.read_text()
+        assert min(json.loads((page.parent / "metrics.json").read_text())["per_class"].values()) >= 0
+
+
 def test_twenty_thousand_objects(tmp_path, capsys):
     folder = tmp_path / "data"
     content = {f"{i:03}": [] for i in range(100)}

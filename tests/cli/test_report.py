@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from atss_core.cli import test, train
+from atss_core.cli import check, test, train
 from atss_core.cli.common import run
+from tests.cli.faults import edit
 from tests.cli.test_own_data import CONFIG, ONE_STEP, words_for
 from tests.evaluation.pages import check_self_contained
-from tests.layouts import coco_tree, write_coco, write_voc
+from tests.layouts import CONTENT, coco_tree, write_coco, write_voc
 
 
 @pytest.fixture
@@ -35,6 +36,49 @@ def test_test_writes_a_report_and_says_where(trained, tmp_path, monkeypatch, cap
     for words in ("atss test --config-file 'a b.yaml'", "model_final.pth", "COCO layout", "PyTorch", "a.png"):
         assert words in page.text
     assert "REPORT: true" in page.text  # the configuration
+
+
+WARNINGS = {
+    "class": "1 image(s) have more than 100 objects of a class (up to 110 in e.png): the metrics of COCO",
+    "image": "1 image(s) have more than 149 objects (up to 150 in e.png): TEST.DETECTIONS_PER_IMG keeps",
+    "level": "1 image(s) have more than 140 objects (up to 150 in e.png): MODEL.ATSS.PRE_NMS_TOP_N lets",
+}
+
+
+@pytest.mark.parametrize(
+    ("num_first", "per_image", "per_level", "expected"),
+    [
+        (110, 149, 140, ["class", "image", "level"]),
+        (100, 149, 1000, ["image"]),
+        (100, 150, 150, []),
+        (110, 0, 1000, ["class"]),
+    ],
+)
+def test_more_objects_than_detections_are_told_everywhere(
+    num_first, per_image, per_level, expected, tmp_path, capsys
+):
+    objects = [(int(i >= num_first), 2 * (i % 30), 2 * (i // 30), 12, 12) for i in range(150)]
+    places = write_coco(tmp_path / "data", content={**CONTENT, "e": objects})
+    for split in ("train", "val"):  # neither crowds nor boxes without area count
+        edit(
+            tmp_path / "data" / f"{split}.json",
+            lambda tree: tree["annotations"].extend(
+                {"id": 999 + i, "image_id": 5, "category_id": 1, "bbox": [1, 1, 9 * i, 9], "ignore": i}
+                for i in (0, 1)
+            ),
+        )
+    opts = ["TEST.DETECTIONS_PER_IMG", str(per_image), "MODEL.ATSS.PRE_NMS_TOP_N", str(per_level)]
+    words = ["--config-file", CONFIG, *ONE_STEP, *opts]
+    check.main([places[0], "--quick", *words, "--output-dir", str(tmp_path / "check")])
+    printed = [capsys.readouterr().out]
+    train.main([*words, *words_for(places, tmp_path / "run"), "--skip-test"])
+    printed.append(capsys.readouterr().out)
+    test.main([*words, *words_for(places, tmp_path / "run")])
+    printed.append(capsys.readouterr().out)
+    (file,) = reports(tmp_path)
+    printed.append(check_self_contained(file.read_text(encoding="utf-8")).text)
+    for text in printed:
+        assert [name for name, warning in WARNINGS.items() if warning in text] == expected
 
 
 def test_report_can_be_switched_off(trained, tmp_path, capsys):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from atss_core.data import SampleKey, UnreadablePictureError, collate
 from atss_core.data.check import quick_check
+from atss_core.data.statistics import count_objects, network_sides
 
 BOX = [10, 5, 20, 8]
 
@@ -123,6 +124,8 @@ def test_json_that_is_not_coco(folder, tree, message):
         ({"height": None}, 'image 1 needs a whole number as "height", got None'),
         ({"width": 0}, "image 1 must have at least 1x1 pixels, got 0x40"),
         ({"file_name": 5}, 'image 1 needs a "file_name", got 5'),
+        ({"file_name": ""}, "image 1 needs a \"file_name\", got ''"),
+        ({"file_name": "a\0.png"}, r"image 1 needs a \"file_name\", got 'a\\x00.png'"),
         ({"id": 2}, "every image id must be unique, but 2 repeat"),
     ],
 )
@@ -130,7 +133,7 @@ def test_bad_image_entry(folder, change, message):
     folder.add_picture()
     folder.add_picture()
     folder.tree["images"][0].update(change)
-    with pytest.raises(ValueError, match=rf"annotations\.json: {message}"):
+    with pytest.raises(ValueError, match=rf"annotations\.json: .*{message}"):
         folder.open()
 
 
@@ -145,13 +148,123 @@ def test_bad_image_entry(folder, change, message):
         ({"bbox": None}, "annotation 101 must have 4 finite numbers .* got None"),
         ({"bbox": [1, float("nan"), 3, 4]}, "annotation 101 must have 4 finite numbers .* nan"),
         ({"bbox": [1, 2, float("inf"), 4]}, "annotation 101 must have 4 finite numbers .* inf"),
+        ({"bbox": [1, 2, 10**30, 4]}, "annotation 101 must have 4 finite numbers .* got .*000"),
+        ({"bbox": [1, 2, 1e300, 4]}, r"annotation 101 must have 4 finite numbers .* 1e\+300"),
+        ({"bbox": [True, 2, None, 4]}, "annotation 101 must have 4 finite numbers .* None"),
+        (
+            {"area": "80"},
+            "annotation 101 must have a number from 0 to 1e\\+10 as \"area\", got '80'; correct",
+        ),
+        ({"area": [80]}, r'annotation 101 must have .* as "area", got \[80\]; .* leave it out'),
+        ({"area": True}, 'annotation 101 must have .* as "area", got True'),
+        ({"area": -1}, 'annotation 101 must have .* as "area", got -1;'),
+        ({"area": float("nan")}, 'annotation 101 must have .* as "area", got nan'),
+        ({"area": float("inf")}, 'annotation 101 must have .* as "area", got inf'),
+        ({"area": 10**400}, 'annotation 101 must have .* as "area", got 1000'),
+        ({"iscrowd": "1"}, "annotation 101 must have 0 or 1 as \"iscrowd\", got '1'"),
+        ({"iscrowd": [1]}, r'annotation 101 must have 0 or 1 as "iscrowd", got \[1\]'),
+        ({"iscrowd": 2}, 'annotation 101 must have 0 or 1 as "iscrowd", got 2'),
+        ({"ignore": "yes"}, "annotation 101 must have 0 or 1 as \"ignore\", got 'yes'"),
     ],
 )
 def test_bad_annotation(folder, change, message):
     folder.add_picture(BOX, BOX, BOX)
     folder.tree["annotations"][1].update(change)
-    with pytest.raises(ValueError, match=rf"annotations\.json: {message}"):
+    with pytest.raises(ValueError, match=rf"annotations\.json: .*{message}"):
         folder.open()
+
+
+def test_boxes_of_two_points_are_refused(folder):
+    folder.add_picture([[1, 2], [9, 8]], [[3, 4], [9, 8]])  # all of them: together they look like numbers
+    with pytest.raises(ValueError, match=r"annotation 100 must have 4 finite .* got \[\[1, 2\], \[9, 8\]\]"):
+        folder.open()
+
+
+def test_area_and_crowd_are_settled_for_evaluation(folder):
+    image_id = folder.add_picture()
+    changes = (
+        {},
+        {"area": None, "iscrowd": None, "ignore": None},
+        {"area": 7.5, "iscrowd": 0, "ignore": 1},
+        {"area": 0, "iscrowd": False, "ignore": False},
+        {"iscrowd": True, "ignore": 0},
+    )
+    for number, change in enumerate(changes):
+        folder.add_box(image_id, [number, 5, 20, 8], **change)
+    dataset = folder.open()
+    annotations = dataset.coco_dict["annotations"]
+    assert [a["area"] for a in annotations] == [160, 160, 7.5, 0, 160]
+    assert [a["iscrowd"] for a in annotations] == [0, 0, 1, 0, 1]
+    assert dataset.target(0).boxes[:, 0].tolist() == [0, 1, 3]
+
+
+def test_ignore_regions_are_not_learned(folder):
+    kept = folder.add_picture(BOX)
+    folder.add_box(kept, [30, 20, 20, 15], iscrowd=0, ignore=1)
+    folder.add_picture(BOX, ignore=1)
+    dataset = folder.open(training=True)
+    assert dataset.image_ids == [kept]
+    assert dataset.target(0).boxes.tolist() == [[10, 5, 29, 12]]
+    statistics = count_objects(folder.open(), network_sides(folder.open(), 40, 60))
+    assert (statistics.objects, statistics.num_crowds) == ({"cat": 1}, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "JSON nested too deeply"),
+        ('{"images": ' + '{"a":' * 100_000, "JSON nested too deeply"),
+        ('{"images": [{"id": ' + "1" * 5000 + "}]}", "Exceeds the limit"),
+        ('{"images": [], "images": []}', "expected each key of an object once, got 'images' again"),
+        ('{"annotations": [{"bbox": [0, 0, 1, 1], "id": 1, "bbox": []}]}', "got 'bbox' again"),
+        ('{"annotations": {"1": {}}, "images": [{}], "categories": [{}]}', '"annotations" must be a list'),
+    ],
+)
+def test_hostile_json_ends_in_one_short_line(folder, content, message):
+    folder.json.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        folder.reopen()
+    assert str(error.value).startswith(str(folder.json))
+    assert len(str(error.value)) < 500
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("images", {"id": ["x" * 10_000]}),
+        ("images", {"file_name": [0] * 10_000}),
+        ("images", {"width": 10**4000}),
+        ("categories", {"name": ["x" * 10_000]}),
+        ("annotations", {"bbox": [0] * 10_000}),
+        ("annotations", {"area": "x" * 10_000}),
+        ("annotations", {"ignore": "x" * 10_000}),
+        ("annotations", {"image_id": "x" * 10_000}),
+    ],
+)
+def test_values_in_errors_are_shortened(folder, section, change):
+    folder.add_picture(BOX)
+    folder.tree[section][0].update(change)
+    with pytest.raises(ValueError, match=r"annotations\.json: ") as error:
+        folder.open()
+    assert len(str(error.value)) < 500
+
+
+def test_long_names_in_errors_are_shortened(folder):
+    folder.add_picture(BOX)
+    folder.tree["categories"] = [{"id": i, "name": "x" * 10_000} for i in (7, 8)]
+    with pytest.raises(ValueError, match=r"needs a name of its own, but 'xxx.*\.\.\..*x' repeat") as error:
+        folder.open()
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["x" * 10_000 + ".png", "x" * 10_000 + "/a.png"])
+def test_file_names_too_long_for_a_disk_are_missing(folder, name):
+    folder.add_picture(BOX)
+    folder.tree["images"][0].update(file_name=name, unreadable=False)  # a field of the user's
+    (defect,) = quick_check(folder.open())
+    assert defect.message.startswith("1 of 1 pictures are not in")
+    assert len(defect.message) < 500
 
 
 def test_annotation_without_id_is_named_by_its_number(folder):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -80,6 +81,122 @@ def test_voc_difficult_objects_are_crowds(tmp_path):
     dataset = open_place(f"{tmp_path}@train")
     assert dataset.annotations.is_crowd.tolist() == [True, False, False, False, False, False]
     assert len(dataset.target(0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "is_difficult"),
+    [(w, True) for w in ("1", " 1\n", "true", "True", "YES")]
+    + [(w, False) for w in ("0", "", " ", "Unspecified", "unspecified", "false", "No", "None", "-1")],
+)
+def test_voc_difficult_is_what_says_yes(word, is_difficult, tmp_path):
+    write_voc(tmp_path)
+    file = tmp_path / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<difficult>0<", f"<difficult>{word}<", 1))
+    dataset = open_place(f"{tmp_path}@train")
+    assert dataset.annotations.is_crowd.tolist() == [is_difficult, *[False] * 5]
+    assert len(dataset.target(0)) == 2 - is_difficult
+
+
+@pytest.mark.parametrize("layout", ["folders", "beside"])
+def test_voc_images_without_xml_are_empty_and_told(layout, tmp_path):
+    write_voc(tmp_path / "voc")
+    folder, images = tmp_path / "voc", tmp_path / "voc" / "JPEGImages"
+    if layout == "beside":
+        shutil.copytree(folder / "Annotations", images, dirs_exist_ok=True)
+        folder = images
+    Image.open(images / "d.png").save(images / "d.webp")  # belongs to d.xml as well
+    (images / "b.png").rename(images / "renamed.png")  # which only <filename> of b.xml tells
+    xml = next(tmp_path.rglob("JPEGImages/b.xml" if layout == "beside" else "Annotations/b.xml"))
+    xml.write_text(xml.read_text().replace("b.png", "renamed.png"))
+    write_pictures(images, {"lone": [], "sub/lone": []}, size=(20, 30))
+    dataset = open_place(str(folder))
+    names = [dataset.image_info(i)["file_name"] for i in range(len(dataset))]
+    assert names == ["a.png", "renamed.png", "c.png", "d.png", "lone.png", "sub/lone.png"]
+    assert [len(dataset.target(i)) for i in range(len(dataset))] == [2, 1, 1, 2, 0, 0]
+    assert dataset.image_sizes.tolist() == [[48, 64]] * 4 + [[20, 30]] * 2
+    (defect,) = quick_check(dataset)
+    assert defect.message == "2 image(s) have no XML file and count as empty: lone.png, sub/lone.png"
+    assert len(open_place(str(folder), training=True)) == 4
+
+
+def test_voc_list_reads_what_it_lists_alone(tmp_path):
+    write_voc(tmp_path)
+    write_pictures(tmp_path / "JPEGImages", {"lone": []})
+    assert len(open_place(f"{tmp_path}@train")) == 4
+
+
+BOMB = "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">' for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            f'<!DOCTYPE a [<!ENTITY e0 "x">{BOMB}]><annotation>&e12;</annotation>',
+            "is not valid XML: limit on",
+        ),
+        (f'<!DOCTYPE a [<!ENTITY e "{"x" * 90_000}">]><annotation>{"&e;" * 5000}</annotation>', "limit on"),
+        ('<!DOCTYPE a [<!ENTITY e SYSTEM "{}">]><annotation>&e;</annotation>', "undefined entity &e;"),
+        ("<annotation><object>" * 100_000, "is not valid XML: no element found"),
+        (f"<{'x' * 10_000}/>", "is not a VOC annotation: expected the element annotation, got 'xxx"),
+        (
+            f"<annotation><object><name>{'x' * 10_000}</name></object></annotation>",
+            "name 'xxx.*none of the 2",
+        ),
+        (
+            "<annotation><object><name>cat</name><bndbox>"
+            + "".join(f"<{c}>{'x' * 10_000}</{c}>" for c in ("xmin", "ymin", "xmax", "ymax"))
+            + "</bndbox></object></annotation>",
+            r"needs a bndbox with .*, got \['xxx",
+        ),
+    ],
+    ids=["billion laughs", "one large entity", "external", "deep", "long tag", "long name", "long corners"],
+)
+def test_hostile_xml_ends_in_one_short_line(content, message, tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("SECRET")
+    (tmp_path / "Annotations" / "a.xml").write_text(content.replace("{}", secret.as_uri()))
+    with pytest.raises(ValueError, match=rf"a\.xml.*{message}") as error:
+        open_place(f"{tmp_path}@train")
+    assert len(str(error.value)) < 1000
+    assert "\n" not in str(error.value)
+    assert "SECRET" not in str(error.value)
+
+
+def test_deep_xml_that_is_whole_is_read(tmp_path):
+    write_voc(tmp_path)
+    file = tmp_path / "Annotations" / "a.xml"
+    deep = "<part>" * 50_000 + "</part>" * 50_000
+    file.write_text(file.read_text().replace("<object>", f"<object>{deep}"))
+    assert len(open_place(f"{tmp_path}@train").target(0)) == 2
+
+
+# Links to folders
+
+
+@pytest.mark.parametrize("layout", ["VOC", "YOLO"])
+def test_linked_folders_are_read_and_loops_end(layout, tmp_path):
+    content = {f"cam2/{name}": objects for name, objects in CONTENT.items()}
+    WRITERS[layout](tmp_path / "data", content={**CONTENT, **content})
+    folders = {"VOC": ("Annotations", "JPEGImages"), "YOLO": ("images/train",)}[layout]
+    for folder in folders:
+        real = tmp_path / "elsewhere" / folder
+        real.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(tmp_path / "data" / folder / "cam2", real)
+        (tmp_path / "data" / folder / "cam2").symlink_to(real)
+        (real / "loop").symlink_to(tmp_path / "data" / folder)
+        (tmp_path / "data" / folder / "cam3").symlink_to(real)  # a second name of cam2 is no second copy
+        (tmp_path / "data" / folder / "itself").symlink_to("itself")
+    place = {"VOC": tmp_path / "data", "YOLO": f"{tmp_path / 'data'}@train"}[layout]
+    dataset = open_place(str(place))
+    counts = {dataset.image_path(i): len(dataset.target(i)) for i in range(len(dataset))}
+    parent = tmp_path / "data" / folders[-1]
+    assert counts == {
+        parent / f"{name}.png": len(objects) for name, objects in {**CONTENT, **content}.items()
+    }
+    assert not quick_check(dataset)
 
 
 def test_voc_size_comes_from_the_picture_where_the_file_has_none(tmp_path):
@@ -193,6 +310,68 @@ def test_yolo_key_points_after_the_box(tmp_path):
         file.write("kpt_shape: [2, 2]\n")
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 .25 .5 .45 .45 .9 .9\n")
     assert open_place(f"{tmp_path}@train").target(0).boxes.tolist() == [[24, 12, 39, 35]]
+
+
+def pose_line(x, y, dimensions, visibility, rng):
+    """Return a box of a tenth of the picture around (x, y) with four points in it, the last not labelled."""
+    points = [(*(np.array([x, y]) + rng.uniform(-0.04, 0.04, 2)), visibility) for _ in range(3)]
+    rows = [point[:dimensions] for point in (*points, (0, 0, 0))]
+    return " ".join(map(str, [0, x, y, 0.1, 0.1, *(value for row in rows for value in row)]))
+
+
+def write_pose(folder, dimensions, description="", visibility=2):
+    write_yolo(folder)
+    with (folder / "data.yaml").open("a") as file:
+        file.write(description)
+    rng = np.random.default_rng(0)
+    for file in (folder / "labels" / "train").iterdir():
+        places = rng.uniform(0.1, 0.9, (5, 2))
+        file.write_text("\n".join(pose_line(*place, dimensions, visibility, rng) for place in places))
+    return f"{folder}@train"
+
+
+@pytest.mark.parametrize(("dimensions", "visibility"), [(2, 2), (3, 2), (3, 1)])
+def test_yolo_poses_are_told_from_polygons_or_refused(dimensions, visibility, tmp_path):
+    dataset = open_place(write_pose(tmp_path / "said", dimensions, f"kpt_shape: [4, {dimensions}]\n"))
+    assert dataset.annotations.boxes[:, 2:] == pytest.approx(np.tile([6.4, 4.8], (20, 1)))
+    with pytest.raises(ValueError, match=r"kpt_shape: \[.*2 or 3\] in data.yaml"):
+        open_place(write_pose(tmp_path / "not said", dimensions, visibility=visibility))
+    with pytest.raises(ValueError, match=r"line 1: expected .* or 10 values of kpt_shape more, got '0 "):
+        open_place(write_pose(tmp_path / "other", dimensions, "kpt_shape: [5, 2]\n"))
+
+
+def test_yolo_poses_of_two_numbers_are_polygons_if_said(tmp_path):
+    dataset = open_place(write_pose(tmp_path, 2, "kpt_shape: null\n"))
+    assert dataset.annotations.boxes[:, :2].tolist() == [[0, 0]] * 20  # the point (0, 0) belongs to them
+
+
+@pytest.mark.parametrize("shape", ["17", "[17]", "[17, 4]", "[0, 2]", "[a, 2]", "[true, 2]"])
+def test_yolo_shape_of_key_points_is_checked(shape, tmp_path):
+    with pytest.raises(ValueError, match=r"kpt_shape: expected \[number of points, 2 or 3\], or null"):
+        open_place(write_pose(tmp_path, 2, f"kpt_shape: {shape}\n"))
+
+
+@pytest.mark.parametrize("corners", ["four", "any"])
+def test_yolo_polygons_are_never_taken_for_poses(corners, tmp_path):
+    write_yolo(tmp_path)
+    rng = np.random.default_rng(0)
+    expected = []
+    for file in sorted((tmp_path / "labels" / "train").iterdir()):
+        polygons = []
+        for _ in range(20):
+            count = 4 if corners == "four" else int(rng.integers(3, 9))
+            polygons.append(rng.uniform(0.05, 0.95, 2) + rng.uniform(-0.04, 0.04, (count, 2)))
+        file.write_text("\n".join(f"1 {' '.join(map(str, p.ravel()))}" for p in polygons))
+        expected += [[*p.min(0) * (64, 48), *np.ptp(p, axis=0) * (64, 48)] for p in polygons]
+    assert open_place(f"{tmp_path}@train").annotations.boxes == pytest.approx(np.array(expected))
+
+
+def test_long_yolo_lines_in_errors_are_shortened(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 " + "9 " * 10_000)
+    with pytest.raises(ValueError, match=r"a\.txt, line 1: boxes are fractions") as error:
+        open_place(f"{tmp_path}@train")
+    assert len(str(error.value)) < 500
 
 
 def test_yolo_set_without_labels_can_be_tested_on(tmp_path):

@@ -37,14 +37,23 @@ def test_orders_and_large_ids_change_nothing(library):
     pytest.importorskip(library)
     images, classes, annotations, detections = make_up("equal scores", 1)
     expected = measure("pycocotools", images, classes, annotations, detections)
-    far = 10**15
-    moved = [
-        [{**e, "image_id": e["image_id"] + far, "category_id": e["category_id"] + 2**40} for e in entries]
-        for entries in (annotations, detections)
-    ]
-    found = measure(library, [i + far for i in images[::-1]], [i + 2**40 for i in classes[::-1]], *moved)
-    assert max(differences(found, expected)) <= TOLERANCES[library]
-    assert list(found.category_ids) == [i + 2**40 for i in classes]
+    for far, further in (
+        (10**15, 2**40),
+        (2**63 - 100, 2**63 - 50),
+        (-(10**15), -3),
+    ):  # -3: negative, 0 and above
+        moved = [
+            [
+                {**e, "image_id": e["image_id"] + far, "category_id": e["category_id"] + further}
+                for e in entries
+            ]
+            for entries in (annotations, detections)
+        ]
+        found = measure(
+            library, [i + far for i in images[::-1]], [i + further for i in classes[::-1]], *moved
+        )
+        assert max(differences(found, expected)) <= TOLERANCES[library]
+        assert list(found.category_ids) == [i + further for i in classes]
 
 
 @pytest.mark.parametrize("library", BACKENDS)

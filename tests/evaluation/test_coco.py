@@ -2,14 +2,18 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from atss_core.evaluation import (
     METRIC_NAMES,
     CocoEvaluator,
     CocoMetrics,
     check_expected_results,
+    evaluate_voc,
     save_results,
 )
 from atss_core.structures import BoxList
@@ -107,6 +111,65 @@ def test_twelve_numbers_equal_the_published_implementation(ratio):
     assert sum(per_class_ap50) / len(per_class_ap50) == pytest.approx(expected["AP50"], abs=1e-6)
 
 
+def test_a_file_of_results_gives_the_numbers_of_pycocotools(tmp_path):
+    """Coordinates that float64 holds and float32 does not; many IoUs lie exactly at a threshold."""
+    rng = np.random.default_rng(0)
+    images = [{"id": i, "height": 3000, "width": 3000, "file_name": "x"} for i in (1, 2, 3)]
+    annotations, found = [], []
+    for number in range(1, 61):
+        x, y = (1000 + 20 * number + int(rng.integers(1, 2**20)) / 2**20 for _ in range(2))
+        known = {"image_id": number % 3 + 1, "category_id": (7, 3)[number % 2]}
+        annotations.append({"id": number, **known, "bbox": [x, y, 20, 20], "area": 400, "iscrowd": 0})
+        height = 20 * (10 + number % 10) / 20  # IoU 0.5, 0.55, ..., 0.95
+        found.append({**known, "bbox": [x, y, 20, height], "score": float(rng.random())})
+    coco = tiny(images=images, annotations=annotations, categories=[{"id": 7}, {"id": 3}])
+    files = [tmp_path / name for name in ("truth.json", "bbox.json")]
+    for file, content in zip(files, (coco, found), strict=True):
+        file.write_text(json.dumps(content))
+    truth = COCO(str(files[0]))
+    referee = COCOeval(truth, truth.loadRes(str(files[1])), "bbox")
+    referee.evaluate()
+    referee.accumulate()
+    referee.summarize()
+    evaluator = CocoEvaluator(coco, [7, 3], ["cat", "dog"], [1, 2, 3])
+    feed(evaluator, coco, json.loads(files[1].read_text()))
+    assert 0.2 < referee.stats[0] < 0.9
+    assert list(evaluator.evaluate().overall.values()) == referee.stats.tolist()
+    by_box = {tuple(result["bbox"]) for result in evaluator.results}
+    assert by_box == {tuple(result["bbox"]) for result in found}
+
+
+def test_float32_detections_are_scaled_in_float64():
+    evaluator = tiny_evaluator()
+    evaluator.process(1, detections([[1, 1, 7, 4]], [1], size=(30, 70)))
+    x, y, width, height = evaluator.results[0]["bbox"]
+    assert (x, y) == (200 / 70, 100 / 30)
+    assert (width, height) == (7 * (200 / 70) - x + 1, 4 * (100 / 30) - y + 1)
+
+
+@pytest.mark.parametrize("library", ["pycocotools", "hotcoco", "faster_coco_eval"])
+def test_missing_areas_and_ignore_regions(library):
+    """A null area is that of the box; what is marked "ignore" is neither found nor missed, like a crowd."""
+    pytest.importorskip(library)
+    coco = tiny()
+    for annotation in coco["annotations"]:
+        annotation.update(area=None, iscrowd=None)
+    region = {"id": 9, "image_id": 1, "category_id": 7, "bbox": [100, 20, 60, 60], "iscrowd": 0}
+    coco["annotations"] += [{**region, "ignore": 1}, {**region, "bbox": [0, 80, 20, 20], "ignore": True}]
+    evaluator = CocoEvaluator(coco, [7, 3], ["cat", "dog"], [1, 2], backend=library)
+    cats = [[100, 20, 159, 69], [110, 20, 159, 79], [10, 20, 49, 69]]  # two in the region score best
+    evaluator.process(1, detections(cats, [1, 1, 1], [0.9, 0.8, 0.7]))
+    evaluator.process(2, DOG)
+    assert [truth["area"] for truth in evaluator.truths] == [2000, 8000, 3600, 400]
+    assert [truth["iscrowd"] for truth in evaluator.truths] == [0, 0, 1, 1]
+    metrics = evaluator.evaluate()
+    assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 1.0})
+    assert metrics.overall["APm"] == pytest.approx(1.0)
+    assert metrics.overall["APs"] == -1
+    voc = evaluate_voc(coco["annotations"], evaluator.results, [7, 3], ["cat", "dog"])
+    assert voc.area == {"cat": 1.0, "dog": 1.0}
+
+
 def test_results_are_in_original_pixels_and_categories():
     evaluator = tiny_evaluator()
     evaluator.process(2, detections([[20, 10, 39, 49]], [2], [0.25], size=(50, 50)))
@@ -132,6 +195,21 @@ def test_perfect_detections_of_categories_that_are_not_sorted():
     assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 0.0})
     assert metrics.overall["AP"] == pytest.approx(0.5)
     assert metrics.overall["APs"] == -1
+
+
+def test_objects_beyond_maxdets_cost_ap_even_if_all_are_found():
+    """What the check and the report warn of: 150 objects, of which 100 detections count."""
+    boxes = [[10.0 * (i % 15), 9.0 * (i // 15), 8, 8] for i in range(150)]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 7, "bbox": box} for i, box in enumerate(boxes, start=1)
+    ]
+    evaluator = tiny_evaluator(tiny(annotations=annotations))
+    found = from_xywh(torch.tensor(boxes))
+    evaluator.process(1, detections(found.tolist(), [1] * 150, [1 - i / 1000 for i in range(150)]))
+    evaluator.process(2, NOTHING)
+    metrics = evaluator.evaluate()
+    assert metrics.overall["AP"] == pytest.approx(67 / 101)
+    assert metrics.overall["AR100"] == pytest.approx(100 / 150)
 
 
 def test_only_processed_pictures_count():

@@ -130,7 +130,7 @@ def test_crowds_are_ignored():
     coco["annotations"][1]["iscrowd"] = 1
     inside = detections([[60, 10, 100, 50], [70, 20, 110, 60]], [2, 2], [0.95, 0.94])
     page = check_self_contained(report_of(coco, {1: CAT, 2: inside}))
-    assert "1 crowds or difficult objects" in page.text
+    assert "1 crowds, ignore regions or difficult objects count neither way" in page.text
     assert "No picture has an error" in page.text
     coco["annotations"][0]["iscrowd"] = 1  # nothing is left to find
     page = check_self_contained(report_of(coco, {1: CAT, 2: inside}))

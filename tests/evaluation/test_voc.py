@@ -33,6 +33,15 @@ def test_one_right_one_wrong_one_missed():
     assert area["cat"] == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("num_right", range(11))
+def test_recall_that_equals_a_level_reaches_it(num_right):
+    """3 of 10 objects are recall 0.3; the level 3 * 0.1 of other implementations is 0.30000000000000004."""
+    truths = [truth(i, BOX) for i in range(10)]
+    eleven_point, _ = measure(truths, [found(i, BOX, 0.9) for i in range(num_right)])
+    assert eleven_point["cat"] == pytest.approx((num_right + 1) / 11 if num_right else 0)
+    assert (num_right / 10 < num_right * 0.1) == (num_right in (3, 6, 7))
+
+
 def test_precision_is_made_to_fall():
     truths = [truth(i, BOX) for i in range(4)]
     results = [found(0, BOX, 0.9), found(0, [50, 50, 5, 5], 0.8), found(1, BOX, 0.7), found(2, BOX, 0.6)]

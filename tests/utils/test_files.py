@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from atss_core.utils.files import atomic_write, check_regular, read_text
+from atss_core.utils.files import atomic_write, check_regular, files_below, read_text
 
 
 def test_atomic_write_leaves_the_old_file_and_no_temporary_one_on_an_error(tmp_path):
@@ -27,6 +27,22 @@ def test_two_writers_use_two_temporary_files(tmp_path):
         first.write("1")
         second.write("2")
     assert (tmp_path / "a").read_text() == "1"  # the outer block ends last
+
+
+def test_files_below_goes_through_links_and_lists_each_folder_once(tmp_path):
+    root = tmp_path / "root"
+    for folder in (root / "b", tmp_path / "other" / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    (root / "a").symlink_to(root / "b")  # the own name counts, though the link comes first
+    (root / "c").symlink_to(tmp_path / "other")
+    (root / "d").symlink_to(tmp_path / "other" / "deep")
+    (tmp_path / "other" / "up").symlink_to(root)
+    (root / "itself").symlink_to("itself")
+    (root / "nowhere").symlink_to("missing")
+    (root / "linked").symlink_to(root / "b" / "file")
+    found = [path.relative_to(root).as_posix() for path in files_below(root)]
+    assert sorted(found) == ["b/file", "c/deep/file", "itself", "linked", "nowhere"]
 
 
 def test_only_plain_files_are_opened(tmp_path):

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from typing import IO
 
 import numpy as np
 from PIL import Image
 
 from atss_core.utils.files import check_regular
+from atss_core.utils.text import printable
 
 
 class UnreadablePictureError(ValueError):
@@ -43,14 +45,14 @@ _DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 _TOLERANCE = 1e-3
 
 
-def read_image(path: str | Path, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(path: str | Path | IO[bytes], apply_exif: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as RGB.
 
     Grayscale, palette and CMYK pictures are converted, transparency is dropped, values of more than 8 bits
     are scaled; see ``to_rgb``.
 
     Args:
-        path: file.
+        path: file, or one that is open in binary mode, such as ``io.BytesIO``.
         apply_exif: turn the picture upright as its EXIF data says; else its pixels stay as they are stored.
         max_pixels: larger pictures are refused.
 
@@ -60,8 +62,8 @@ def read_image(path: str | Path, apply_exif: bool, max_pixels: int = MAX_PIXELS)
     with _opened(path) as image:
         if image.width * image.height > max_pixels:
             raise UnreadablePictureError(
-                f"{path}: expected at most {max_pixels} pixels (INPUT.MAX_PIXELS), got {image.width}x"
-                f"{image.height}. Cut it into tiles, or raise INPUT.MAX_PIXELS"
+                f"{_name_of(path)}: expected at most {max_pixels} pixels (INPUT.MAX_PIXELS), got"
+                f" {image.width}x{image.height}. Cut it into tiles, or raise INPUT.MAX_PIXELS"
             )
         orientation = _orientation(image)
         if image.format == "TIFF":  # which Pillow turns upright by itself
@@ -164,10 +166,11 @@ _limit_lifted = _PillowLimit()
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path | IO[bytes]) -> Iterator[Image.Image]:
     """Open an image file; raise what goes wrong, in the block as well, as UnreadablePictureError."""
     try:
-        check_regular(Path(path))
+        if isinstance(path, (str, Path)):
+            check_regular(Path(path))
         with _limit_lifted, Image.open(path) as image:
             if 0 in image.size:
                 raise ValueError(f"it has {image.width}x{image.height} pixels")
@@ -175,10 +178,14 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except UnreadablePictureError:
         raise
     except FileNotFoundError:
-        raise UnreadablePictureError(f"there is no picture {path}") from None
+        raise UnreadablePictureError(f"there is no picture {_name_of(path)}") from None
     except Exception as error:  # the decoders raise anything, by format and place of the damage
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadablePictureError(f"{path} cannot be read as a picture: {reason}") from error
+        raise UnreadablePictureError(f"{_name_of(path)} cannot be read as a picture: {reason}") from error
+
+
+def _name_of(path: str | Path | IO[bytes]) -> str:
+    return printable(str(path if isinstance(path, (str, Path)) else getattr(path, "name", "data in memory")))
 
 
 def _orientation(image: Image.Image) -> int:

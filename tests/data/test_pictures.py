@@ -83,6 +83,17 @@ def test_exif_data_that_cannot_be_read_count_as_none(tmp_path):
     assert picture_size(tmp_path / "a.png") == (30, 40)
 
 
+def test_open_files_are_read_as_paths_are(tmp_path):
+    content = encode(noise(), "PNG", exif=exif(6))
+    (tmp_path / "a.png").write_bytes(content)
+    expected = read_image(tmp_path / "a.png", apply_exif=True)
+    assert np.array_equal(read_image(io.BytesIO(content), apply_exif=True), expected)
+    with (tmp_path / "a.png").open("rb") as file:
+        assert np.array_equal(read_image(file, apply_exif=True), expected)
+    with pytest.raises(UnreadablePictureError, match=r"^data in memory cannot be read as a picture"):
+        read_image(io.BytesIO(content[:200]), apply_exif=True)
+
+
 # Values of more than 8 bits
 
 

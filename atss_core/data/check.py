@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from atss_core.data.annotations import some
 from atss_core.data.dataset import NOTHING_TO_LEARN, DetectionDataset
-from atss_core.data.pictures import UnreadablePictureError, has_ambiguous_orientation
+from atss_core.data.pictures import DEPTH, UnreadablePictureError, has_ambiguous_orientation
 
 # A box may reach out of its picture by so many pixels without being reported: whole numbers are rounded.
 TOLERANCE = 1.0
@@ -108,6 +108,7 @@ def check_pictures(dataset: DetectionDataset) -> list[Defect]:
     """
     known = (_missing(dataset), _unreadable(dataset), _oversized(dataset))
     present = set(range(len(dataset))).difference(*known)
+    depths: dict[int, str] = {}
 
     def problem(index: int) -> tuple[str, str] | None:
         if index not in present:
@@ -118,6 +119,8 @@ def check_pictures(dataset: DetectionDataset) -> list[Defect]:
             return UNREADABLE, str(error).split(" (data set", 1)[0]
         except ValueError as error:
             return WRONG_SIZES, str(error)
+        if DEPTH in image.info:
+            depths[index] = image.info[DEPTH]
         largest = np.asarray(image).max()
         if largest > DARKEST:
             return None
@@ -149,7 +152,22 @@ def check_pictures(dataset: DetectionDataset) -> list[Defect]:
             " their values take up fewer: convert them to 8 bits",
         }[kind]
         defects.append(Defect(kind, message, tuple(indices), is_fatal=kind != DARK))
-    return defects
+    return [*defects, *_mixed_depths(dataset, depths)]
+
+
+def _mixed_depths(dataset: DetectionDataset, depths: Mapping[int, str]) -> list[Defect]:
+    """Report grey pictures that are not scaled as most are: values tell their depth, which can mislead."""
+    counts = Counter(depths.values()).most_common()
+    if len(counts) < 2:
+        return []
+    rare = tuple(sorted(index for index, depth in depths.items() if depth != counts[0][0]))
+    message = (
+        f"grey pictures have values of {len(counts)} depths,"
+        f" {', '.join(f'{depth}: {count}' for depth, count in counts)} pictures, each scaled to 8 bits by its"
+        f" own (not as most: {some([dataset.image_info(i)['file_name'] for i in rare])}); if one camera made"
+        " them, convert them to 8 bits"
+    )
+    return [Defect("mixed depths", message, rare)]
 
 
 def ambiguous_orientations(dataset: DetectionDataset, most: int) -> list[Defect]:
@@ -157,7 +175,7 @@ def ambiguous_orientations(dataset: DetectionDataset, most: int) -> list[Defect]
 
     Args:
         dataset: opened for training or testing.
-        most: read the headers of so many pictures, evenly spread; all take half a minute in COCO.
+        most: read the headers of so many pictures, evenly spread.
     """
     images = dataset.coco_dict["images"]
     if dataset.is_upright:

@@ -39,6 +39,7 @@ _TO_UPRIGHT = {
 }
 _TO_STORED = _TO_UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
+DEPTH = "depth"  # in ``info`` of an image that was scaled to 8 bits
 # Cameras of 10, 12 or 14 bits write files of 16.
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 # Interpolation leaves 0..1 by rounding errors.
@@ -75,7 +76,8 @@ def read_image(path: str | Path | IO[bytes], apply_exif: bool, max_pixels: int =
         if turn is None:
             return rgb
         turned = rgb.transpose(turn)
-        turned.info = {}  # its EXIF data would turn it once more
+        # EXIF data would turn it once more.
+        turned.info = {key: value for key, value in rgb.info.items() if key == DEPTH}
         return turned
 
 
@@ -115,28 +117,30 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Grey floats in 0..1 are multiplied by 255. Other grey values of more than 8 bits are taken to have the
     smallest depth of 8, 10, 12, 14, 16, 24 or 32 bits that holds the largest of the picture, and keep their
-    upper 8 bits.
+    upper 8 bits. ``info["depth"]`` tells which rule was taken.
 
     Raises:
         ValueError: if grey values are negative, NaN or beyond 32 bits.
     """
     if image.mode[0] in "IF":  # Pillow's own conversion would cut everything above 255
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+        pixels, depth = _to_8_bits(np.asarray(image))
+        image = Image.fromarray(pixels)
+        image.info[DEPTH] = depth
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # what Pillow asks for before transparency is dropped
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
+def _to_8_bits(values: np.ndarray) -> tuple[np.ndarray, str]:
     low, high = values.min(), values.max()
     if values.dtype.kind == "f" and low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
-        return (values.clip(0, 1) * 255).round().astype(np.uint8)
+        return (values.clip(0, 1) * 255).round().astype(np.uint8), "0..1"
     if not (low >= 0 and high < 2 ** _DEPTHS[-1]):  # NaN is in no range
         raise ValueError(
             f"expected grey values from 0, or floats in 0..1, got {low:.6g}..{high:.6g}. Convert it to 8 bits"
         )
     depth = next(depth for depth in _DEPTHS if high < 2**depth)
-    return (values // 2 ** (depth - 8)).astype(np.uint8)
+    return (values // 2 ** (depth - 8)).astype(np.uint8), f"{depth} bits"
 
 
 class _PillowLimit:

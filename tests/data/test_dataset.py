@@ -256,6 +256,27 @@ def test_dark_pictures_are_named(folder):
     assert "1.png has no value above 15 of 255" in defect.message
 
 
+def test_grey_pictures_of_mixed_depths_are_named(folder):
+    for number, largest in enumerate((4095, 1023, 3000, 255, 65535), start=1):
+        values = np.full((40, 60), largest, dtype=np.uint16)
+        folder.add_picture(BOX, picture=Image.fromarray(values), name=f"{number}.png")
+    folder.add_picture(BOX)
+    (defect,) = check_pictures(folder.open())
+    assert defect.images == (1, 3, 4)
+    assert "4 depths, 12 bits: 2, 10 bits: 1, 8 bits: 1, 16 bits: 1 pictures" in defect.message
+    assert "2.png, 4.png, 5.png" in defect.message
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_depth_of_a_turned_picture_is_known(folder, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    values = np.full((40, 40), 4095, dtype=np.uint16)
+    folder.add_picture(BOX, size=(40, 40))
+    Image.fromarray(values).save(folder.images / "1.png", exif=exif)
+    assert folder.open().load_image(0).info["depth"] == "12 bits"
+
+
 def test_pictures_above_the_limit_are_known_from_their_sizes(folder):
     folder.add_picture(BOX, size=(40, 60))
     folder.add_picture(BOX, size=(40, 61))

@@ -28,14 +28,32 @@ def load(path):
     return lambda *arrays: [t.numpy() for t in module(*map(torch.from_numpy, arrays))], extra["atss"]
 
 
+def read(path):
+    """Return an image upright and as 8-bit RGB, by the rules of training (docs/own-data.md)."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode[0] in "IF":  # grey of more than 8 bits
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if image.mode == "F" and low >= -1e-3 and high <= 1 + 1e-3:
+            values = (values.clip(0, 1) * 255).round()
+        elif low >= 0 and high < 2**32:
+            depth = next(bits for bits in (8, 10, 12, 14, 16, 24, 32) if high < 2**bits)
+            values = values // 2 ** (depth - 8)
+        else:
+            sys.exit(f"{path}: expected grey values from 0, got {low}..{high}. Convert it to 8 bits.")
+        image = Image.fromarray(values.astype(np.uint8))
+    return image.convert("RGB")
+
+
 def main(path, picture, drawn=None):
     """Print what is in a picture, and draw it."""
     run, about = load(path)
     about = json.loads(about)
-    image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
+    image = read(picture)
     short, long = sorted(image.size)
     side = min(about["min_size"], max(round(about["max_size"] * short / long), 1))
-    width, height = (side if length == short else int(side * long / short) for length in image.size)
+    long_side = min(int(side * long / short), about["max_size"] + 16)
+    width, height = (side if length == short else long_side for length in image.size)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)[None])  # RGB, uint8
     boxes, scores, labels, counts = run(pixels, np.array([[height, width]]))

@@ -18,7 +18,14 @@ from atss_core.data import (
     resize_size,
 )
 from atss_core.data.annotations import some
-from atss_core.data.check import Defect, check_pictures, nothing_to_learn, quick_check, refuse_fatal
+from atss_core.data.check import (
+    Defect,
+    ambiguous_orientations,
+    check_pictures,
+    nothing_to_learn,
+    quick_check,
+    refuse_fatal,
+)
 from atss_core.data.sheets import draw_defects, draw_sample
 from atss_core.data.statistics import (
     Statistics,
@@ -37,6 +44,8 @@ from atss_core.utils.visualize import save_image
 
 # Pictures that anchors are assigned on; more would take minutes and tell the same.
 LARGEST_SAMPLE = 1000
+# Headers that training reads before it begins; more would keep it waiting on a network disk.
+NUM_HEADERS = 500
 BAR_WIDTH = 40
 MOST_CLASSES = 40  # lines of the table of classes
 
@@ -52,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("atss check", __doc__, EXAMPLE)
     add_dataset_arguments(parser, output_dir=Path("training_dir/check"))
     parser.add_argument(
-        "--quick", action="store_true", help="only what annotations and file names tell: no pictures"
+        "--quick",
+        action="store_true",
+        help="only what annotations, file names and some headers tell: no pictures",
     )
     arguments = parser.parse_args(argv)
     cfg, datasets = open_datasets(arguments)
@@ -77,7 +88,8 @@ def check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) ->
     """
     sides = network_sides(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     statistics = count_objects(dataset, sides)
-    found = [*quick_defects(cfg, dataset), *nothing_to_learn(dataset)]
+    num_headers = NUM_HEADERS if quick else len(dataset)
+    found = [*quick_defects(cfg, dataset, num_headers), *nothing_to_learn(dataset)]
     if not quick:
         found += [*check_pictures(dataset), *objects_without_anchor(cfg, dataset)]
     print("\n".join(describe(dataset, statistics, found)))
@@ -96,11 +108,15 @@ def check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) ->
     return found
 
 
-def quick_defects(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
-    """Find what annotations and file names tell, the fit of the anchors included; training begins with it."""
+def quick_defects(cfg: CfgNode, dataset: DetectionDataset, num_headers: int = NUM_HEADERS) -> list[Defect]:
+    """Find what annotations, file names and some headers tell, the fit of anchors included, for training."""
     sides = network_sides(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    unfit = unfit_objects(dataset, sides, sides_of_anchors(cfg))
-    return [*quick_check(dataset), *unfit, *beyond_limits(cfg, dataset)]
+    return [
+        *quick_check(dataset),
+        *ambiguous_orientations(dataset, num_headers),
+        *unfit_objects(dataset, sides, sides_of_anchors(cfg)),
+        *beyond_limits(cfg, dataset),
+    ]
 
 
 def beyond_limits(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:

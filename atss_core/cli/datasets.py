@@ -75,6 +75,11 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def open_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
     """Open a data set with all its pictures, by name or place."""
     entry = find_dataset(name, cfg.DATASETS.DATA_DIR, cfg.DATASETS.REGISTER)
-    dataset = DetectionDataset(entry, transform=build_transform(cfg, training=False), training=False)
+    dataset = DetectionDataset(
+        entry,
+        transform=build_transform(cfg, training=False),
+        training=False,
+        max_pixels=cfg.INPUT.MAX_PIXELS,
+    )
     check_num_classes(dataset, cfg)
     return dataset

@@ -124,10 +124,10 @@ def annotate(
         threshold: detections below this score are not drawn.
         show: open a window for each picture.
     """
-    predictor(read_image(pictures[0], apply_exif=True))  # the first run warms up and does not count
+    predictor(pictures[0])  # the first run warms up and does not count
     milliseconds = []
     for path in tqdm(pictures, desc="demo", unit="picture", disable=None):
-        image = read_image(path, apply_exif=True)
+        image = read_image(path, apply_exif=True, max_pixels=predictor.max_pixels)
         start = now(predictor.device)
         result = predictor(image)
         milliseconds.append(1000 * (now(predictor.device) - start))

@@ -202,6 +202,8 @@ def _input() -> Node:
             "PIXEL_MEAN": [102.9801, 115.9465, 122.7717],
             "PIXEL_STD": [1.0, 1.0, 1.0],
             "TO_BGR255": True,
+            # (new) Images of more pixels (width times height) are refused; RGB takes 3 bytes per pixel.
+            "MAX_PIXELS": 200_000_000,
         }
     )
 

@@ -115,6 +115,7 @@ def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
             training=training,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             skip_corrupt=cfg.DATALOADER.SKIP_CORRUPT,
+            max_pixels=cfg.INPUT.MAX_PIXELS,
         )
         for name in names
     ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from atss_core.data.annotations import some
 from atss_core.data.dataset import NOTHING_TO_LEARN, DetectionDataset
-from atss_core.data.pictures import UnreadablePictureError
+from atss_core.data.pictures import DEPTH, UnreadablePictureError, has_ambiguous_orientation
 
 # A box may reach out of its picture by so many pixels without being reported: whole numbers are rounded.
 TOLERANCE = 1.0
@@ -23,6 +23,11 @@ THINNEST = 1.0
 
 MISSING = "missing pictures"
 UNREADABLE = "unreadable pictures"
+OVERSIZED = "pictures above the pixel limit"
+WRONG_SIZES = "wrong sizes"
+DARK = "almost black pictures"
+# The largest of 0..255 in a picture of 12 bits of which the upper 8 of 16 were kept.
+DARKEST = 15
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ def quick_check(dataset: DetectionDataset) -> list[Defect]:
         *(Defect("odd files", line) for line in dataset.oddities),
         _missing_pictures(dataset),
         _unreadable_pictures(dataset),
+        _oversized_pictures(dataset),
         _repeated_pictures(dataset),
         objects.defect(
             "repeated ids", objects.has_repeated_id, "annotation(s) have the id of another; number them anew"
@@ -96,23 +102,30 @@ def nothing_to_learn(dataset: DetectionDataset) -> list[Defect]:
 
 
 def check_pictures(dataset: DetectionDataset) -> list[Defect]:
-    """Read every picture for damage and for sizes unlike those of the annotations, with a progress bar.
+    """Read every picture for damage, darkness and sizes unlike those of the annotations, with a progress bar.
 
     Args:
         dataset: opened for testing, so that it has all pictures.
     """
-    present = set(range(len(dataset))) - set(_missing(dataset)) - set(_unreadable(dataset))
+    known = (_missing(dataset), _unreadable(dataset), _oversized(dataset))
+    present = set(range(len(dataset))).difference(*known)
+    depths: dict[int, str] = {}
 
     def problem(index: int) -> tuple[str, str] | None:
         if index not in present:
             return None
         try:
-            dataset.load_image(index)
+            image = dataset.load_image(index)
         except UnreadablePictureError as error:
             return UNREADABLE, str(error).split(" (data set", 1)[0]
         except ValueError as error:
-            return "wrong sizes", str(error)
-        return None
+            return WRONG_SIZES, str(error)
+        if DEPTH in image.info:
+            depths[index] = image.info[DEPTH]
+        largest = np.asarray(image).max()
+        if largest > DARKEST:
+            return None
+        return DARK, f"{dataset.image_path(index)} has no value above {largest} of 255"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = list(
@@ -132,14 +145,60 @@ def check_pictures(dataset: DetectionDataset) -> list[Defect]:
     for kind, indices in by_kind.items():
         first = problems[indices[0]]
         assert first is not None
-        message = (
-            f"{len(indices)} of {len(dataset)} pictures have another size than their annotations; the first:"
-            f" {first[1]}"
-        )
-        if kind == UNREADABLE:
-            message = _describe_unreadable(len(indices), len(dataset), first[1])
-        defects.append(Defect(kind, message, tuple(indices), is_fatal=True))
-    return defects
+        count = f"{len(indices)} of {len(dataset)} pictures"
+        message = {
+            UNREADABLE: _describe_unreadable(len(indices), len(dataset), first[1]),
+            WRONG_SIZES: f"{count} have another size than their annotations; the first: {first[1]}",
+            DARK: f"{count} are almost black; the first: {first[1]}; colour files of 16 bits are read so if"
+            " their values take up fewer: convert them to 8 bits",
+        }[kind]
+        defects.append(Defect(kind, message, tuple(indices), is_fatal=kind != DARK))
+    return [*defects, *_mixed_depths(dataset, depths)]
+
+
+def _mixed_depths(dataset: DetectionDataset, depths: Mapping[int, str]) -> list[Defect]:
+    """Report grey pictures that are not scaled as most are: values tell their depth, which can mislead."""
+    counts = Counter(depths.values()).most_common()
+    if len(counts) < 2:
+        return []
+    rare = tuple(sorted(index for index, depth in depths.items() if depth != counts[0][0]))
+    message = (
+        f"grey pictures have values of {len(counts)} depths,"
+        f" {', '.join(f'{depth}: {count}' for depth, count in counts)} pictures, each scaled to 8 bits by its"
+        f" own (not as most: {some([dataset.image_info(i)['file_name'] for i in rare])}); if one camera made"
+        " them, convert them to 8 bits"
+    )
+    return [Defect("mixed depths", message, rare)]
+
+
+def ambiguous_orientations(dataset: DetectionDataset, most: int) -> list[Defect]:
+    """Report pictures that EXIF data turn or mirror without a change of size: boxes may belong to either.
+
+    Args:
+        dataset: opened for training or testing.
+        most: read the headers of so many pictures, evenly spread.
+    """
+    images = dataset.coco_dict["images"]
+    if dataset.is_upright:
+        return []
+
+    def is_ambiguous(index: int) -> bool:
+        try:
+            return has_ambiguous_orientation(dataset.folder / images[index]["file_name"])
+        except UnreadablePictureError:
+            return False  # which has a report of its own
+
+    steps = np.linspace(0, len(images) - 1, min(most, len(images)))
+    found = tuple(index for index in steps.round().astype(int).tolist() if is_ambiguous(index))
+    if not found:
+        return []
+    message = (
+        f"{len(found)} of {len(steps)} pictures looked at are turned or mirrored by their EXIF data and keep"
+        " their size, so that it does not tell whether boxes are for the pictures as shown or as stored; they"
+        f" are taken as shown: {some([images[i]['file_name'] for i in found])}; look at the boxes that atss"
+        " check draws, and if they are wrong, remove the EXIF orientation from the files"
+    )
+    return [Defect("ambiguous orientation", message, found)]
 
 
 def refuse_fatal(name: str, defects: Sequence[Defect], skip_corrupt: bool) -> None:
@@ -148,13 +207,13 @@ def refuse_fatal(name: str, defects: Sequence[Defect], skip_corrupt: bool) -> No
     Args:
         name: of the data set.
         defects: as ``quick_check`` and ``check_pictures`` return.
-        skip_corrupt: whether missing and unreadable pictures are to be skipped.
+        skip_corrupt: whether missing, unreadable and too large pictures are to be skipped.
 
     Raises:
         ValueError: if there is one.
     """
     for defect in defects:
-        can_skip = skip_corrupt and defect.kind in (MISSING, UNREADABLE)
+        can_skip = skip_corrupt and defect.kind in (MISSING, UNREADABLE, OVERSIZED)
         if defect.is_fatal and not can_skip:
             raise ValueError(f"data set {name}: {defect.message}")
 
@@ -240,6 +299,25 @@ def _unreadable_pictures(dataset: DetectionDataset) -> Defect | None:
     images = dataset.coco_dict["images"]
     message = _describe_unreadable(len(unreadable), len(images), images[unreadable[0]]["unreadable"])
     return Defect(UNREADABLE, message, tuple(unreadable), is_fatal=True)
+
+
+def _oversized(dataset: DetectionDataset) -> list[int]:
+    images = dataset.coco_dict["images"]
+    return [i for i, image in enumerate(images) if image["width"] * image["height"] > dataset.max_pixels]
+
+
+def _oversized_pictures(dataset: DetectionDataset) -> Defect | None:
+    oversized = _oversized(dataset)
+    if not oversized:
+        return None
+    images = [dataset.coco_dict["images"][i] for i in oversized]
+    first = images[0]
+    message = (
+        f"{len(images)} of {len(dataset.coco_dict['images'])} pictures have more than {dataset.max_pixels}"
+        f" pixels, the first {first['width']}x{first['height']}: {some([i['file_name'] for i in images])};"
+        " cut them into tiles, raise INPUT.MAX_PIXELS, or set DATALOADER.SKIP_CORRUPT True to skip them"
+    )
+    return Defect(OVERSIZED, message, tuple(oversized), is_fatal=True)
 
 
 def _describe_unreadable(count: int, total: int, first: str) -> str:

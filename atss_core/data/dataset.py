@@ -15,7 +15,7 @@ from atss_core.config.catalog import DatasetEntry
 from atss_core.data.annotations import parse_annotations, some
 from atss_core.data.batch import Sample
 from atss_core.data.formats import read_source
-from atss_core.data.pictures import UnreadablePictureError, read_image
+from atss_core.data.pictures import MAX_PIXELS, UnreadablePictureError, read_image
 from atss_core.data.samplers import SampleKey
 from atss_core.data.transforms import Transform
 from atss_core.structures import BoxList
@@ -39,6 +39,7 @@ class DetectionDataset(Dataset[Sample]):
         training: drop pictures on which there is nothing to learn.
         filter_empty: in training, pictures without any annotation are among these.
         skip_corrupt: replace (in training) or leave out (in testing) pictures that cannot be read.
+        max_pixels: larger pictures cannot be read.
 
     Attributes:
         name: of the data set.
@@ -46,6 +47,7 @@ class DetectionDataset(Dataset[Sample]):
         path: its annotation file or folder.
         folder: what the names of pictures start from.
         coco_dict: the data set in the form of a COCO file, pictures by id; in training without annotations.
+        is_upright: whether the layout says that boxes are for pictures turned as their EXIF data says.
         oddities: what is odd about the files, a line each.
         annotations: all objects as the files tell them, whether they are used or not.
         has_annotations: False for a file that only lists pictures, such as test-dev.
@@ -68,6 +70,7 @@ class DetectionDataset(Dataset[Sample]):
         training: bool,
         filter_empty: bool = True,
         skip_corrupt: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         source = read_source(entry)
         self.name = entry.name
@@ -75,12 +78,13 @@ class DetectionDataset(Dataset[Sample]):
         self.path = source.path
         self.folder = source.images
         self.oddities = source.oddities
-        self._is_upright = source.is_upright
+        self.is_upright = source.is_upright
         self.coco_dict = source.tree
         self.coco_dict["images"].sort(key=lambda image: image["id"])
         self.transform = transform
         self.training = training
         self.skip_corrupt = skip_corrupt
+        self.max_pixels = max_pixels
         categories = sorted(self.coco_dict["categories"], key=lambda category: category["id"])
         self.category_ids: list[int] = [category["id"] for category in categories]
         self.class_names: list[str] = [category["name"] for category in categories]
@@ -130,7 +134,7 @@ class DetectionDataset(Dataset[Sample]):
         return BoxList(boxes, (height, width), labels=torch.from_numpy(labels)).clip().drop_empty()
 
     def load_image(self, index: int) -> Image.Image:
-        """Read a picture as RGB in the orientation that its annotations are in.
+        """Read a picture as RGB, upright wherever the upright picture has the size that the file tells.
 
         Raises:
             UnreadablePictureError: if the file is missing or broken.
@@ -138,14 +142,14 @@ class DetectionDataset(Dataset[Sample]):
         """
         path = self.image_path(index)
         try:
-            stored = read_image(path, apply_exif=self._is_upright)
-            if self._has_annotated_size(stored, index):
-                return stored
-            upright = read_image(path, apply_exif=True)
+            upright = read_image(path, apply_exif=True, max_pixels=self.max_pixels)
+            if self._has_annotated_size(upright, index):
+                return upright
+            stored = read_image(path, apply_exif=False, max_pixels=self.max_pixels)
         except UnreadablePictureError as error:
             raise UnreadablePictureError(self._describe_unreadable(index, error)) from error
-        if self._has_annotated_size(upright, index):
-            return upright
+        if self._has_annotated_size(stored, index):
+            return stored
         height, width = self.image_sizes[index]
         raise ValueError(
             f"{path} is {stored.width}x{stored.height} pixels (width x height), but the annotations of image"

@@ -17,6 +17,7 @@ from atss_core.structures.boxes import from_xywh
 from atss_core.utils.visualize import contact_sheet, draw_boxes
 
 TILE_HEIGHT = 260
+TILE_WIDTH = 4 * TILE_HEIGHT  # of the widest, which are lower than the others
 COLUMNS = 4
 CASES_A_DEFECT = 4
 # Boxes of a defect are drawn at least so large, in pixels of the tile: many of them are too thin to be seen.
@@ -66,12 +67,17 @@ def _tile(dataset: DetectionDataset, index: int, defect: Defect | None) -> Image
         image = dataset.load_image(index)
     except ValueError as error:
         image = _without_annotations(dataset, index, error)
-        return image.resize((round(image.width * TILE_HEIGHT / image.height), TILE_HEIGHT))
-    scale = TILE_HEIGHT / image.height
+        scale = _tile_scale(image)
+        return image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)))
+    scale = _tile_scale(image)
     if defect is None or not defect.rows:
         return draw_boxes(image, dataset.target(index), dataset.class_names, scale=scale)
     rows = [r for r in defect.rows if dataset.annotations.image_ids[r] == dataset.image_ids[index]]
     return draw_boxes(image, _visible(dataset, index, rows, scale), dataset.class_names, scale=scale)
+
+
+def _tile_scale(image: Image.Image) -> float:
+    return min(TILE_HEIGHT / image.height, TILE_WIDTH / image.width)
 
 
 def _visible(dataset: DetectionDataset, index: int, rows: Sequence[int], scale: float) -> BoxList:
@@ -94,7 +100,7 @@ def _visible(dataset: DetectionDataset, index: int, rows: Sequence[int], scale: 
 def _without_annotations(dataset: DetectionDataset, index: int, error: ValueError) -> Image.Image:
     """Return a picture whose boxes do not belong to it, or a card that says why there is none."""
     try:
-        return read_image(dataset.image_path(index), apply_exif=False)
+        return read_image(dataset.image_path(index), apply_exif=True, max_pixels=dataset.max_pixels)
     except ValueError:
         card = Image.new("RGB", (round(TILE_HEIGHT * 4 / 3), TILE_HEIGHT), "whitesmoke")
         words = str(error).split(" (data set", 1)[0].replace(str(dataset.folder), "...")

@@ -19,6 +19,10 @@ from atss_core.structures import BoxList
 Transform = Callable[[Image.Image, BoxList | None, random.Random], tuple[Tensor, BoxList | None]]
 Step = Callable[[Image.Image, BoxList | None, random.Random], tuple[Image.Image, BoxList | None]]
 
+# Of the long side over its cap, in pixels. The published excess is at most half the ratio of long to short
+# side, so sizes are as published up to a ratio of 32; an image of one row would keep any length.
+EXCESS = 16
+
 
 class Compose:
     """Change a picture step by step, then turn it into a tensor.
@@ -95,7 +99,7 @@ def resize_size(image_size: tuple[int, int], min_size: int, max_size: int) -> tu
     """Return the (height, width) that the published code resizes a picture to.
 
     The cap of the long side lowers the short side, which is rounded; the long side follows by truncation and
-    so can exceed the cap by a few pixels.
+    so can exceed the cap by a few pixels, here by at most ``EXCESS``.
 
     Args:
         image_size: (height, width) of the picture.
@@ -106,7 +110,7 @@ def resize_size(image_size: tuple[int, int], min_size: int, max_size: int) -> tu
     size = min_size
     if long / short * size > max_size:
         size = max(round(max_size * short / long), 1)
-    scaled_long = max(int(size * long / short), 1)
+    scaled_long = min(max(int(size * long / short), 1), max_size + EXCESS)
     return (size, scaled_long) if image_size[0] <= image_size[1] else (scaled_long, size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -112,7 +113,8 @@ class Detections(BoxList):
         source = self.path if picture is None else picture
         if source is None:
             raise ValueError("these objects were not found in a file: give the picture, draw(picture)")
-        return draw_boxes(to_picture(source), self, self.class_names, threshold, scale)
+        picture = to_picture(source, max_pixels=sys.maxsize)  # the limit was that of the predictor
+        return draw_boxes(picture, self, self.class_names, threshold, scale)
 
     def to_supervision(self) -> Any:
         """Return ``supervision.Detections``, for its trackers, zones and annotators.

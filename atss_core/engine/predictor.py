@@ -22,6 +22,7 @@ from atss_core.data import (
     build_transform,
     fill_num_classes,
 )
+from atss_core.data.pictures import MAX_PIXELS
 from atss_core.data.transforms import Transform
 from atss_core.engine.build import build_device, build_inference, move_detector
 from atss_core.engine.detections import Detections
@@ -41,6 +42,7 @@ class Predictor:
         transform: makes a tensor of a picture, as ``build_transform`` returns.
         collate: pads it, as ``build_collate`` returns.
         class_names: the name of label i at i - 1.
+        max_pixels: files of larger pictures are refused.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Predictor:
         transform: Transform,
         collate: Callable[[Sequence[Sample]], Batch],
         class_names: list[str],
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         inference.detector.eval()
         self.inference = inference
         self.transform = transform
         self.collate = collate
         self.class_names = class_names
+        self.max_pixels = max_pixels
 
     @classmethod
     def from_config(
@@ -90,6 +94,7 @@ class Predictor:
             build_transform(settings, training=False),
             build_collate(settings),
             class_names,
+            max_pixels=settings.INPUT.MAX_PIXELS,
         )
 
     @property
@@ -144,7 +149,7 @@ class Predictor:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         remaining = each_source(sources)
         while batch := list(islice(remaining, batch_size)):
-            pictures = [to_picture(source) for source in batch]
+            pictures = [to_picture(source, self.max_pixels) for source in batch]
             found = self._detect(pictures)
             for source, picture, boxes in zip(batch, pictures, found, strict=True):
                 yield picture, Detections(boxes, self.class_names, path_of(source))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from atss_core.data import read_image, to_rgb
-from atss_core.data.pictures import SUFFIXES
+from atss_core.data.pictures import MAX_PIXELS, SUFFIXES
 from atss_core.data.transforms import from_pixels
 
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray[Any, Any] | Tensor"
@@ -63,19 +63,20 @@ def path_of(source: Picture) -> Path | None:
     return Path(source).expanduser() if isinstance(source, (str, Path)) else None
 
 
-def to_picture(source: Picture) -> Image.Image:
+def to_picture(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return a source as an RGB picture.
 
     Args:
         source: the path of a picture, which is turned upright as its EXIF data says; a picture of any mode;
             an array as OpenCV has it, uint8 (H, W, 3) in BGR, (H, W, 4) in BGRA or grey (H, W); a tensor
             (3, H, W) in RGB, uint8 or floats in 0..1, on any device.
+        max_pixels: files of larger pictures are refused.
 
     Raises:
         ValueError: if it is something else, or its shape, type or range is.
     """
     if isinstance(source, (str, Path)):
-        return read_image(Path(source).expanduser(), apply_exif=True)
+        return read_image(Path(source).expanduser(), apply_exif=True, max_pixels=max_pixels)
     if isinstance(source, Image.Image):
         return to_rgb(source)
     if isinstance(source, np.ndarray):

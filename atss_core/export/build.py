@@ -72,4 +72,5 @@ def build_prover(cfg: CfgNode, detector: Detector, pictures: Sequence[Path], rep
         build_collate(cfg),
         pictures,
         repeats=repeats,
+        max_pixels=cfg.INPUT.MAX_PIXELS,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from atss_core.data import Batch, Sample, read_image
+from atss_core.data.pictures import MAX_PIXELS
 from atss_core.data.transforms import Resize, Transform, to_pixels
 from atss_core.export.parity import Report, Tolerance, compare, detections_of, expect
 from atss_core.export.runtimes import load
@@ -34,6 +35,7 @@ class Prover:
         pictures: files; the first is also used to measure latency.
         tolerance: of the comparison.
         repeats: measurements of latency.
+        max_pixels: larger pictures are refused.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Prover:
         *,
         tolerance: Tolerance | None = None,
         repeats: int = 5,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.detector = detector
         self.transform = transform
@@ -57,6 +60,7 @@ class Prover:
         )
         self.tolerance = tolerance or Tolerance()
         self.repeats = repeats
+        self.max_pixels = max_pixels
 
     def __call__(self, path: Path) -> Report:
         """Compare a file; whether it is equal is in the report."""
@@ -83,7 +87,7 @@ class Prover:
         """Return a batch as the detector takes it, and as an exported file does."""
         samples, pixels = [], []
         for path in pictures:
-            picture = read_image(path, apply_exif=True)
+            picture = read_image(path, apply_exif=True, max_pixels=self.max_pixels)
             nothing = BoxList(torch.zeros(0, 4), (picture.height, picture.width))
             tensor, _ = self.transform(picture, nothing, random.Random(0))
             samples.append(Sample(tensor, nothing, image_id=0))

@@ -1,6 +1,7 @@
 """Data sets with one defect each, and the words that both the check and training must say about it."""
 
 import json
+import os
 import shutil
 from xml.etree import ElementTree
 
@@ -50,6 +51,22 @@ def remove(*files):
 
 def shrink(folder):
     Image.new("RGB", (30, 30)).save(folder / "pictures" / "a.png")
+
+
+def turn(picture):
+    """Mark a picture as upside down."""
+
+    def spoil(folder):
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        Image.open(folder / picture).save(folder / picture, exif=exif)
+
+    return spoil
+
+
+def put_pipe(folder):
+    (folder / "pictures" / "a.png").unlink()
+    os.mkfifo(folder / "pictures" / "a.png")
 
 
 def truncate(folder):
@@ -125,6 +142,15 @@ COCO_DEFECTS = {
     "no folder": (remove("pictures"), ["needs the folder", "pictures with the pictures of"]),
     "half a picture": (truncate, ["a.png cannot be read as a picture"]),
     "text for a picture": (write_over("pictures/a.png", b"hello"), ["a.png cannot be read as a picture"]),
+    "pipe for a picture": (put_pipe, ["a.png cannot be read as a picture", "got a pipe"]),
+    "too large": (
+        lambda folder: ["INPUT.MAX_PIXELS", "3071"],
+        ["4 of 4 pictures have more than 3071 pixels, the first 64x48: a.png", "raise INPUT.MAX_PIXELS"],
+    ),
+    "turned in place": (
+        turn("pictures/a.png"),
+        ["1 of 4 pictures looked at are turned or mirrored", "a.png; look at the boxes that atss check"],
+    ),
     "other size": (shrink, ["a.png is 30x30 pixels", "annotations of image 1 are for 64x48"]),
     "listed twice": (
         in_json(lambda tree: tree["images"][1].update(file_name="a.png")),
@@ -188,6 +214,14 @@ VOC_DEFECTS = {
         write_over("Annotations/a.xml", b'<?xml version="1.0" encoding="klingon"?><annotation/>'),
         ["a.xml is not valid XML", "klingon"],
     ),
+    "turned in place": (
+        turn("JPEGImages/a.png"),
+        ["1 of 4 pictures looked at are turned or mirrored", "a.png"],
+    ),
+    "too large": (
+        lambda folder: ["INPUT.MAX_PIXELS", "3000"],
+        ["4 of 4 pictures have more than 3000 pixels", "raise INPUT.MAX_PIXELS"],
+    ),
     "no pictures": (remove("JPEGImages"), ["no folder JPEGImages or images"]),
     "not a data set": (remove("Annotations"), ["is not a data set; expected a COCO file"]),
 }
@@ -220,6 +254,10 @@ YOLO_DEFECTS = {
     "half a picture": (
         lambda folder: (folder / "images/train/a.png").write_bytes(b"hello"),
         ["1 of 4 pictures cannot be read", "images/train/a.png", "SKIP_CORRUPT"],
+    ),
+    "too large": (
+        lambda folder: ["INPUT.MAX_PIXELS", "3000"],
+        ["4 of 4 pictures have more than 3000 pixels", "raise INPUT.MAX_PIXELS"],
     ),
     "label without picture": (
         remove("images/train/a.png"),

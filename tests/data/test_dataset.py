@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from atss_core.data import SampleKey, UnreadablePictureError, collate
-from atss_core.data.check import quick_check
+from atss_core.data.check import ambiguous_orientations, check_pictures, quick_check, refuse_fatal
 from atss_core.data.statistics import count_objects, network_sides
 
 BOX = [10, 5, 20, 8]
@@ -321,6 +321,88 @@ def test_16_bit_grey_is_scaled_not_clipped(folder):
     folder.add_picture(BOX, picture=Image.fromarray(ramp))
     pixels = np.asarray(folder.open().load_image(0))[..., 0]
     assert np.abs(pixels - ramp / 257.0).max() <= 1
+
+
+def upside_down(size):
+    """Return a picture with a white left half in upright pixels, stored upside down."""
+    upright = np.zeros((*size, 3), dtype=np.uint8)
+    upright[:, : size[1] // 2] = 255
+    return Image.fromarray(upright).rotate(180)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(3, (40, 60)), (2, (40, 60)), (3, (40, 40))])
+def test_picture_of_either_size_is_turned_upright(folder, orientation, size):
+    folder.add_picture(BOX, size=size)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upside_down(size).save(folder.images / "1.png", exif=exif)
+    pixels = np.asarray(folder.open().load_image(0))
+    assert pixels[:, : size[1] // 2].min() == 255
+    assert pixels[:, size[1] // 2 :].max() == 0
+
+
+def test_ambiguous_orientation_is_found_in_a_sample_of_headers(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 4
+    for number in range(9):
+        folder.add_picture(BOX)
+        if number in (0, 5, 8):
+            upside_down((40, 60)).save(folder.images / f"{number + 1}.png", exif=exif)
+    (folder.images / "2.png").write_bytes(b"hello")
+    dataset = folder.open()
+    (defect,) = ambiguous_orientations(dataset, most=100)
+    assert defect.images == (0, 5, 8)
+    assert defect.message.startswith("3 of 9 pictures looked at are turned or mirrored")
+    assert "1.png, 6.png, 9.png" in defect.message
+    assert not defect.is_fatal
+    assert ambiguous_orientations(dataset, most=2)[0].images == (0, 8)
+    upside_down((40, 60)).save(folder.images / "9.png")
+    assert ambiguous_orientations(dataset, most=1)[0].images == (0,)
+
+
+def test_dark_pictures_are_named(folder):
+    for number, largest in enumerate((15, 16, 255), start=1):
+        folder.add_picture(BOX, picture=Image.new("RGB", (60, 40), (0, largest, 3)), name=f"{number}.png")
+    (defect,) = check_pictures(folder.open())
+    assert (defect.images, defect.is_fatal) == ((0,), False)
+    assert defect.message.startswith("1 of 3 pictures are almost black; the first: ")
+    assert "1.png has no value above 15 of 255" in defect.message
+
+
+def test_grey_pictures_of_mixed_depths_are_named(folder):
+    for number, largest in enumerate((4095, 1023, 3000, 255, 65535), start=1):
+        values = np.full((40, 60), largest, dtype=np.uint16)
+        folder.add_picture(BOX, picture=Image.fromarray(values), name=f"{number}.png")
+    folder.add_picture(BOX)
+    (defect,) = check_pictures(folder.open())
+    assert defect.images == (1, 3, 4)
+    assert "4 depths, 12 bits: 2, 10 bits: 1, 8 bits: 1, 16 bits: 1 pictures" in defect.message
+    assert "2.png, 4.png, 5.png" in defect.message
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_depth_of_a_turned_picture_is_known(folder, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    values = np.full((40, 40), 4095, dtype=np.uint16)
+    folder.add_picture(BOX, size=(40, 40))
+    Image.fromarray(values).save(folder.images / "1.png", exif=exif)
+    assert folder.open().load_image(0).info["depth"] == "12 bits"
+
+
+def test_pictures_above_the_limit_are_known_from_their_sizes(folder):
+    folder.add_picture(BOX, size=(40, 60))
+    folder.add_picture(BOX, size=(40, 61))
+    (folder.images / "2.png").unlink()  # its pixels are not needed
+    dataset = folder.open(max_pixels=2400, skip_corrupt=True)
+    fatal = [defect for defect in quick_check(dataset) if defect.is_fatal and "pixel" in defect.kind]
+    assert [defect.images for defect in fatal] == [(1,)]
+    assert check_pictures(dataset) == []
+    refuse_fatal("little", fatal, skip_corrupt=True)
+    with pytest.raises(ValueError, match=r"have more than 2400 pixels, the first 61x40: 2\.png; cut"):
+        refuse_fatal("little", fatal, skip_corrupt=False)
+    assert dataset[0].image is not None
+    assert dataset[1].image is None
 
 
 def rotated_jpeg():

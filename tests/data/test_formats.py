@@ -403,6 +403,32 @@ def test_yolo_pictures_are_turned_upright(orientation, tmp_path):
     assert loaded.tobytes() == ImageOps.exif_transpose(Image.open(path)).tobytes()
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_voc_pictures_are_turned_upright_where_their_size_fits_either_way(orientation, tmp_path):
+    write_voc(tmp_path)
+    path = tmp_path / "JPEGImages" / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).save(path, exif=exif)
+    loaded = open_place(f"{tmp_path}@train").load_image(0)
+    assert loaded.tobytes() == ImageOps.exif_transpose(Image.open(path)).tobytes()
+    assert loaded.tobytes() != Image.open(path).tobytes()
+
+
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_voc_picture_without_a_stated_size_is_upright(orientation, tmp_path):
+    write_voc(tmp_path)
+    file = tmp_path / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<height>48</height>", "<height>0</height>"))
+    path = tmp_path / "JPEGImages" / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).save(path, exif=exif)
+    dataset = open_place(f"{tmp_path}@train")
+    assert dataset.image_sizes[0].tolist() == [64, 48]
+    assert dataset.load_image(0).tobytes() == ImageOps.exif_transpose(Image.open(path)).tobytes()
+
+
 def test_voc_files_beside_the_pictures(tmp_path):
     write_voc(tmp_path / "plain")
     for split in ("train", "val"):

@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import numpy as np
@@ -34,8 +35,21 @@ def test_sizes_are_the_published_ones(min_size, max_size):
 
 
 def test_no_side_vanishes():
-    assert resize_size((1, 5000), 800, 1333) == (1, 5000)
-    assert resize_size((5000, 1), 800, 1333) == (5000, 1)
+    assert resize_size((1, 5000), 800, 1333) == (1, 1349)
+    assert resize_size((5000, 1), 800, 1333) == (1349, 1)
+
+
+@pytest.mark.parametrize(("min_size", "max_size"), [(800, 1333), (1, 1), (3000, 10), (48, 64)])
+def test_sides_are_at_least_1_and_at_most_their_cap(min_size, max_size):
+    sides = (1, 2, 3, 7, 15, 1000, 4000, 100_000)
+    for image_size in itertools.product(sides, sides):
+        size = resize_size(image_size, min_size, max_size)
+        assert 1 <= min(size) <= max(min_size, 1)
+        assert max(size) <= max_size + 16
+
+
+def test_square_keeps_its_shape_under_any_cap():
+    assert resize_size((7, 7), 3000, 10) == (10, 10)
 
 
 @pytest.fixture(scope="module")

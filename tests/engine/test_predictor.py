@@ -57,6 +57,15 @@ def test_pictures_of_every_mode(predictor, mode):
     assert torch.equal(found.scores, expected.scores)
 
 
+def test_limit_of_pixels(weights, tmp_path):
+    limited = Predictor.from_config(QUICK, weights, [*OPTS, "INPUT.MAX_PIXELS", "4800"])
+    for name, size in (("a.png", (80, 60)), ("b.png", (80, 61))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    assert limited(tmp_path / "a.png").image_size == (60, 80)
+    with pytest.raises(ValueError, match=r"b\.png: expected at most 4800 pixels .* got 80x61"):
+        limited(tmp_path / "b.png")
+
+
 def test_names_of_bodies_are_explained():
     with pytest.raises(ValueError, match=r"torchvision://resnet18 names an ImageNet body, not a detector"):
         Predictor.from_config(QUICK, "torchvision://resnet18", TINY)

@@ -1,10 +1,13 @@
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from atss_core.data import read_image
 from atss_core.export import TARGETS
 from atss_core.export.description import SMALLEST_SIDE
 from atss_core.export.parity import expect
@@ -160,6 +163,24 @@ def test_openvino_reads_deformable_convolution_without_masks(tmp_path):
     model = openvino.convert_model(tmp_path / "layer.onnx", extension=[reader])
     found = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(np.uint16([[0, 1, 100, largest]]) for largest in (255, 256, 1023, 4095, 16383, 16384, 65535)),
+        *(np.float32([[0, 0.3, 0.7, largest]]) for largest in (0.9, 1, 1.0005, 255, 4095.5)),
+        np.int32([[0, 1, 70000, 2**31 - 1]]),
+        np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8),
+    ],
+)
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_script_reads_images_as_training_does(values, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(values).save(tmp_path / "a.tif", exif=exif)
+    read = runpy.run_path(str(SCRIPT))["read"](str(tmp_path / "a.tif"))
+    assert np.array_equal(read, read_image(tmp_path / "a.tif", apply_exif=True))
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -32,14 +33,14 @@ _DAMAGED = (
 )
 
 
-def read_image(path: str | Path, apply_exif: bool) -> Image.Image:
+def read_image(path: str | Path | IO[bytes], apply_exif: bool) -> Image.Image:
     """Read a picture as RGB.
 
     Grayscale, palette and CMYK pictures are converted, transparency is dropped, 16-bit grayscale is scaled
     to 8 bit.
 
     Args:
-        path: file.
+        path: file, or one opened in binary mode.
         apply_exif: turn the picture upright as its EXIF data says; else its pixels stay as they are stored.
 
     Raises:

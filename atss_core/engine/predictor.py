@@ -25,7 +25,7 @@ from atss_core.data import (
     fill_num_classes,
 )
 from atss_core.data.transforms import Transform
-from atss_core.engine.build import build_device, build_inference, move_detector
+from atss_core.engine.build import build_device, build_inference, move_detector, skips_unreadable
 from atss_core.engine.detections import Detections
 from atss_core.engine.inference import Inference
 from atss_core.engine.sources import Picture, each_source, is_folder, is_one_picture, path_of, to_picture
@@ -101,7 +101,7 @@ class Predictor:
             build_transform(settings, training=False),
             build_collate(settings),
             class_names,
-            settings.DATALOADER.SKIP_CORRUPT,
+            skip_unreadable=skips_unreadable(settings),
         )
 
     @property

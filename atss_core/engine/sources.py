@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atss_core.data import UnreadablePictureError, read_image, to_rgb
+from atss_core.data import read_image, to_rgb
 from atss_core.data.pictures import SUFFIXES
 from atss_core.data.transforms import from_pixels
 from atss_core.utils.text import shorten
@@ -120,11 +120,7 @@ def from_bytes(content: bytes | str) -> Image.Image:
         raise ValueError(f"{EXPECTED}, got a file opened as text. Open it with 'rb'.")
     if not content:
         raise ValueError(f"{EXPECTED}, got no bytes. A file that was read or written before needs seek(0).")
-    try:
-        return read_image(io.BytesIO(content), apply_exif=True)
-    except UnreadablePictureError as error:
-        kind = "that are no whole image file, such as JPEG or PNG"
-        raise UnreadablePictureError(f"{EXPECTED}, got {len(content)} bytes {kind}") from error
+    return read_image(io.BytesIO(content), apply_exif=True)
 
 
 def from_array(array: np.ndarray[Any, Any]) -> Image.Image:

@@ -146,7 +146,7 @@ WRONG = {
     ),
     "text": (io.StringIO("a"), r"got a file opened as text. Open it with 'rb'"),
     "nothing left": (io.BytesIO(), r"got no bytes. .* seek\(0\)"),
-    "other bytes": (b"GIF?", r"got 4 bytes that are no whole image file"),
+    "other bytes": (b"GIF?", r"cannot be read as a picture"),
     "no such file": ("nowhere.jpg", r"there is no picture nowhere.jpg"),
 }
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeAlias, TypeGuard
+from typing import IO, Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -33,14 +33,16 @@ def each_source(sources: Picture | Iterable[Picture]) -> Iterator[Picture]:
     """Yield single pictures, those of a folder by name.
 
     Raises:
-        ValueError: if a folder has no pictures.
+        ValueError: if a folder has no pictures, or a source is none.
     """
     if is_folder(sources):
         yield from find_pictures(sources)
-    elif is_one_picture(sources) or not isinstance(sources, Iterable) or isinstance(sources, Mapping):
+    elif is_one_picture(sources):
         yield sources
+    elif isinstance(sources, Mapping) or not isinstance(sources, Iterable):
+        raise ValueError(f"{EXPECTED}, got {type(sources).__name__}")
     else:
-        for source in sources:
+        for source in cast("Iterable[Picture]", sources):
             yield from each_source(source)
 
 

@@ -115,7 +115,8 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[str | Path], re
     Raises:
         ValueError: if an output is an input.
     """
-    existing = {id_: path for path in outputs if (id_ := _file_id(path))}
+    existing = {_file_id(path): path for path in outputs}
+    existing.pop(None, None)
     for path in inputs if existing else ():
         output = existing.get(_file_id(Path(path).expanduser()))
         if output is not None:

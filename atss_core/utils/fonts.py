@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -78,13 +79,18 @@ def _choose_font(letters: frozenset[str]) -> tuple[Path, frozenset[str]]:
     return best
 
 
+def _font_files() -> Iterator[Path]:
+    """Yield font files by preference."""
+    yield Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    yield from _system_fonts()
+
+
 @lru_cache(maxsize=1)
-def _font_files() -> list[Path]:
-    """Return font files by preference; not those of matplotlib's list, which misses newly installed ones."""
-    own = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+def _system_fonts() -> list[Path]:
+    """Return the fonts of the system; not those of matplotlib's list, which misses newly installed ones."""
     # Last Resort has a box for every letter.
     found = [Path(file) for file in findSystemFonts() if not Path(file).name.startswith("LastResort")]
-    return [own, *sorted(found, key=lambda file: (bool(_UNUSUAL.search(file.name)), file.name))]
+    return sorted(found, key=lambda file: (bool(_UNUSUAL.search(file.name)), file.name))
 
 
 @lru_cache(maxsize=256)

@@ -20,7 +20,7 @@ def no_system_fonts(monkeypatch):
 
     def clear():
         fonts._choose_font.cache_clear()
-        fonts._font_files.cache_clear()
+        fonts._system_fonts.cache_clear()
         fonts._told.clear()
 
     monkeypatch.setattr(fonts, "findSystemFonts", list)
@@ -73,7 +73,7 @@ def test_a_font_of_the_system_serves_what_dejavu_lacks(monkeypatch, tmp_path, no
         "findSystemFonts",
         lambda: [str(tmp_path / "A.ttf"), *(str(stix.with_name(name)) for name in others)],
     )
-    fonts._font_files.cache_clear()
+    fonts._system_fonts.cache_clear()
     assert drawable(f"a{letter}") == (f"a{letter}", stix)
     assert with_font(f"a{letter}", 12)[1].getname()[0] == "STIXGeneral"
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from atss_core.engine import Predictor
 from atss_core.utils.extras import has
+from atss_core.utils.files import refuse_overwriting
 
 
 def path(text: str) -> Path:
@@ -46,6 +47,8 @@ print(found.boxes.shape, found.scores.shape, found.labels.tolist())
 
 # %% Drawn; small pictures are enlarged so that text is readable
 drawn = found.draw(scale=3)
+outputs = [arguments.output_dir / name for name in ("predict.png", "predict.json")]
+refuse_overwriting(outputs, Path(arguments.pictures).iterdir(), "Give another --output-dir.")
 arguments.output_dir.mkdir(parents=True, exist_ok=True)
 drawn.save(arguments.output_dir / "predict.png")
 drawn  # noqa: B018, which a notebook shows
@@ -54,7 +57,8 @@ drawn  # noqa: B018, which a notebook shows
 picture = Image.open(files[0]).convert("RGB")
 bgr = np.asarray(picture)[:, :, ::-1]  # as cv2.imread returns it
 tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (3, H, W), RGB
-for same in (picture, bgr, tensor, tensor / 255):
+content = files[0].read_bytes()  # of an upload, say; encoded, as in the file
+for same in (picture, bgr, tensor, tensor / 255, content):
     print(type(same).__name__, predictor(same).above(0.5))
 
 # %% Several pictures
@@ -66,12 +70,13 @@ results = []
 for image_id, (_, found) in enumerate(predictor.stream(arguments.pictures, batch_size=4), start=1):
     print(f"{found.path}: {found.above(0.5)}")
     results += found.to_coco(image_id)
+print(len(predictor.skipped), "files cannot be read")
 
 # %% COCO's format for results
 (arguments.output_dir / "predict.json").write_text(json.dumps(results))
 print(len(results), "results, the first:", results[0] if results else None)
 
-# %% The package supervision has trackers, zones and more ways to draw
+# %% The package supervision has zones and more ways to draw; the package trackers takes the same detections
 if has("supervision"):
     detections = found.above(0.5).to_supervision()
     print("supervision:", len(detections), "detections", detections.data["class_name"].tolist())

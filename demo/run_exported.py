@@ -5,10 +5,21 @@ python run_exported.py model.onnx|model.xml|model.pt2 picture.jpg [drawn.png]
 
 import importlib
 import json
+import os
 import sys
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+
+def find_font(size=14):
+    """Return a font with more letters than Pillow's own, where the system has one."""
+    for name in ("NotoSansCJK-Regular.ttc", "msyh.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf", "arial.ttf"):
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
 
 
 def load(path):
@@ -47,6 +58,10 @@ def read(path):
 
 def main(path, picture, drawn=None):
     """Print what is in a picture, and draw it."""
+    inputs = [file for file in (path, picture) if os.path.exists(file)]
+    if drawn and os.path.exists(drawn) and any(os.path.samefile(drawn, file) for file in inputs):
+        print(f"error: {drawn} would be overwritten, but it is an input. Give another file.", file=sys.stderr)
+        sys.exit(2)
     run, about = load(path)
     about = json.loads(about)
     image = read(picture)
@@ -63,7 +78,7 @@ def main(path, picture, drawn=None):
             name = about["class_names"][label - 1]
             print(f"{name} {score:.3f} at {box.round(1).tolist()}")
             ImageDraw.Draw(image).rectangle(box.tolist(), outline="red", width=2)
-            ImageDraw.Draw(image).text(box[:2].tolist(), f"{name} {score:.2f}", fill="red")
+            ImageDraw.Draw(image).text(box[:2].tolist(), f"{name} {score:.2f}", fill="red", font=find_font())
     if drawn:
         image.save(drawn)
 

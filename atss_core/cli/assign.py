@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from atss_core.cli.datasets import add_dataset_arguments, open_datasets
+from atss_core.cli.datasets import add_dataset_arguments, keep_datasets, open_datasets
 from atss_core.cli.parser import CommandParser
 from atss_core.data import DetectionDataset, UnreadablePictureError, check_same_classes, resize_size
 from atss_core.data.assignment import (
@@ -82,9 +82,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg, datasets = open_datasets(arguments)
     for dataset in datasets:
         check_same_classes(dataset, datasets[0].class_names, datasets[0].name)
+    keep_datasets(datasets, (file for d in datasets for file in outputs_of(arguments.output_dir / d.name)))
     for dataset in datasets:
         folder = arguments.output_dir / dataset.name
         Viewer(cfg, dataset).write(folder, arguments.num_pictures, arguments.num_drawn)
+
+
+def outputs_of(folder: Path) -> list[Path]:
+    """Return what a run replaces or removes in its folder."""
+    pictures = folder / "pictures"
+    return [folder / "report.json", folder / "index.html", pictures / "summary.png", *drawings_of(pictures)]
+
+
+def drawings_of(pictures: Path) -> list[Path]:
+    """Return the drawings of an earlier run."""
+    return [file for name in ("[0-9]*_rule*.jpg", "[0-9]*_object_*.jpg") for file in pictures.glob(name)]
 
 
 def build_rules(cfg: CfgNode) -> dict[str, Assigner]:
@@ -138,7 +150,7 @@ class Viewer:
         )
         pictures = folder / "pictures"
         pictures.mkdir(parents=True, exist_ok=True)
-        for old in pictures.glob("[0-9]*_*.jpg"):  # of an earlier run, which may have drawn more
+        for old in drawings_of(pictures):  # an earlier run may have drawn more
             old.unlink()
         parts = [part for number, i in enumerate(drawn, start=1) for part in self._draw(i, number, pictures)]
         positives, shares = (column_of_rules(report, key) for key in COLUMNS)

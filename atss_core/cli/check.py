@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from atss_core.cli.datasets import add_dataset_arguments, open_datasets
+from atss_core.cli.datasets import add_dataset_arguments, keep_datasets, open_datasets
 from atss_core.cli.parser import CommandParser
 from atss_core.data import (
     DetectionDataset,
@@ -47,6 +47,8 @@ LARGEST_SAMPLE = 1000
 # Headers that training reads before it begins; more would keep it waiting on a network disk.
 NUM_HEADERS = 500
 BAR_WIDTH = 40
+# What a folder receives.
+FILES = ("report.json", "objects.png", "sample.jpg", "defects.jpg")
 MOST_CLASSES = 40  # lines of the table of classes
 
 EXAMPLE = """
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     cfg, datasets = open_datasets(arguments)
+    keep_datasets(datasets, (arguments.output_dir / d.name / file for d in datasets for file in FILES))
     found = [
         check(cfg, dataset, arguments.output_dir / dataset.name, arguments.quick) for dataset in datasets
     ]

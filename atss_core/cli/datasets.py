@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -12,6 +12,7 @@ from atss_core.cli.parser import CommandParser, expanded_path
 from atss_core.config import key_names, load_cfg
 from atss_core.config.catalog import find_dataset
 from atss_core.data import DetectionDataset, build_transform, check_names, check_num_classes
+from atss_core.utils.files import refuse_overwriting
 
 CONFIG = "configs/atss/atss_R_50_FPN_1x.yaml"
 
@@ -83,3 +84,13 @@ def open_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
     )
     check_num_classes(dataset, cfg)
     return dataset
+
+
+def keep_datasets(datasets: Sequence[DetectionDataset], outputs: Iterable[Path]) -> None:
+    """Refuse to write over, or remove, images and annotations.
+
+    Raises:
+        ValueError: if an output is one of them.
+    """
+    inputs = [d.path for d in datasets] + [d.image_path(i) for d in datasets for i in range(len(d))]
+    refuse_overwriting(outputs, inputs, "Give another --output-dir.")

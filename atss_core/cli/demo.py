@@ -1,9 +1,13 @@
-"""Detect objects in pictures, videos or what a camera sees, and write annotated copies."""
+"""Detect objects in images, videos or what a camera sees, and write annotated copies.
+
+Files that cannot be read are skipped; the exit status is then 1, or 0 with DATALOADER.SKIP_CORRUPT True.
+"""
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +17,15 @@ from tqdm import tqdm
 from atss_core.cli.common import add_config_arguments
 from atss_core.cli.demo_video import annotate_video, camera_file, video_files
 from atss_core.cli.parser import CommandParser, expanded_path
-from atss_core.data import read_image
+from atss_core.data import UnreadablePictureError, read_image
 from atss_core.engine import Predictor
 from atss_core.engine.inference import now
 from atss_core.engine.sources import find_pictures
 from atss_core.utils.download import is_url, locate
 from atss_core.utils.extras import require
+from atss_core.utils.files import refuse_overwriting
 from atss_core.utils.imagenet import is_imagenet_body
-from atss_core.utils.video import Source, camera_source, file_source
+from atss_core.utils.video import Source, UnreadableVideoError, camera_source, file_source
 from atss_core.utils.visualize import readable_scale, save_image
 
 RELEASES = "https://github.com/sfzhang15/ATSS"
@@ -46,11 +51,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = arguments.output_dir
     videos = find_videos(arguments, folder)
     pictures = [] if videos else find_pictures(arguments.images_dir)
+    outputs = [file for _, file in videos] + [folder / path.name for path in pictures]
+    inputs = [*pictures, *arguments.video, arguments.weights]
+    refuse_overwriting(outputs, inputs, "Give another --output-dir.")
     predictor = Predictor.from_config(arguments.config_file, arguments.weights, opts)
+    num_skipped = 0
     for source, file in videos:
-        annotate_video(predictor, source, file, threshold=arguments.score_threshold, show=arguments.show)
+        try:
+            annotate_video(predictor, source, file, threshold=arguments.score_threshold, show=arguments.show)
+        except UnreadableVideoError as error:
+            num_skipped += skip(error, len(videos))
     if pictures:
-        annotate(predictor, pictures, folder, threshold=arguments.score_threshold, show=arguments.show)
+        num_skipped += annotate(
+            predictor, pictures, folder, threshold=arguments.score_threshold, show=arguments.show
+        )
+    if num_skipped == len(outputs):
+        raise ValueError(f"none of the {num_skipped} files can be read; give --images-dir or --video others")
+    if num_skipped:
+        print(f"{num_skipped} of {len(outputs)} files cannot be read and are skipped", file=sys.stderr)
+        sys.exit(0 if predictor.skip_unreadable else 1)
+
+
+def skip(error: ValueError, total: int) -> int:
+    """Tell about one of ``total`` files that cannot be read, and count it; the only one is an error."""
+    if total == 1:
+        raise error
+    tqdm.write(f"skipped: {error}", file=sys.stderr)
+    return 1
 
 
 def build_parser() -> CommandParser:
@@ -114,7 +141,7 @@ def find_videos(arguments: argparse.Namespace, folder: Path) -> list[tuple[Sourc
 
 def annotate(
     predictor: Predictor, pictures: Sequence[Path], folder: Path, *, threshold: float, show: bool
-) -> None:
+) -> int:
     """Detect, draw and save, and print how long detection took.
 
     Args:
@@ -123,11 +150,20 @@ def annotate(
         folder: receives annotated copies under the same names.
         threshold: detections below this score are not drawn.
         show: open a window for each picture.
+
+    Returns:
+        How many files cannot be read.
     """
-    predictor(pictures[0])  # the first run warms up and does not count
-    milliseconds = []
+    milliseconds: list[float] = []
+    num_skipped = 0
     for path in tqdm(pictures, desc="demo", unit="picture", disable=None):
-        image = read_image(path, apply_exif=True, max_pixels=predictor.max_pixels)
+        try:
+            image = read_image(path, apply_exif=True, max_pixels=predictor.max_pixels)
+        except UnreadablePictureError as error:
+            num_skipped += skip(error, len(pictures))
+            continue
+        if not milliseconds:
+            predictor(image)  # the first run warms up and does not count
         start = now(predictor.device)
         result = predictor(image)
         milliseconds.append(1000 * (now(predictor.device) - start))
@@ -136,10 +172,12 @@ def annotate(
         save_image(drawn, folder / path.name)
         if show:
             show_window(drawn)
-    print(
-        f"{statistics.median(milliseconds):.0f} ms a picture (median of {len(pictures)}, resizing included, "
-        f"without loading and warm-up); annotated pictures are in {folder}"
-    )
+    if milliseconds:
+        print(
+            f"{statistics.median(milliseconds):.0f} ms a picture (median of {len(milliseconds)}, resizing "
+            f"included, without loading and warm-up); annotated pictures are in {folder}"
+        )
+    return num_skipped
 
 
 def show_window(image: Image.Image) -> None:

@@ -65,13 +65,10 @@ def video_files(videos: Sequence[str], folder: Path) -> list[Path]:
     """Return where the annotated copy of each video is written.
 
     Raises:
-        ValueError: if that is a video itself, or the same for two of them.
+        ValueError: if that is the same for two of them.
     """
     files = [folder / f"{Path(video).stem}.mp4" for video in videos]
-    sources = {Path(video).expanduser().resolve() for video in videos}
     for file in files:
-        if file.resolve() in sources:
-            raise ValueError(f"{file} would be overwritten by its annotated copy; give another --output-dir")
         if files.count(file) > 1:
             raise ValueError(f"two videos would be written to {file}; give each an --output-dir of its own")
     return files

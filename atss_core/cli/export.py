@@ -6,16 +6,20 @@ Pictures go through the detector and through the file; unless they find the same
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from yacs.config import CfgNode
 
 from atss_core.cli.common import add_config_arguments
+from atss_core.cli.datasets import open_dataset
 from atss_core.cli.parser import CommandParser, did_you_mean, expanded_path
 from atss_core.cli.test import find_weights_to_test
 from atss_core.config import load_cfg
-from atss_core.data import fill_num_classes
+from atss_core.data import UnreadablePictureError, fill_num_classes, read_image
 from atss_core.engine.predictor import default_class_names
 from atss_core.engine.sources import find_pictures
 from atss_core.export import (
@@ -29,7 +33,7 @@ from atss_core.export import (
 from atss_core.modeling import Detector, build_detector
 from atss_core.utils.checkpoint import load_weights_strictly
 from atss_core.utils.extras import require
-from atss_core.utils.files import atomic_write
+from atss_core.utils.files import atomic_write, refuse_overwriting
 from atss_core.utils.weights import read_detector, weights_of
 
 EXAMPLE = """
@@ -39,6 +43,8 @@ atss export --config-file atss_R_50_FPN_1x --weights ATSS_R_50_FPN_1x.pth \\
 
 # That the proof takes of a folder.
 MAX_PICTURES = 8
+# Of the working folder, and of the checkout of this package.
+DEMO_IMAGES = (Path("demo/images"), Path(__file__).resolve().parents[2] / "demo" / "images")
 
 SUFFIXES = {target.suffix: name for name, target in TARGETS.items()}
 
@@ -59,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--images",
         metavar="DIR",
-        default="demo/images",
-        help="pictures of the proof, the first 8 count (default %(default)s)",
+        help="images of the proof, the first 8 count (default: the first data set of DATASETS.TEST, or else "
+        "demo/images)",
     )
     add_config_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -68,13 +74,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_exportable(cfg)
     output = arguments.output or Path(cfg.OUTPUT_DIR) / "export"
     formats = choose_formats(arguments.format, output)
-    pictures = find_pictures(arguments.images)[:MAX_PICTURES]
+    pictures = choose_pictures(cfg, arguments.images)
     for package in dict.fromkeys(package for name in formats for package in TARGETS[name].packages):
         require(package)
     cfg, detector, class_names, source = load_detector(cfg, arguments.weights)
     stem = Path(str(source).split("?")[0]).stem
-    for name in formats:
-        path = output if output.suffix in SUFFIXES else output / f"{stem}{TARGETS[name].suffix}"
+    paths = [output if output.suffix in SUFFIXES else output / f"{stem}{TARGETS[n].suffix}" for n in formats]
+    outputs = [file for path in paths for file in (*files_of(path), report_of(path))]
+    refuse_overwriting(outputs, [source, arguments.config_file, *pictures], "Give another --output.")
+    for name, path in zip(formats, paths, strict=True):
         export(cfg, detector, class_names, name, path, pictures, nms=arguments.nms)
 
 
@@ -105,6 +113,46 @@ def choose_formats(words: str | None, output: Path) -> list[str]:
     return formats
 
 
+def choose_pictures(cfg: CfgNode, folder: str | None) -> list[Path]:
+    """Return the images of the proof: of a folder, or else of the test set, or else those of the demo.
+
+    Raises:
+        ValueError: if none can be read.
+    """
+    files = test_set_pictures(cfg) if folder is None else find_pictures(folder)
+    demo = next((each for each in DEMO_IMAGES if each.is_dir()), None)
+    if not files and demo:
+        files = find_pictures(demo)
+    found = list(islice(readable(files), MAX_PICTURES))
+    if not found:
+        raise ValueError(
+            f"--images: expected images for the proof, got none that can be read in "
+            f"{folder or f'DATASETS.TEST {tuple(cfg.DATASETS.TEST)}'}. Give the folder of some."
+        )
+    return found
+
+
+def test_set_pictures(cfg: CfgNode) -> list[Path]:
+    """Return images with objects of the first test set, none if it is not there."""
+    try:
+        dataset = open_dataset(cfg, cfg.DATASETS.TEST[0])
+    except (IndexError, OSError, ValueError):
+        return []
+    with_objects = (dataset.image_path(i) for i in range(len(dataset)) if len(dataset.target(i)))
+    return list(islice(with_objects, 2 * MAX_PICTURES))
+
+
+def readable(files: Iterable[Path]) -> Iterator[Path]:
+    """Yield images that can be read, and tell about others."""
+    for file in files:
+        try:
+            read_image(file, apply_exif=True)
+        except UnreadablePictureError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+        else:
+            yield file
+
+
 def load_detector(cfg: CfgNode, weights: str | None) -> tuple[CfgNode, Detector, list[str], str | Path]:
     """Return the configuration with the number of classes, the detector on the CPU, class names and file."""
     source, checkpoint = read_detector(weights or find_weights_to_test(cfg))
@@ -128,19 +176,42 @@ def export(
 ) -> None:
     """Write one file, compare it with the detector, print the report and save it beside the file.
 
+    Files of an earlier export stay as they are until the new ones are verified.
+
     Raises:
-        ValueError: if the file does not detect the same; it is then renamed to end in ``.failed``.
+        ValueError: if the file does not detect the same; its name then ends in ``.failed``.
     """
     target = TARGETS[name]
     print(f"writing {path} ...", flush=True)
-    target.write(build_graph(cfg, detector), nms == "inside", path, build_description(cfg, class_names, nms))
-    report = build_prover(cfg, detector, pictures)(path)
-    report_file = path.with_name(f"{path.name}.parity.json")
-    with atomic_write(report_file, "w") as file:
-        json.dump(report.to_dict(), file, indent=1)
-    print(report.table(), flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A folder, because the files of a model refer to each other by name.
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        description = build_description(cfg, class_names, nms)
+        target.write(build_graph(cfg, detector), nms == "inside", draft, description)
+        report = build_prover(cfg, detector, pictures)(draft)
+        with atomic_write(report_of(draft), "w") as file:
+            json.dump(report.to_dict(), file, indent=1)
+        print(report.table(), flush=True)
+        written = publish(draft, path.with_name(f"{path.name}.failed") if report.failure else path)
     if report.failure:
-        failed = [file.rename(file.with_name(f"{file.name}.failed")) for file in files_of(path)]
-        raise ValueError(f"{path.name} is not proven: {report.failure}; it is now {failed[0]}")
+        raise ValueError(f"{path.name} is not proven: {report.failure}; it is now {written}")
     size = sum(file.stat().st_size for file in files_of(path)) / 1e6
-    print(f"{path}: {size:.1f} MB, {target.title}, NMS {nms}; equal. Figures in {report_file}", flush=True)
+    print(
+        f"{path}: {size:.1f} MB, {target.title}, NMS {nms}; equal. Figures in {report_of(path)}", flush=True
+    )
+
+
+def report_of(path: Path) -> Path:
+    """Return where the figures of an exported file are."""
+    return path.with_name(f"{path.name}.parity.json")
+
+
+def publish(draft: Path, path: Path) -> Path:
+    """Move all files of a model and its report to ``path``; files beside the main one get its ending."""
+    ending = path.name.removeprefix(draft.name)
+    report_of(path).unlink(missing_ok=True)  # no report may stand beside files that it does not describe
+    for file in set(draft.parent.iterdir()) - {report_of(draft)}:
+        file.replace(path.with_name(file.name + ending))
+    report_of(draft).replace(report_of(path))
+    return path

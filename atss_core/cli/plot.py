@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atss_core.cli.parser import CommandParser, expanded_path
+from atss_core.utils.files import refuse_overwriting
 from atss_core.utils.run_curves import names_of, plot_runs
 
 EXAMPLE = """
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     files = [metrics_file(run) for run in dict.fromkeys(arguments.runs)]
     output = arguments.output or (files[0].parent if len(files) == 1 else Path()) / "curves.png"
+    refuse_overwriting([output], files, "Give another --output.")
     plot_runs(names_of(files), output)
     print(f"curves of {len(files)} runs are in {output}" if len(files) > 1 else f"curves are in {output}")
 

@@ -7,13 +7,14 @@ from random import Random
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from atss_core.data.check import Defect
 from atss_core.data.dataset import DetectionDataset
 from atss_core.data.pictures import read_image
 from atss_core.structures import BoxList
 from atss_core.structures.boxes import from_xywh
+from atss_core.utils.fonts import with_font
 from atss_core.utils.visualize import contact_sheet, draw_boxes
 
 TILE_HEIGHT = 260
@@ -104,8 +105,7 @@ def _without_annotations(dataset: DetectionDataset, index: int, error: ValueErro
     except ValueError:
         card = Image.new("RGB", (round(TILE_HEIGHT * 4 / 3), TILE_HEIGHT), "whitesmoke")
         words = str(error).split(" (data set", 1)[0].replace(str(dataset.folder), "...")
+        words, font = with_font(words, 14)
         lines = [words[i : i + 44] for i in range(0, min(len(words), 44 * 9), 44)]
-        ImageDraw.Draw(card).multiline_text(
-            (12, 24), "\n".join(lines), fill="firebrick", font=ImageFont.load_default(14)
-        )
+        ImageDraw.Draw(card).multiline_text((12, 24), "\n".join(lines), fill="firebrick", font=font)
         return card

@@ -25,6 +25,11 @@ def build_device(cfg: CfgNode) -> torch.device:
     return choose_device(cfg.MODEL.DEVICE)
 
 
+def skips_unreadable(cfg: CfgNode) -> bool:
+    """Tell whether images that cannot be read are skipped wherever there are several."""
+    return bool(cfg.DATALOADER.SKIP_CORRUPT)
+
+
 def move_detector(cfg: CfgNode, detector: Detector, device: torch.device) -> Detector:
     """Bring a detector to its device, with the layout in memory and the compilation that MODEL asks for."""
     detector.to(device)

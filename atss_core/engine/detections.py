@@ -117,7 +117,7 @@ class Detections(BoxList):
         return draw_boxes(picture, self, self.class_names, threshold, scale)
 
     def to_supervision(self) -> Any:
-        """Return ``supervision.Detections``, for its trackers, zones and annotators.
+        """Return ``supervision.Detections``, for its zones and annotators, and for the package trackers.
 
         Its boxes end where the last pixel ends, so x2 and y2 are greater by one; its class ids count from 0,
         and ``data["class_name"]`` has the names.

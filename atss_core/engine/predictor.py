@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -18,20 +19,23 @@ from atss_core.config.catalog import COCO_CLASSES
 from atss_core.data import (
     Batch,
     Sample,
+    UnreadablePictureError,
     build_collate,
     build_transform,
     fill_num_classes,
 )
 from atss_core.data.pictures import MAX_PIXELS
 from atss_core.data.transforms import Transform
-from atss_core.engine.build import build_device, build_inference, move_detector
+from atss_core.engine.build import build_device, build_inference, move_detector, skips_unreadable
 from atss_core.engine.detections import Detections
 from atss_core.engine.inference import Inference
-from atss_core.engine.sources import Picture, each_source, is_one_picture, path_of, to_picture
+from atss_core.engine.sources import Picture, each_source, is_folder, is_one_picture, path_of, to_picture
 from atss_core.modeling import build_detector
 from atss_core.structures import BoxList, ImageList
 from atss_core.utils.checkpoint import load_weights_strictly
 from atss_core.utils.weights import read_detector, weights_of
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -43,6 +47,10 @@ class Predictor:
         collate: pads it, as ``build_collate`` returns.
         class_names: the name of label i at i - 1.
         max_pixels: files of larger pictures are refused.
+        skip_unreadable: skip images that cannot be read in lists and streams as well, not only in folders.
+
+    Attributes:
+        skipped: an error for each image that the last folder, list or stream skipped.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class Predictor:
         collate: Callable[[Sequence[Sample]], Batch],
         class_names: list[str],
         max_pixels: int = MAX_PIXELS,
+        skip_unreadable: bool = False,
     ) -> None:
         inference.detector.eval()
         self.inference = inference
@@ -59,6 +68,8 @@ class Predictor:
         self.collate = collate
         self.class_names = class_names
         self.max_pixels = max_pixels
+        self.skip_unreadable = skip_unreadable
+        self.skipped: list[UnreadablePictureError] = []
 
     @classmethod
     def from_config(
@@ -95,6 +106,7 @@ class Predictor:
             build_collate(settings),
             class_names,
             max_pixels=settings.INPUT.MAX_PIXELS,
+            skip_unreadable=skips_unreadable(settings),
         )
 
     @property
@@ -144,15 +156,36 @@ class Predictor:
 
         Yields:
             Each picture in RGB with its detections, in order.
+
+        Files of a folder that cannot be read are skipped, with a warning each, and are in ``skipped``. In a
+        list or iterable, where results are matched by position, they raise, unless DATALOADER.SKIP_CORRUPT.
+
+        Raises:
+            UnreadablePictureError: if an image cannot be read and is not skipped.
+            ValueError: if a source is none, or a folder has no images.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        remaining = each_source(sources)
+        self.skipped = []
+        remaining = self._read(sources)
         while batch := list(islice(remaining, batch_size)):
-            pictures = [to_picture(source, self.max_pixels) for source in batch]
-            found = self._detect(pictures)
-            for source, picture, boxes in zip(batch, pictures, found, strict=True):
-                yield picture, Detections(boxes, self.class_names, path_of(source))
+            found = self._detect([picture for _, picture in batch])
+            for (path, picture), boxes in zip(batch, found, strict=True):
+                yield picture, Detections(boxes, self.class_names, path)
+
+    def _read(self, sources: Picture | Iterable[Picture]) -> Iterator[tuple[Path | None, Image.Image]]:
+        """Yield images with their files, and skip what cannot be read and may be skipped."""
+        may_skip = is_folder(sources) or (self.skip_unreadable and not is_one_picture(sources))
+        for source in each_source(sources):
+            try:
+                picture = to_picture(source, self.max_pixels)
+            except UnreadablePictureError as error:
+                if not may_skip:
+                    raise
+                logger.warning("Skipped: %s", error)
+                self.skipped.append(error)
+            else:
+                yield path_of(source), picture
 
     @torch.inference_mode()
     def _detect(self, pictures: Sequence[Image.Image]) -> list[BoxList]:

@@ -1,10 +1,13 @@
-"""What the predictor takes: files, folders, pictures of Pillow, OpenCV's arrays and tensors."""
+"""What the predictor takes: files, folders, encoded bytes, images of Pillow, OpenCV's arrays and tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import IO, Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -14,8 +17,13 @@ from torch import Tensor
 from atss_core.data import read_image, to_rgb
 from atss_core.data.pictures import MAX_PIXELS, SUFFIXES
 from atss_core.data.transforms import from_pixels
+from atss_core.utils.text import shorten
 
-Picture: TypeAlias = "str | Path | Image.Image | np.ndarray[Any, Any] | Tensor"
+Picture: TypeAlias = (
+    "str | Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor"
+)
+
+EXPECTED = "expected a path, encoded bytes, a file opened with 'rb', a Pillow image, an array or a tensor"
 
 # Interpolation leaves 0..1 by rounding errors, and pixels of another range by far more.
 TOLERANCE = 1e-3
@@ -25,14 +33,16 @@ def each_source(sources: Picture | Iterable[Picture]) -> Iterator[Picture]:
     """Yield single pictures, those of a folder by name.
 
     Raises:
-        ValueError: if a folder has no pictures.
+        ValueError: if a folder has no pictures, or a source is none.
     """
-    if isinstance(sources, (str, Path)) and Path(sources).expanduser().is_dir():
+    if is_folder(sources):
         yield from find_pictures(sources)
-    elif is_one_picture(sources) or not isinstance(sources, Iterable):
+    elif is_one_picture(sources):
         yield sources
+    elif isinstance(sources, Mapping) or not isinstance(sources, Iterable):
+        raise ValueError(f"{EXPECTED}, got {type(sources).__name__}")
     else:
-        for source in sources:
+        for source in cast("Iterable[Picture]", sources):
             yield from each_source(source)
 
 
@@ -54,8 +64,23 @@ def find_pictures(folder: str | Path) -> list[Path]:
 def is_one_picture(source: Picture | Iterable[Picture]) -> TypeGuard[Picture]:
     """Tell whether a source stands for one picture, and not for a list or folder of them."""
     if isinstance(source, (str, Path)):
-        return not Path(source).expanduser().is_dir()
-    return isinstance(source, (Image.Image, np.ndarray, Tensor))
+        return not is_folder(source)
+    is_encoded = isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
+    return is_encoded or isinstance(source, (Image.Image, np.ndarray, Tensor))
+
+
+def is_folder(source: Picture | Iterable[Picture]) -> TypeGuard[str | Path]:
+    """Tell whether a source is the path of a folder.
+
+    Raises:
+        ValueError: for a URL or encoded data.
+    """
+    if not isinstance(source, (str, Path)):
+        return False
+    name = str(source)
+    if re.match(r"data:|[a-z][a-z0-9+.-]+:/", name, re.IGNORECASE) or len(name) > 4096:  # Linux's PATH_MAX
+        raise ValueError(f"{EXPECTED}, got the URL or data {shorten(name)}. Download or decode it first.")
+    return os.path.isdir(Path(source).expanduser())  # False where the name is too long for a file
 
 
 def path_of(source: Picture) -> Path | None:
@@ -67,12 +92,14 @@ def to_picture(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return a source as an RGB picture.
 
     Args:
-        source: the path of a picture, which is turned upright as its EXIF data says; a picture of any mode;
+        source: the path of a picture, or the bytes of such a file, or the file opened in binary mode: these
+            are turned upright as their EXIF data says; a picture of any mode;
             an array as OpenCV has it, uint8 (H, W, 3) in BGR, (H, W, 4) in BGRA or grey (H, W); a tensor
             (3, H, W) in RGB, uint8 or floats in 0..1, on any device.
         max_pixels: files of larger pictures are refused.
 
     Raises:
+        UnreadablePictureError: if a file or bytes cannot be read.
         ValueError: if it is something else, or its shape, type or range is.
     """
     if isinstance(source, (str, Path)):
@@ -83,7 +110,20 @@ def to_picture(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return from_array(source)
     if isinstance(source, Tensor):
         return from_tensor(source)
-    raise ValueError(f"expected a path, a Pillow picture, an array or a tensor, got {type(source).__name__}")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return from_bytes(bytes(source), max_pixels)
+    if hasattr(source, "read"):
+        return from_bytes(source.read(), max_pixels)
+    raise ValueError(f"{EXPECTED}, got {type(source).__name__}")
+
+
+def from_bytes(content: bytes | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the RGB image whose file has these bytes; see ``to_picture``."""
+    if isinstance(content, str):
+        raise ValueError(f"{EXPECTED}, got a file opened as text. Open it with 'rb'.")
+    if not content:
+        raise ValueError(f"{EXPECTED}, got no bytes. A file that was read or written before needs seek(0).")
+    return read_image(io.BytesIO(content), apply_exif=True, max_pixels=max_pixels)
 
 
 def from_array(array: np.ndarray[Any, Any]) -> Image.Image:

@@ -9,7 +9,7 @@ import re
 import secrets
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -24,6 +24,7 @@ __all__ = [
     "keep_lines",
     "on_main_process",
     "read_text",
+    "refuse_overwriting",
     "remove_leftovers",
 ]
 
@@ -113,6 +114,37 @@ def files_below(folder: Path) -> Iterator[Path]:
                 pending.append(current / entry.name)
             else:
                 pending.appendleft(current / entry.name)
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[str | Path], remedy: str) -> None:
+    """Refuse outputs that are inputs, by whatever names and links they are reached.
+
+    Args:
+        outputs: files that a command is about to write or remove.
+        inputs: files that it reads.
+        remedy: one sentence.
+
+    Raises:
+        ValueError: if an output is an input.
+    """
+    existing = {_file_id(path): path for path in outputs}
+    existing.pop(None, None)
+    for path in inputs if existing else ():
+        output = existing.get(_file_id(Path(path).expanduser()))
+        if output is not None:
+            raise ValueError(
+                f"{output} would be overwritten: expected a file to write, got an input of this command. "
+                f"{remedy}"
+            )
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    """Return what is the same for all names of a file, None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def on_main_process(write: Callable[[], None]) -> None:

@@ -11,10 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from atss_core.utils.curves import Records, clean, marker, read_metrics, series, smooth, terms
+from atss_core.utils.fonts import set_literal
 
 # Okabe and Ito's palette; further runs repeat it with other dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 DASHES = ("-", "--", ":", "-.")
+SPACE = " "  # before a label: matplotlib hides labels that begin with an underscore
 
 
 def plot_runs(runs: Mapping[str, Path], output: Path) -> None:
@@ -43,7 +45,10 @@ def plot_runs(runs: Mapping[str, Path], output: Path) -> None:
     for panel in axes[len(panels) :]:
         panel.remove()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=max(1, min(len(runs), 3)))
+    columns = max(1, min(len(runs), 3))
+    legend = figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=columns)
+    for text in legend.get_texts():
+        set_literal(text, text.get_text().removeprefix(SPACE))
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
 
@@ -77,7 +82,8 @@ def _plot(axes: Axes, key: str, title: str, values: Mapping[str, Records]) -> No
         style = DASHES[number // len(COLORS) % len(DASHES)]
         drawn = raw if is_test or key == "lr" else smooth(raw)
         dot = "o" if is_test else marker(raw)
-        axes.plot(iterations, drawn, style, color=color, linewidth=1.6, marker=dot, markersize=4, label=name)
+        label = SPACE + name
+        axes.plot(iterations, drawn, style, color=color, linewidth=1.6, marker=dot, markersize=4, label=label)
         if not is_test and key != "lr":
             axes.plot(iterations, raw, color=color, alpha=0.18, linewidth=0.8)
     axes.set_title(title, loc="left", fontsize=10)

@@ -26,6 +26,10 @@ TURNS = {
 }
 
 
+class UnreadableVideoError(ValueError):
+    """A video or camera cannot be opened, or is damaged."""
+
+
 class Frame(NamedTuple):
     """A picture of a video.
 
@@ -97,7 +101,8 @@ class VideoReader:
         num_frames: how many there are; an estimate where the file only tells its duration, None for a camera.
 
     Raises:
-        ValueError: if it cannot be opened or has no pictures, or PyAV is not installed.
+        UnreadableVideoError: if it cannot be opened or has no pictures.
+        ValueError: if PyAV is not installed.
     """
 
     def __init__(self, source: Source) -> None:
@@ -108,11 +113,11 @@ class VideoReader:
                 source.address, format=source.driver, options=source.options or {}
             )
         except (self._av.FFmpegError, ValueError) as error:
-            raise ValueError(f"{source.name} cannot be opened as a video: {error}") from error
+            raise UnreadableVideoError(f"{source.name} cannot be opened as a video: {error}") from error
         streams = self._container.streams.video
         if not streams:
             self._container.close()
-            raise ValueError(f"{source.name} has no pictures in it; give a video")
+            raise UnreadableVideoError(f"{source.name} has no pictures in it; give a video")
         self._stream = streams[0]
         self._stream.thread_type = "AUTO"
         self.num_frames = self._stream.frames or self._estimate()
@@ -127,7 +132,7 @@ class VideoReader:
         """Yield the frames from where the last one was.
 
         Raises:
-            ValueError: if the file is damaged there.
+            UnreadableVideoError: if the file is damaged there.
         """
         first: float | None = None
         seconds, step = 0.0, float(1 / (self._stream.average_rate or 25))
@@ -139,7 +144,9 @@ class VideoReader:
                 seconds = now - first
                 yield Frame(upright(frame), seconds)
         except self._av.FFmpegError as error:
-            raise ValueError(f"{self.source.name} is damaged after {seconds:.1f} s: {error}") from error
+            raise UnreadableVideoError(
+                f"{self.source.name} is damaged after {seconds:.1f} s: {error}"
+            ) from error
 
     def _estimate(self) -> int | None:
         """Return the number of frames by the duration of the file, None if it has none."""

@@ -1,4 +1,4 @@
-"""Draw boxes with readable labels, and sheets of pictures side by side; Pillow only."""
+"""Draw boxes with readable labels, and sheets of pictures side by side, by Pillow."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from atss_core.structures import BoxList
+from atss_core.utils.fonts import Font, with_font
 
 Color = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PAPER, INK, FAINT_INK = (255, 255, 255), (33, 37, 41), (108, 117, 125)
 CAPTION_SIZE, TITLE_SIZE, GAP = 15, 22, 8
+LONGEST_SIDE = 2048  # pixels of an enlarged image
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
@@ -97,18 +98,17 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]], title: str 
     num_columns = max(map(len, rows))
     widths = [max(row[i][1].width for row in rows if i < len(row)) for i in range(num_columns)]
     heights = [max(picture.height for _, picture in row) for row in rows if row]
-    caption_font, title_font = ImageFont.load_default(CAPTION_SIZE), ImageFont.load_default(TITLE_SIZE)
     caption_height = round(CAPTION_SIZE * 1.5)
     top = GAP + (round(TITLE_SIZE * 1.6) if title else 0)
 
     sheet_height = top + sum(height + caption_height + GAP for height in heights)
     sheet = Image.new("RGB", (GAP + sum(width + GAP for width in widths), sheet_height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, GAP), _fit(title, title_font, sheet.width - 2 * GAP), fill=INK, font=title_font)
+    _write(pen, (GAP, GAP), title, TITLE_SIZE, sheet.width - 2 * GAP, INK)
     for row, height in zip(filter(len, rows), heights, strict=True):
         left = GAP
         for (caption, picture), width in zip(row, widths, strict=False):
-            pen.text((left, top), _fit(caption, caption_font, width), fill=FAINT_INK, font=caption_font)
+            _write(pen, (left, top), caption, CAPTION_SIZE, width, FAINT_INK)
             sheet.paste(picture, (left, top + caption_height))
             left += width + GAP
         top += height + caption_height + GAP
@@ -116,8 +116,11 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]], title: str 
 
 
 def readable_scale(image_size: tuple[int, int], short_side: int = 384) -> int:
-    """Return the smallest whole factor that brings the short side of a (height, width) to ``short_side``."""
-    return max(1, math.ceil(short_side / min(image_size)))
+    """Return the smallest whole factor that brings the short side of a (height, width) to ``short_side``.
+
+    The long side of a thin image is not enlarged beyond ``LONGEST_SIDE``.
+    """
+    return max(1, min(math.ceil(short_side / min(image_size)), LONGEST_SIDE // max(image_size)))
 
 
 def class_color(label: int) -> Color:
@@ -167,14 +170,18 @@ def draw_marks(canvas: Image.Image, marks: Sequence[Mark]) -> None:
     """Draw boxes with their labels, as large as the picture needs; labels keep clear of each other."""
     short_side = min(canvas.size)
     line_width = max(1, round(short_side / 220))
-    font = ImageFont.load_default(max(11, round(short_side / 32)))
+    font_size = max(11, round(short_side / 32))
     pen = ImageDraw.Draw(canvas)
     for mark in reversed(marks):  # the best last, on top
         pen.rectangle(mark.place, outline=mark.color, width=line_width)
     taken: list[Rectangle] = []
     # All tags after all boxes, so that no line crosses a text; the best choose their places first.
-    tags = [(mark, _place_tag(mark, font, canvas.size, taken)) for mark in marks]
-    for mark, tag in reversed(tags):
+    tags = []
+    for mark in marks:
+        text, font = with_font(mark.text, font_size)
+        mark = mark._replace(text=text)
+        tags.append((mark, font, _place_tag(mark, font, canvas.size, taken)))
+    for mark, font, tag in reversed(tags):
         pen.rectangle(tag, fill=mark.color)
         center = (tag.left + tag.right + 1) / 2, (tag.top + tag.bottom + 1) / 2
         pen.text(center, mark.text, fill=_contrast(mark.color), font=font, anchor="mm")
@@ -200,8 +207,8 @@ def _place_tag(mark: Mark, font: Font, size: tuple[int, int], taken: list[Rectan
 
 
 def _tag_size(text: str, font: Font) -> tuple[int, int]:
-    # The height does not depend on the letters, so that all tags of a picture are alike.
-    _, top, _, bottom = font.getbbox("Ág")
+    # The height does not depend on Latin letters, so that all tags of a picture are alike.
+    _, top, _, bottom = font.getbbox("Ág" if text.isascii() else f"Ág{text}")
     padding = max(2, round((bottom - top) / 5))
     return math.ceil(font.getlength(text)) + 2 * padding, math.ceil(bottom - top) + padding
 
@@ -218,6 +225,14 @@ def _contrast(color: Color) -> Color:
     luminance = sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
     # White has a contrast of 1.05 / (luminance + 0.05), of which WCAG 2.1 asks 3 for large text.
     return (255, 255, 255) if luminance < 0.29 else (0, 0, 0)
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, position: tuple[int, int], text: str, size: int, width: int, color: Color
+) -> None:
+    """Write a line that is shortened to a width in pixels."""
+    text, font = with_font(text, size)
+    pen.text(position, _fit(text, font, width), fill=color, font=font)
 
 
 def _fit(text: str, font: Font, width: int) -> str:

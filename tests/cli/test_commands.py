@@ -303,6 +303,49 @@ def test_multi_scale_testing(tiny, trained, tmp_path, capsys):
     assert "AP50" in capsys.readouterr().out
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_demo_never_draws_over_its_images(tiny, trained, pictures, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(pictures)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.png").symlink_to(pictures / "b.png")
+    before = contents(pictures)
+    flags = ["--weights", str(trained / "model_final.pth"), "--config-file", str(QUICK)]
+    for folder in (pictures, tmp_path / "link", tmp_path / "out", pictures / ".." / pictures.name):
+        with pytest.raises(SystemExit) as stop:
+            run(demo.main, [*flags, "--images-dir", str(pictures), "--output-dir", str(folder), *tiny])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "would be overwritten" in error
+        assert "Give another --output-dir." in error
+        assert contents(pictures) == before
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_demo_goes_on_after_an_image_that_cannot_be_read(tiny, trained, pictures, tmp_path, capsys, skip):
+    (pictures / "0.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:300])
+    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(pictures)]
+    flags += ["--output-dir", str(tmp_path / "out"), "--config-file", str(QUICK)]
+    with pytest.raises(SystemExit) as stop:
+        run(demo.main, [*flags, *tiny, "DATALOADER.SKIP_CORRUPT", str(skip)])
+    assert stop.value.code == (0 if skip else 1)
+    captured = capsys.readouterr()
+    assert "median of 2" in captured.out
+    lines = captured.err.splitlines()
+    assert any(line.startswith(f"skipped: {pictures / '0.jpg'} cannot be read") for line in lines)
+    assert lines[-1] == "1 of 3 files cannot be read and are skipped"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.jpg", "b.png"}
+    for path in pictures.iterdir():
+        path.write_text("no image")
+    with pytest.raises(SystemExit) as stop:
+        run(demo.main, [*flags, *tiny])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: none of the 3 files can be read")
+
+
 def test_demo_looks_in_several_sizes(tiny, trained, pictures, tmp_path):
     flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(pictures)]
     flags += ["--output-dir", str(tmp_path / "out"), "--config-file", str(QUICK)]

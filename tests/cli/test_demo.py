@@ -79,6 +79,18 @@ def test_several_videos(detector, clip, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"clip.mp4", "other.mp4"}
 
 
+def test_a_video_that_cannot_be_read_does_not_end_the_others(detector, clip, tmp_path, capsys):
+    (tmp_path / "bad.mp4").write_text("not a video")
+    videos = ["--video", str(tmp_path / "bad.mp4"), "--video", str(clip)]
+    with pytest.raises(SystemExit) as stop:
+        demo.main([*detector, *videos, "--output-dir", str(tmp_path / "out"), *OPTS])
+    assert stop.value.code == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip.mp4"]
+    error = capsys.readouterr().err
+    assert re.search(r"skipped: .*bad\.mp4 cannot be opened as a video", error)
+    assert error.endswith("1 of 2 files cannot be read and are skipped\n")
+
+
 def test_camera(detector, clip, tmp_path, monkeypatch, capsys):
     """A file plays the camera: there is none where tests run."""
     asked = []

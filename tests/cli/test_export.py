@@ -6,6 +6,7 @@ import torch
 
 from atss_core.cli import export
 from atss_core.cli.common import run
+from atss_core.config import load_cfg
 from atss_core.export import TARGETS
 from atss_core.utils import extras
 from tests import golden
@@ -50,7 +51,9 @@ def test_package_is_proven_and_described(package):
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_file_must_detect_the_same_or_is_renamed(package, weights, tmp_path, monkeypatch, capsys, is_same):
+def test_file_must_detect_the_same_to_replace_the_earlier_one(
+    package, weights, tmp_path, monkeypatch, capsys, is_same
+):
     def copy(graph, is_nms_inside, path, description):
         shutil.copy(package, path)
 
@@ -60,21 +63,82 @@ def test_file_must_detect_the_same_or_is_renamed(package, weights, tmp_path, mon
     torch.save(checkpoint, tmp_path / "other.pth")
     output = tmp_path / "out" / "net.pt2"
     output.parent.mkdir()
+    earlier = {"net.pt2": b"earlier", "net.pt2.parity.json": b"its report"}
+    for name, content in earlier.items():
+        (output.parent / name).write_bytes(content)
     command = words(tmp_path / "other.pth", "--output", str(output), "--nms", "outside")
-    report_file = output.with_name("net.pt2.parity.json")
     if is_same:
         run(export.main, command)
         printed = capsys.readouterr().out
         assert "torch.export, NMS outside; equal" in printed
         assert "shapes_31.jpg" in printed
-        assert output.is_file()
+        assert sorted(p.name for p in output.parent.iterdir()) == sorted(earlier)
+        assert output.read_bytes() == package.read_bytes()
+        assert json.loads((output.parent / "net.pt2.parity.json").read_text())["is_equal"]
         return
     with pytest.raises(SystemExit) as stop:
         run(export.main, command)
     assert stop.value.code == 2
     assert "error: net.pt2 is not proven: it does not detect" in capsys.readouterr().err
-    assert sorted(p.name for p in output.parent.iterdir()) == ["net.pt2.failed", "net.pt2.parity.json"]
-    assert not json.loads(report_file.read_text())["is_equal"]
+    found = {p.name: p.read_bytes() for p in output.parent.iterdir()}
+    assert earlier.items() <= found.items(), "a verified export stays with its report"
+    assert found.keys() - earlier.keys() == {"net.pt2.failed", "net.pt2.failed.parity.json"}
+    assert found["net.pt2.failed"] == package.read_bytes()
+    assert not json.loads(found["net.pt2.failed.parity.json"])["is_equal"]
+
+
+def test_an_export_that_breaks_off_leaves_the_earlier_one_alone(package, weights, tmp_path, monkeypatch):
+    def break_off(graph, is_nms_inside, path, description):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(TARGETS, "torch", TARGETS["torch"]._replace(write=break_off))
+    output = tmp_path / "net.pt2"
+    output.write_bytes(b"earlier")
+    with pytest.raises(KeyboardInterrupt):
+        export.main(words(weights, "--output", str(output)))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"net.pt2": b"earlier"}
+
+
+@pytest.mark.parametrize("ending", ["", ".failed"])
+def test_files_beside_the_main_one_move_with_it(tmp_path, ending):
+    names = ("net.xml", "net.bin", "net.data")
+    (tmp_path / "draft").mkdir()
+    for name in names:
+        (tmp_path / "draft" / name).write_text("new")
+        (tmp_path / f"{name}{ending}").write_text("old")
+    export.report_of(tmp_path / "draft" / "net.xml").write_text("new")
+    main_file = tmp_path / f"net.xml{ending}"
+    assert export.publish(tmp_path / "draft" / "net.xml", main_file) == main_file
+    found = {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()}
+    expected = [*(f"{name}{ending}" for name in names), f"net.xml{ending}.parity.json"]
+    assert found == dict.fromkeys(expected, "new")
+    assert not any((tmp_path / "draft").iterdir())
+
+
+def test_weights_are_never_written_over(weights, tmp_path):
+    file = tmp_path / "net.pt2"
+    shutil.copy(weights, file)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"net.pt2 would be overwritten: .* Give another --output"):
+        export.main(words(file, "--output", str(tmp_path / "link" / "net.pt2")))
+    assert file.read_bytes() == weights.read_bytes()
+
+
+def test_images_are_by_default_those_of_the_test_set_or_the_demo(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # away from the checkout
+    cfg = load_cfg(QUICK, [*TINY, "DATASETS.DATA_DIR", str(shapes)])
+    found = export.choose_pictures(cfg, None)
+    assert found == sorted((shapes / "shapes" / "val").glob("*.jpg"))[:8]
+    cfg = load_cfg(QUICK, [*TINY, "DATASETS.DATA_DIR", str(tmp_path)])
+    assert export.choose_pictures(cfg, None)[0].name == "shapes_14.jpg"
+    monkeypatch.setattr(export, "DEMO_IMAGES", ())
+    with pytest.raises(ValueError, match=r"--images: expected images .* DATASETS.TEST \('shapes_val',\)"):
+        export.choose_pictures(cfg, None)
+    shutil.copy(found[0], tmp_path / "b.jpg")
+    (tmp_path / "a.jpg").write_text("no image")
+    assert export.choose_pictures(cfg, str(tmp_path)) == [tmp_path / "b.jpg"]
+    assert capsys.readouterr().err.startswith(f"skipped: {tmp_path / 'a.jpg'} cannot be read")
 
 
 @pytest.mark.parametrize(

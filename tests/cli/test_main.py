@@ -13,7 +13,7 @@ from atss_core.cli import doctor, plot, train
 from atss_core.cli.common import run
 from atss_core.cli.main import COMMANDS, main
 from atss_core.cli.parser import CommandParser
-from atss_core.utils import extras
+from atss_core.utils import extras, run_curves
 from tests.conftest import QUICK
 from tests.golden import ROOT
 
@@ -149,6 +149,27 @@ def test_plot_names_runs_by_what_tells_them_apart(tmp_path):
     files = [tmp_path / name / "metrics.jsonl" for name in ("a/run", "b/run")]
     assert list(plot.names_of(files)) == ["a/run", "b/run"]
     assert list(plot.names_of(files[:1])) == ["run"]
+
+
+def test_plot_shows_names_of_runs_as_they_are(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(run_curves.Figure, "savefig", lambda figure, file: figures.append(figure))
+    names = ["_hidden", "$x^2$", "\u00e9crou"]
+    for name in names:
+        write_run(tmp_path / name, [2.0, 1.0])
+    plot.main([*(str(tmp_path / name) for name in names), "--output", str(tmp_path / "a.png")])
+    texts = figures[0].legends[0].get_texts()
+    assert [text.get_text() for text in texts] == names
+    assert not any(text.get_parse_math() for text in texts)
+
+
+def test_plot_draws_over_no_metrics(tmp_path):
+    write_run(tmp_path / "run", [2.0, 1.0])
+    metrics = (tmp_path / "run" / "metrics.jsonl").rename(tmp_path / "a.png")
+    before = metrics.read_bytes()
+    with pytest.raises(ValueError, match=r"a.png would be overwritten: .* Give another --output"):
+        plot.main([str(metrics), "--output", str(metrics)])
+    assert metrics.read_bytes() == before
 
 
 def test_plot_wants_a_run(tmp_path, capsys):

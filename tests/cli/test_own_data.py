@@ -1,6 +1,7 @@
 """Own data through the commands of a user, faulty data in particular."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atss_core.cli import check, datasets, demo, test, train
+from atss_core.cli import assign, check, datasets, demo, test, train
 from atss_core.cli.common import run
 from atss_core.utils.checkpoint import read_checkpoint
 from tests.cli.faults import CASES, edit, in_annotation, truncate
@@ -143,6 +144,25 @@ def test_objects_that_get_no_anchor_are_counted(tmp_path, capsys):
     places = write_coco(tmp_path / "data", content=content)
     check.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     assert "1 of 3 objects get no anchor by POSITIVE_TYPE ATSS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [(check, "sample.jpg"), (check, "defects.jpg"), (assign, "pictures/1_rules.jpg")],
+)
+def test_data_is_never_written_over_or_removed(command, output, tmp_path, capsys):
+    places = write_coco(tmp_path / "data")
+    image = next((tmp_path / "data").rglob("a.png"))
+    before = image.read_bytes()
+    file = tmp_path / "out" / "data_train" / output
+    file.parent.mkdir(parents=True)
+    os.link(image, file)  # as if the folders were one
+    with pytest.raises(ValueError, match=rf"{output} would be overwritten: .* Give another --output-dir"):
+        command.main([places[0], "--output-dir", str(tmp_path / "out"), *ONE_STEP])
+    assert file.samefile(image)
+    assert image.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert capsys.readouterr().out == ""
 
 
 def test_quick_check_reads_no_picture(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Pictures of every kind and weights of every source through the Python API, its page and its script."""
 
+import io
 import re
 import subprocess
 import sys
@@ -117,7 +118,15 @@ def test_arrays_and_tensors_are_the_pictures_they_hold(plain, tmp_path):
         tensor,
         tensor / 255,
         tensor.half() / 255,
+        (content := (tmp_path / "a.png").read_bytes()),
+        bytearray(content),
+        io.BytesIO(content),
     )
+    with open(tmp_path / "a.png", "rb") as file:
+        assert_same(plain(file), expected)
+    both = plain([content, io.BytesIO(content)])
+    assert [result.path for result in both] == [None, None]
+    assert_same(both[1], expected)
     for source in same:
         assert_same(plain(source), expected)
     assert not torch.equal(plain(rgb).scores, expected.scores), "arrays are BGR"
@@ -136,7 +145,17 @@ WRONG = {
     "normalised": (torch.linspace(-1, 1, 48).view(3, 4, 4), r"must be in 0..1, RGB, got -1..1"),
     "nan": (torch.full((3, 4, 4), torch.nan), r"must be in 0..1, RGB, got nan"),
     "whole numbers": (torch.zeros(3, 4, 4, dtype=torch.int64), r"must be uint8 or floats .* torch.int64"),
-    "nothing": (None, r"expected a path, a Pillow picture, an array or a tensor, got NoneType"),
+    "nothing": (None, r"expected a path, encoded bytes, .* or a tensor, got NoneType"),
+    "mapping": ({"image": "a.jpg"}, r"expected a path, encoded bytes, .* got dict$"),
+    "numbers": ([1, 2], r"expected a path, encoded bytes, .* got int$"),
+    "address": ("https://a.org/b.jpg", r"got the URL or data 'https://a.org/b.jpg'. Download or decode it"),
+    "data": (
+        "data:image/png;base64," + 9999 * "A",
+        r"got the URL or data 'data:.{1,120}'. Download or decode",
+    ),
+    "text": (io.StringIO("a"), r"got a file opened as text. Open it with 'rb'"),
+    "nothing left": (io.BytesIO(), r"got no bytes. .* seek\(0\)"),
+    "other bytes": (b"GIF?", r"cannot be read as a picture"),
     "no such file": ("nowhere.jpg", r"there is no picture nowhere.jpg"),
 }
 
@@ -163,6 +182,48 @@ def test_lists_and_folders_give_lists(plain, pictures):
         plain(pictures / "empty")
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         plain([], batch_size=0)
+
+
+def test_bytes_are_turned_upright_as_files_are(plain, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    noise(40, 60).save(tmp_path / "a.jpg", exif=exif)
+    found = plain((tmp_path / "a.jpg").read_bytes())
+    assert found.image_size == (60, 40)
+    assert_same(found, plain(tmp_path / "a.jpg"))
+
+
+def test_unreadable_files_of_a_folder_are_skipped_and_named(plain, pictures, caplog):
+    expected = plain(pictures)
+    (pictures / "aa.png").write_bytes((pictures / "b.png").read_bytes()[:60])
+    (pictures / "c.jpg").write_text("no image")
+    found = plain(pictures, batch_size=2)
+    assert [result.path for result in found] == [pictures / "a.jpg", pictures / "b.png"]
+    for result, same in zip(found, expected, strict=True):
+        assert_same(result, same)
+    assert [str(error).split(" ")[0] for error in plain.skipped] == [
+        str(pictures / "aa.png"),
+        str(pictures / "c.jpg"),
+    ]
+    assert [record.getMessage().split(" ")[1] for record in caplog.records] == [
+        str(pictures / "aa.png"),
+        str(pictures / "c.jpg"),
+    ]
+    assert len(plain([pictures / "a.jpg"])) == 1
+    assert plain.skipped == []
+
+
+def test_unreadable_files_of_a_list_raise_unless_they_are_to_be_skipped(plain, weights, pictures):
+    (pictures / "aa.png").write_text("no image")
+    files = sorted(pictures.iterdir())
+    with pytest.raises(ValueError, match=r"aa.png cannot be read"):
+        plain(files)
+    lenient = Predictor.from_config(QUICK, weights, [*OPTS, "DATALOADER.SKIP_CORRUPT", "True"])
+    found = [result.path for _, result in lenient.stream(iter(files), batch_size=3)]
+    assert found == [pictures / "a.jpg", pictures / "b.png"]
+    assert len(lenient.skipped) == 1
+    with pytest.raises(ValueError, match=r"aa.png cannot be read"):
+        lenient(pictures / "aa.png")
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 8])

@@ -1,4 +1,5 @@
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -207,3 +208,15 @@ def test_script_runs_without_this_package(tiny_model, tiny_files, tmp_path, name
     assert len(names) > 0
     assert [line.split(" at ")[0] for line in done.stdout.splitlines()] == names
     assert (tmp_path / "drawn.png").is_file()
+
+
+def test_script_writes_over_no_input(tmp_path):
+    picture = tmp_path / "a.jpg"
+    shutil.copy(PICTURES[1], picture)
+    (tmp_path / "link.jpg").symlink_to(picture)
+    words = [sys.executable, str(SCRIPT), "net.onnx", str(picture), str(tmp_path / "link.jpg")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("link.jpg would be overwritten, but it is an input. Give another file.\n")
+    assert done.stderr.count("\n") == 1
+    assert picture.read_bytes() == PICTURES[1].read_bytes()

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from atss_core.utils.files import atomic_write, check_regular, files_below, read_text
+from atss_core.utils.files import atomic_write, check_regular, files_below, read_text, refuse_overwriting
 
 
 def test_atomic_write_leaves_the_old_file_and_no_temporary_one_on_an_error(tmp_path):
@@ -64,3 +64,18 @@ def test_only_plain_files_are_opened(tmp_path):
             check_regular(tmp_path / name)
     with pytest.raises(ValueError, match="a pipe"):
         read_text(tmp_path / "pipe")
+
+
+def test_an_input_is_no_output_under_any_name(tmp_path):
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / "a.png"
+    file.write_bytes(b"a")
+    (tmp_path / "link").symlink_to("in")
+    (tmp_path / "b.png").symlink_to(file)
+    os.link(file, tmp_path / "hard.png")
+    names = ("in/a.png", "link/a.png", "in/../in/./a.png", "b.png", "hard.png")
+    for output in (tmp_path / name for name in names):
+        with pytest.raises(ValueError, match=r"would be overwritten: .*\. Give another name\.$") as error:
+            refuse_overwriting([tmp_path / "new", output], [tmp_path / "other", file], "Give another name.")
+        assert str(error.value).startswith(str(output))
+    refuse_overwriting([tmp_path / "new", tmp_path / "in" / "b.png"], [file, "https://a.org/a.png"], "")

@@ -178,7 +178,11 @@ def test_boxes_without_labels_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("size", "scale"), [((128, 128), 3), ((192, 200), 2), ((480, 640), 1), ((384, 500), 1), ((1, 1), 384)]
+    ("size", "scale"),
+    [
+        *(((128, 128), 3), ((192, 200), 2), ((480, 640), 1), ((384, 500), 1), ((1, 1), 384)),
+        *(((1, 4000), 1), ((15, 1000), 2), ((1000, 15), 2), ((1, 20), 102)),  # at most 2048 pixels long
+    ],
 )
 def test_readable_scale(size, scale):
     assert readable_scale(size) == scale

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -59,8 +58,6 @@ def in_own_words(error: Exception) -> str:
             f"another process of the job has ended; see its error, or whether the system killed it (out of "
             f"memory?). The same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
         )
-    if re.search(r"DataLoader worker .* (killed|exited)", str(error)):
-        return f"{str(error).strip()} Out of memory? Then lower DATALOADER.NUM_WORKERS"
     if not isinstance(error, USER_ERRORS):
         return ""
     # PyTorch wraps the message of a data worker in the worker's traceback.

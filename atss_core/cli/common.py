@@ -19,8 +19,10 @@ from atss_core.engine import TerminatedError
 from atss_core.engine.build import build_device
 from atss_core.layers import ops_info
 from atss_core.utils import dist
+from atss_core.utils.console import console
 from atss_core.utils.env import environment_report, use_deterministic_algorithms
 from atss_core.utils.logging import setup_logging
+from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 USER_ERRORS = (ValueError, OSError, ArithmeticError)
 
 
+@console()
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Run a command; what a user can cause ends in one line and status 2, not in a traceback.
 
@@ -43,11 +46,14 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
             print(stop, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)  # as a shell reports it
     except (*USER_ERRORS, RuntimeError) as error:
+        if error is getattr(sys.stdout, "error", None):
+            raise  # for the console
         message = in_own_words(error)
         if os.environ.get("ATSS_TRACEBACK") or not message:
             raise
         logger.debug("stopped by an error", exc_info=True)  # in the log file alone
-        print(f"error: {message}", file=sys.stderr)
+        line = " ".join(part.strip() for part in message.splitlines())
+        print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(2)
 
 

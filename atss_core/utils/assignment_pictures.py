@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
 
+from atss_core.utils.text import chart_text
 from atss_core.utils.visualize import class_color
 
 # Colours of levels, which those with colour-blindness can tell apart (Okabe and Ito).
@@ -110,7 +111,7 @@ def draw_object(image: Image.Image, image_size: tuple[int, int], view: ObjectVie
         view: the object.
     """
     figure = _figure(8.4, 4.0)
-    figure.suptitle(view.title, fontsize=12)
+    figure.suptitle(chart_text(view.title), fontsize=12)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     window = _window(view)
     _show_crop(left, image, image_size, window)

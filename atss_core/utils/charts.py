@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from atss_core.utils.text import chart_text
+
 BLUE, ORANGE = "#0072B2", "#D55E00"
 MOST_CLASSES = 40  # bars that one can still read
 
@@ -30,7 +32,7 @@ def plot_objects(
     # Not pyplot: its global state and its choice of a display would leak into the caller.
     figure = Figure(figsize=(11, max(3.6, 1.2 + 0.22 * len(shown))), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(chart_text(title))
     left, right = figure.subplots(1, 2)
     _plot_sides(left, sides, anchor_sides)
     _plot_classes(right, shown, len(classes))
@@ -55,7 +57,7 @@ def _plot_classes(axes: Axes, classes: Mapping[str, int], num_classes: int) -> N
     places = np.arange(len(names))
     bars = axes.barh(places, list(classes.values()), color=BLUE)
     axes.bar_label(bars, padding=3, fontsize=8)
-    axes.set_yticks(places, names, fontsize=8, parse_math=False)
+    axes.set_yticks(places, list(map(chart_text, names)), fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     more = num_classes - len(classes)

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from atss_core.utils.curves import Records, clean, marker, read_metrics, series, smooth, terms
+from atss_core.utils.text import chart_text
 
 # Okabe and Ito's palette; further runs repeat it with other dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
@@ -73,14 +74,15 @@ def _plot(axes: Axes, key: str, title: str, values: Mapping[str, Records]) -> No
         iterations, raw = series(records, key)
         if not len(raw):
             continue
+        label = chart_text(name)
         color = COLORS[number % len(COLORS)]
         style = DASHES[number // len(COLORS) % len(DASHES)]
         drawn = raw if is_test or key == "lr" else smooth(raw)
         dot = "o" if is_test else marker(raw)
-        axes.plot(iterations, drawn, style, color=color, linewidth=1.6, marker=dot, markersize=4, label=name)
+        axes.plot(iterations, drawn, style, color=color, linewidth=1.6, marker=dot, markersize=4, label=label)
         if not is_test and key != "lr":
             axes.plot(iterations, raw, color=color, alpha=0.18, linewidth=0.8)
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(chart_text(title), loc="left", fontsize=10)
     axes.set_xlabel("iteration")
     if key == "lr":
         axes.set_yscale("log")

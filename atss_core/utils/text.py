@@ -31,6 +31,12 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def chart_text(text: str) -> str:
+    """Return text that matplotlib draws as it is: no formula, and a leading underscore does not hide it."""
+    text = printable(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def shorten(value: object) -> str:
     """Return the ``repr`` of a value, cut to what fits into an error message."""
     return _SHORT.repr(value)

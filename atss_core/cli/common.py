@@ -61,8 +61,9 @@ def in_own_words(error: Exception) -> str:
     """Return what to tell the user about an error; nothing if it is a fault of the program."""
     if dist.is_lost_connection(error):
         return (
-            f"another process of the job has ended; see its error, or whether the system killed it (out of "
-            f"memory?). The same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
+            f"another process of the job has ended, or has not answered for {dist.TIMEOUT}; see its error, "
+            f"or whether the system killed it (out of memory?). The same command goes on from the last "
+            f"checkpoint ({str(error).splitlines()[0]})"
         )
     if not isinstance(error, USER_ERRORS):
         return ""

@@ -47,6 +47,7 @@ from atss_core.utils.assignment_pictures import (
 )
 from atss_core.utils.files import atomic_write
 from atss_core.utils.progress import progress
+from atss_core.utils.text import printable
 from atss_core.utils.visualize import contact_sheet, draw_boxes, save_image
 
 SERVED = "ATSS + AT_LEAST_ONE"
@@ -144,7 +145,7 @@ class Viewer:
         counted = {index: self._count(index) for index in progress(indices, title)}
         objects = join(list(counted.values()))
         report = self._report(objects, len(indices))
-        print("\n".join(describe(report)))
+        print("\n".join(map(printable, describe(report))))
         drawn = choose_pictures(
             {i: int((c.positives[ATSS] == 0).sum()) for i, c in counted.items()}, num_drawn
         )

@@ -40,6 +40,7 @@ from atss_core.structures.boxes import widths_heights
 from atss_core.utils.charts import plot_objects
 from atss_core.utils.files import atomic_write
 from atss_core.utils.progress import progress
+from atss_core.utils.text import printable
 from atss_core.utils.visualize import save_image
 
 # Pictures that anchors are assigned on; more would take minutes and tell the same.
@@ -95,7 +96,7 @@ def check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) ->
     found = [*quick_defects(cfg, dataset, num_headers), *nothing_to_learn(dataset)]
     if not quick:
         found += [*check_pictures(dataset), *objects_without_anchor(cfg, dataset)]
-    print("\n".join(describe(dataset, statistics, found)))
+    print("\n".join(map(printable, describe(dataset, statistics, found))))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "report.json", "w") as file:
         json.dump(to_json(dataset, statistics, found), file, indent=2)  # names on disk need not be UTF-8

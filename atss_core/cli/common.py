@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,8 +19,10 @@ from atss_core.engine import TerminatedError
 from atss_core.engine.build import build_device
 from atss_core.layers import ops_info
 from atss_core.utils import dist
+from atss_core.utils.console import console
 from atss_core.utils.env import environment_report, use_deterministic_algorithms
 from atss_core.utils.logging import setup_logging
+from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 USER_ERRORS = (ValueError, OSError, ArithmeticError)
 
 
+@console()
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Run a command; what a user can cause ends in one line and status 2, not in a traceback.
 
@@ -44,11 +46,14 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
             print(stop, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)  # as a shell reports it
     except (*USER_ERRORS, RuntimeError) as error:
+        if error is getattr(sys.stdout, "error", None):
+            raise  # for the console
         message = in_own_words(error)
         if os.environ.get("ATSS_TRACEBACK") or not message:
             raise
         logger.debug("stopped by an error", exc_info=True)  # in the log file alone
-        print(f"error: {message}", file=sys.stderr)
+        line = " ".join(part.strip() for part in message.splitlines())
+        print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -56,11 +61,10 @@ def in_own_words(error: Exception) -> str:
     """Return what to tell the user about an error; nothing if it is a fault of the program."""
     if dist.is_lost_connection(error):
         return (
-            f"another process of the job has ended; see its error, or whether the system killed it (out of "
-            f"memory?). The same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
+            f"another process of the job has ended, or has not answered for {dist.TIMEOUT}; see its error, "
+            f"or whether the system killed it (out of memory?). The same command goes on from the last "
+            f"checkpoint ({str(error).splitlines()[0]})"
         )
-    if re.search(r"DataLoader worker .* (killed|exited)", str(error)):
-        return f"{str(error).strip()} Out of memory? Then lower DATALOADER.NUM_WORKERS"
     if not isinstance(error, USER_ERRORS):
         return ""
     # PyTorch wraps the message of a data worker in the worker's traceback.

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from atss_core.engine import Predictor
 from atss_core.engine.inference import now
+from atss_core.utils.text import printable
 from atss_core.utils.video import Source, VideoReader, VideoWriter
 from atss_core.utils.visualize import readable_scale
 from atss_core.utils.window import Window
@@ -89,11 +90,12 @@ def annotate_video(
         show: show the frames in a window as well.
     """
     times = FrameTimes()
+    name = printable(source.name)
     with ExitStack() as stack:
         window = stack.enter_context(Window("atss demo")) if show else None
         reader = stack.enter_context(VideoReader(source))
         stop = stack.enter_context(stop_on_interrupt())
-        bar = stack.enter_context(tqdm(total=reader.num_frames, desc=source.name, unit="frame", disable=None))
+        bar = stack.enter_context(tqdm(total=reader.num_frames, desc=name, unit="frame", disable=None))
         writer = stack.enter_context(VideoWriter(file))
         start = time.perf_counter()
         for frame in reader:

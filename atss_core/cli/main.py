@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from atss_core import __version__
 from atss_core.cli.parser import did_you_mean
+from atss_core.utils.console import console
+from atss_core.utils.text import printable
 
 # command -> (module in atss_core.cli, what it does). Imported when needed: PyTorch takes seconds.
 COMMANDS = {
@@ -24,6 +26,7 @@ COMMANDS = {
 }
 
 
+@console()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command with command-line words, by default those of this process."""
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -35,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         dispatch(name, words)
     else:
         print(
-            f"error: there is no command {name}{did_you_mean(name, list(COMMANDS))}\natss --help lists them",
+            f"error: there is no command {printable(name)}{did_you_mean(name, list(COMMANDS))}\n"
+            "atss --help lists them",
             file=sys.stderr,
         )
         sys.exit(2)

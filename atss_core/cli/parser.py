@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from atss_core.utils.text import printable
+
 
 class CommandParser(argparse.ArgumentParser):
     """Parse the words of a command: flags and, where it takes them, places and overrides in any order.
@@ -29,6 +31,7 @@ class CommandParser(argparse.ArgumentParser):
             epilog=f"example:\n{shown}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.color = False  # Python 3.14 would colour the help with what the console escapes
         self._words: list[str] = []
         self._negative_number_matcher = re.compile(r"-[\d.]")  # argparse's own takes -1e-3 for a flag
 
@@ -45,7 +48,7 @@ class CommandParser(argparse.ArgumentParser):
             if name.startswith("--") and name != "--" and not any(flag.startswith(name) for flag in flags):
                 message = f"there is no flag {name}{did_you_mean(name, flags)}"
                 break
-        self.exit(2, f"error: {message}\n{self.prog} --help shows the flags\n")
+        self.exit(2, f"error: {printable(message)}\n{self.prog} --help shows the flags\n")
 
 
 def expanded_path(text: str) -> Path:

@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_weights_strictly(detector, weights_of(checkpoint), source)
     logger.info("Testing %s", source)
     detector = move_detector(cfg, detector, device)
+    dist.barrier()  # one host may download weights for longer than another waits
     test_detector(cfg, detector, device, is_final=True, test_sets=test_sets, weights=str(source))
 
 

@@ -134,6 +134,7 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         load_initial_weights(
             detector, cfg.MODEL.WEIGHT, partial=cfg.MODEL.WEIGHT_PARTIAL, pixels=build_pixel_format(cfg)
         )
+    dist.barrier()  # one host may download weights for longer than another waits
     board = Board(folder / "tensorboard", start_iter)
     tested = checkpointer.tested_model
     assert isinstance(tested, Detector)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from threading import Thread
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from atss_core.config import is_given, override
 from atss_core.config.catalog import find_dataset
 from atss_core.data.batch import Batch, Sample, collate
 from atss_core.data.dataset import DetectionDataset
+from atss_core.data.loader import WatchedLoader
 from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler
 from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Step, to_pixels
 from atss_core.utils.pixels import PixelFormat
@@ -240,24 +243,30 @@ def build_test_loaders(
 
 def _build_loader(cfg: CfgNode, dataset: Dataset[Sample], sampler: Sampler) -> DataLoader[Sample]:
     cfg.check()
-    return DataLoader(
+    return WatchedLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=build_collate(cfg),
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_outlive_termination,
+        worker_init_fn=_init_worker,
         # The workers' own seeds follow from this one, and the global generator is left alone. No sample
         # depends on them: augmentation is seeded by the sampler.
         generator=torch.Generator().manual_seed(cfg.SEED),
     )
 
 
-def _outlive_termination(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     """Let only the main process end a worker; clusters send SIGTERM to all, and the main one saves first."""
+    sys.excepthook = _log_exception
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_wait_for_termination, daemon=True).start()
+
+
+def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Keep off the console what a worker that lives meets when the main process ends because another died."""
+    logger.debug("Error beside the loading of images", exc_info=(kind, error, trace))
 
 
 def _wait_for_termination() -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from atss_core.data.annotations import some
 from atss_core.data.dataset import NOTHING_TO_LEARN, DetectionDataset
 from atss_core.data.pictures import DEPTH, UnreadablePictureError, has_ambiguous_orientation
+from atss_core.utils.text import printable
 
 # A box may reach out of its picture by so many pixels without being reported: whole numbers are rounded.
 TOLERANCE = 1.0
@@ -132,7 +133,7 @@ def check_pictures(dataset: DetectionDataset) -> list[Defect]:
             tqdm(
                 pool.map(problem, range(len(dataset))),
                 total=len(dataset),
-                desc=f"pictures of {dataset.name}",
+                desc=f"pictures of {printable(dataset.name)}",
                 unit="picture",
                 disable=None,
             )

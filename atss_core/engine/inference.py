@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -111,13 +112,14 @@ def run_inference(
         for batch in batches:
             num_skipped += report_skipped(batch, num_skipped)
             if batch.image_ids:
-                start = now(inference.device)
+                start = _mark(inference.device)
                 outputs = inference.predict(batch.images)
-                middle = now(inference.device)
+                middle = _mark(inference.device)
                 detections = inference.detect(outputs, batch.images.image_sizes)
-                end = now(inference.device)
-                (others if first.num_images else first).add(middle - start, end - middle, len(batch))
+                end = _mark(inference.device)
                 results |= {i: found.to("cpu") for i, found in zip(batch.image_ids, detections, strict=True)}
+                network, postprocessing = _seconds(start, middle, end)
+                (others if first.num_images else first).add(network, postprocessing, len(batch))
             bar.update(len(batch) + len(batch.skipped))
     return results, others if others.num_images else first
 
@@ -152,6 +154,23 @@ def gather_detections(results: dict[int, BoxList]) -> dict[int, BoxList]:
                 )
             gathered[image_id] = BoxList(found_boxes, (height, width), found_labels, found_scores)
     return gathered
+
+
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    """Mark this moment: on a GPU in the queue of its work, so that nobody waits for it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(*marks: Any) -> list[float]:
+    """Return the seconds between marks; on a GPU the last one must be reached, or is waited for."""
+    if isinstance(marks[-1], float):
+        return [end - start for start, end in pairwise(marks)]
+    marks[-1].synchronize()
+    return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]
 
 
 def now(device: torch.device) -> float:

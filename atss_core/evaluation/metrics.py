@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atss_core.evaluation.backends import UNDEFINED
+from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,10 @@ class CocoMetrics:
             "".join(f"{percent(value):>7}" for value in self.overall.values()),
         ]
         names = sorted(self.per_class, key=orders[sort_by])
-        rows = [(name, self.per_class[name], self.per_class_ap50.get(name, UNDEFINED)) for name in names]
+        rows = [
+            (printable(name), self.per_class[name], self.per_class_ap50.get(name, UNDEFINED))
+            for name in names
+        ]
         return "\n".join([*overall, "", *_class_columns(rows)] if rows else overall)
 
 

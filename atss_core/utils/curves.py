@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from atss_core.utils.fonts import SPACE, set_legend_literal
+
 logger = logging.getLogger(__name__)
 
 Records = dict[int, dict[str, float]]
@@ -89,12 +91,13 @@ def _plot_losses(axes: Axes, records: Records) -> None:
             color=color,
             linewidth=2.2 if key == "loss" else 1.6,
             marker=marker(values),
-            label=f"{name}  {smoothed[-1]:.3f}",
+            label=f"{SPACE}{name}  {smoothed[-1]:.3f}",
         )
     # A few wild first iterations must not flatten the rest.
     axes.set_ylim(0, 1.08 * max(tops) or 1)
     axes.set_ylabel("loss")
-    axes.legend(title="last value, smoothed", frameon=False, loc="upper right", alignment="left")
+    legend = axes.legend(title="last value, smoothed", frameon=False, loc="upper right", alignment="left")
+    set_legend_literal(legend)
     clean(axes)
 
 

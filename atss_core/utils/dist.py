@@ -6,14 +6,19 @@ import os
 import socket
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 # What goes through the CPU, such as detections and "all done", never waits for a GPU nor takes its memory.
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
-# Long enough to wait for the main process while it measures a large data set.
-TIMEOUT = timedelta(hours=2)
+# A process that stalls holds the GPUs of all others for so long.
+TIMEOUT = timedelta(minutes=10)
+# Only at a barrier, where the main process evaluates a large data set or writes, and others wait on the CPU.
+BARRIER_TIMEOUT = timedelta(hours=2)
+
+_barrier_group: Any = None
 
 
 def start_process_group(device: torch.device) -> torch.device:
@@ -28,6 +33,7 @@ def start_process_group(device: torch.device) -> torch.device:
     Raises:
         ValueError: if there are fewer GPUs than processes on this machine.
     """
+    global _barrier_group
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             device = choose_gpu(local_rank(), torch.cuda.device_count())
@@ -41,6 +47,7 @@ def start_process_group(device: torch.device) -> torch.device:
         distributed.init_process_group(
             BACKENDS.get(device.type, "gloo"), timeout=TIMEOUT, store=store, rank=rank, world_size=size
         )
+        _barrier_group = distributed.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
     return device
 
 
@@ -98,8 +105,10 @@ def choose_gpu(process: int, num_gpus: int) -> torch.device:
 
 def stop_process_group() -> None:
     """Leave the job that ``start_process_group`` joined."""
+    global _barrier_group
     if distributed.is_initialized():
         distributed.destroy_process_group()
+        _barrier_group = None
 
 
 def rank() -> int:
@@ -123,8 +132,11 @@ def is_main() -> bool:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Tell whether an error means that another process of the job has ended."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    """Tell whether an error means that another process of the job has ended, or stalls."""
+    words = (
+        *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
+        "Timed out waiting",
+    )
     return world_size() > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
@@ -138,9 +150,9 @@ def share_buffers(module: nn.Module) -> None:
 
 
 def barrier() -> None:
-    """Wait for all processes."""
+    """Wait for all processes, long enough for the main one to evaluate."""
     if world_size() > 1:
-        distributed.all_reduce(torch.zeros(1))
+        distributed.all_reduce(torch.zeros(1), group=_barrier_group)
 
 
 def sum_over_processes(value: Tensor) -> Tensor:

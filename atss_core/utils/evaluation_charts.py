@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from atss_core.utils.fonts import SPACE, set_legend_literal, set_literal
+
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the colours of utils/curves.py.
 BLUE, ORANGE, DARK = "#0072B2", "#D55E00", "#222222"
 RECALLS = np.linspace(0, 1, 101)
@@ -43,9 +45,9 @@ def draw_precision_recall(curves: Mapping[str, np.ndarray]) -> Chart:
     for (name, precision), color, style in zip(
         curves.items(), (BLUE, ORANGE, DARK), ("-", "--", ":"), strict=False
     ):
-        axes.plot(RECALLS, precision, style, color=color, linewidth=1.8, label=name)
+        axes.plot(RECALLS, precision, style, color=color, linewidth=1.8, label=SPACE + name)
     _unit_axes(axes, "recall: share of the objects that are found", "precision: share that is right")
-    axes.legend(frameon=False, loc="lower left")
+    set_legend_literal(axes.legend(frameon=False, loc="lower left"))
     return _chart(figure)
 
 
@@ -64,7 +66,7 @@ def draw_precision_recall_of_classes(
     for axes, (title, at_50, at_75) in zip(grid, curves, strict=False):
         axes.plot(RECALLS, at_50, color=BLUE, linewidth=1.4, label="IoU 0.5")
         axes.plot(RECALLS, at_75, "--", color=ORANGE, linewidth=1.4, label="IoU 0.75")
-        axes.set_title(shorten(title, LONGEST_TITLE), fontsize=8, parse_math=False)
+        set_literal(axes.set_title("", fontsize=8), shorten(title, LONGEST_TITLE))
         _unit_axes(axes, "", "")
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])

@@ -48,7 +48,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # "x": a file of that name, or a link to another, is never written through.
-        with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
+        # A lone surrogate, which UTF-8 lacks, is escaped as JSON escapes it.
+        encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
+        with open(temporary, mode.replace("w", "x"), encoding=encoding, errors=errors) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

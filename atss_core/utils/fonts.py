@@ -16,12 +16,15 @@ from pathlib import Path
 import matplotlib
 from matplotlib.font_manager import FontProperties, findSystemFonts
 from matplotlib.ft2font import FT2Font
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 from PIL import ImageFont
 
 from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)
+
+SPACE = " "  # before a label of a legend: matplotlib hides labels that begin with an underscore
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -58,6 +61,12 @@ def set_literal(artist: Text, text: str) -> None:
     artist.set_text(text)
     if file is not None:
         artist.set_fontproperties(FontProperties(fname=file, size=artist.get_fontsize()))
+
+
+def set_legend_literal(legend: Legend) -> None:
+    """Let a legend show its labels as they are, without the ``SPACE`` before them."""
+    for text in legend.get_texts():
+        set_literal(text, text.get_text().removeprefix(SPACE))
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as escape_markup
+
+from atss_core.utils.text import printable
 
 STYLE = """
 :root { color-scheme: light; }
@@ -63,6 +65,11 @@ summary { cursor: pointer; font-weight: 600; }
   details::details-content { content-visibility: visible; height: auto; }
 }
 """.strip()
+
+
+def escape(words: str) -> str:
+    """Escape what HTML reads as markup, and control characters."""
+    return escape_markup(printable(words, keep="\n\t"))
 
 
 def page(title: str, body: Sequence[str]) -> str:

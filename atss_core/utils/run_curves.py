@@ -11,12 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from atss_core.utils.curves import Records, clean, marker, read_metrics, series, smooth, terms
-from atss_core.utils.fonts import set_literal
+from atss_core.utils.fonts import SPACE, set_legend_literal
 
 # Okabe and Ito's palette; further runs repeat it with other dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 DASHES = ("-", "--", ":", "-.")
-SPACE = " "  # before a label: matplotlib hides labels that begin with an underscore
 
 
 def plot_runs(runs: Mapping[str, Path], output: Path) -> None:
@@ -47,8 +46,7 @@ def plot_runs(runs: Mapping[str, Path], output: Path) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     columns = max(1, min(len(runs), 3))
     legend = figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=columns)
-    for text in legend.get_texts():
-        set_literal(text, text.get_text().removeprefix(SPACE))
+    set_legend_literal(legend)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
 

@@ -41,6 +41,52 @@ def command(num_processes, data, folder, more=(), launcher="torchrun"):
     return [sys.executable, *words, str(ROOT / "tools" / "train_net.py"), "--config-file", str(QUICK), *opts]
 
 
+STALLING = """
+import os, sys, time
+from datetime import timedelta
+import torch
+from atss_core.cli.common import run
+from atss_core.utils import dist
+
+def job(argv):
+    dist.start_process_group(torch.device("cpu"))
+    if (argv[0] == "evaluate") == dist.is_main():
+        time.sleep(12)  # the main process evaluates, or the other stalls
+    if argv[0] == "evaluate":
+        dist.barrier()
+    print("sum", dist.sum_over_processes(torch.ones(1)).item())
+
+dist.TIMEOUT = timedelta(seconds=6)
+os.environ["RANK"] = "1" if os.fork() else "0"
+run(job, sys.argv[1:])
+if os.environ["RANK"] == "1":
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+@pytest.mark.parametrize("what", ["evaluate", "stall"])
+def test_processes_wait_long_only_for_the_main_one(what):
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = subprocess.run(
+        [sys.executable, "-c", STALLING, what],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    if what == "evaluate":
+        assert done.stdout.splitlines() == ["sum 2.0", "sum 2.0"], done.stderr
+    else:
+        assert done.stdout == ""
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert "has not answered for 0:00:06" in errors[0]
+        assert "Timed out waiting" in errors[0]
+        assert "Traceback" not in done.stderr
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("", 0))

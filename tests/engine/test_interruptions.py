@@ -115,14 +115,18 @@ def test_killed_worker(max_restarts, data, undisturbed, tmp_path):
     assert_same_weights(final_weights(folder), undisturbed[2])
 
 
-def test_killed_data_worker_ends_in_one_line(data, tmp_path):
-    job = begin(1, data, tmp_path / "run")
+@pytest.mark.parametrize("more", [(), ("TEST.EVAL_PERIOD", "1")])
+def test_killed_data_worker_ends_in_one_line(more, data, tmp_path):
+    job = begin(1, data, tmp_path / "run", more=("SOLVER.MAX_ITER", "4000", *more))
     wait_for(tmp_path / "run" / "model_0000010.pth")
-    os.kill(children(job.pid)[-1], signal.SIGKILL)
+    killed = children(job.pid)[-1]
+    os.kill(killed, signal.SIGKILL)
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 2
-    assert "error: DataLoader worker" in output
-    assert "lower DATALOADER.NUM_WORKERS" in output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert f"DataLoader worker (pid {killed})" in line
+    assert "signal 9 (Killed)" in line
+    assert "lower DATALOADER.NUM_WORKERS" in line
     assert "Traceback" not in output
 
 

@@ -1,5 +1,13 @@
-import pytest
+import json
+import re
 
+import pytest
+from matplotlib.figure import Figure
+
+from atss_core.utils import html
+from atss_core.utils.files import atomic_write
+from atss_core.utils.fonts import SPACE, set_legend_literal
+from atss_core.utils.run_curves import plot_runs
 from atss_core.utils.text import printable, shorten
 
 
@@ -27,3 +35,40 @@ def test_long_values_are_cut():
     assert shorten("bolt") == "'bolt'"
     for value in ("x" * 10_000, 10**3000, {"a": list(range(10_000))}, [[[[[[1]]]]]] * 50):
         assert len(shorten(value)) < 200
+
+
+@pytest.mark.parametrize("name", ["$x_1$", "5 $", r"\$ $", "_hidden", "a_b^c"])
+def test_charts_show_names_as_they_are(name):
+    axes = Figure().subplots()
+    axes.plot([1], label=SPACE + name)
+    legend = axes.legend()
+    set_legend_literal(legend)
+    (text,) = legend.get_texts()
+    shown, is_math = text._preprocess_math(text.get_text())
+    assert shown == name
+    assert not is_math
+
+
+def test_curves_of_runs_with_any_names(tmp_path):
+    names = ["$\\frac$", "_first", "esc\x1b\n\ud800\u202e"]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"iteration": i, "loss": 1.0, "lr": 0.1}) + "\n" for i in (1, 2)))
+    plot_runs(dict.fromkeys(names, file), tmp_path / "curves.svg")
+    comments = re.findall(r"<!-- (.*?) -->", (tmp_path / "curves.svg").read_text(encoding="utf-8"))
+    assert r"$\frac$" in comments
+    assert "_first" in comments
+    assert r"esc\x1b\n\ud800\u202e" in comments
+
+
+def test_pages_and_files_hold_any_names(tmp_path):
+    name = "<b>\x1b[1m\u202e\ud800"
+    with atomic_write(tmp_path / "page.html", "w") as file:
+        file.write(
+            html.page(name, [html.text("pre", "first: 1\nsecond: 2"), html.table(name, [name], [[name]])])
+        )
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count(r"&lt;b&gt;\x1b[1m\u202e\ud800") == 5
+    assert "first: 1\nsecond: 2" in page
+    with atomic_write(tmp_path / "names.json", "w") as file:
+        json.dump([name], file, ensure_ascii=False)
+    assert json.loads((tmp_path / "names.json").read_text(encoding="utf-8")) == [name]

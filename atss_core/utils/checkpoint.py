@@ -156,15 +156,15 @@ class Checkpointer:
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self._resume_average(state.get("ema"))
+            self._resume_average(state.get("ema"), path)
         return state["iteration"]
 
-    def _resume_average(self, saved: dict[str, Any] | None) -> None:
+    def _resume_average(self, saved: dict[str, Any] | None, path: Path) -> None:
         assert self.average is not None
         if saved is None:
             logger.info("The checkpoint has no averaged weights; the average starts from its weights")
             saved = {"model": self.model.state_dict(), "num_updates": 0}
-        self.average.module.load_state_dict(saved["model"])
+        load_weights_strictly(self.average.module, saved["model"], f"the EMA weights of {path}")
         self.average.n_averaged.fill_(saved["num_updates"])
 
     def _write(self, state: dict[str, Any], name: str) -> None:
@@ -270,7 +270,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load_weights_strictly(
     model: nn.Module, weights: dict[str, Tensor], source: str, remedy: str = ""
 ) -> None:
-    """Load a state dict whose keys and shapes must be exactly the model's.
+    """Load a state dict whose keys, shapes and anchors must be exactly the model's.
 
     Args:
         model: receives the weights.
@@ -279,9 +279,10 @@ def load_weights_strictly(
         remedy: what else than another configuration may help, for the message.
 
     Raises:
-        ValueError: listing what is missing, unexpected or of another shape; the model is then unchanged.
+        ValueError: listing what is missing, unexpected, of another shape or other anchors, or naming a weight
+            that is not finite or of another type; the model is then unchanged.
     """
-    problems = compare(model.state_dict(), weights).problems()
+    problems = compare(model.state_dict(), weights, source).problems()
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(

@@ -1,6 +1,7 @@
 """Weights of detectors in each format that MODEL.WEIGHT takes, in files written here."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from atss_core.config import load_cfg
 from atss_core.modeling import build_detector
 from atss_core.utils.checkpoint import read_checkpoint
 from atss_core.utils.imagenet import is_imagenet_body
-from atss_core.utils.weights import load_initial_weights, read_detector, weights_of
+from atss_core.utils.weights import load_initial_weights, load_trained, read_detector, weights_of
 from tests.conftest import QUICK, TINY
 from tests.utils.bodies import Model, assert_same, randomise_norms
 
@@ -135,6 +136,54 @@ def test_partial_weights_keep_the_anchors_and_report_what_is_missing(source, tmp
     assert_same(list(detector.rpn.anchor_generator.cell_anchors), anchors)
     assert "left fresh: not in the file" in caplog.text
     assert "backbone.fpn." in caplog.text
+
+
+SMALL_ANCHORS = ("MODEL.ATSS.ANCHOR_SIZES", "(16, 32, 64, 128, 256)")
+# Of the first level: file -> configuration.
+BOTH_ANCHORS = r"cell_anchors.0 \[\[-11.5, -11.5, 19.5, 19.5\]\] -> \[\[-3.5, -3.5, 11.5, 11.5\]\]"
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("regression", ["BOX", "POINT"])
+def test_training_keeps_the_configured_anchors_and_says_so(regression, partial, source, tmp_path, caplog):
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    detector = make_detector(1, *SMALL_ANCHORS, "MODEL.ATSS.REGRESSION_TYPE", regression)
+    anchors = [a.clone() for a in detector.rpn.anchor_generator.cell_anchors]
+    load_initial_weights(detector, str(tmp_path / "a.pth"), partial=partial)
+    assert_same(list(detector.rpn.anchor_generator.cell_anchors), anchors)
+    assert_same(outputs(detector)[:5], outputs(source)[:5])  # the logits: all that is learned is loaded
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert re.search(f"other anchors; those of the configuration stay: .*{BOTH_ANCHORS}", record.getMessage())
+
+
+def test_trained_detector_must_have_the_configured_anchors(source):
+    detector = make_detector(1, *SMALL_ANCHORS)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    with pytest.raises(ValueError, match=f"a.pth does not fit .*other anchors .*{BOTH_ANCHORS}"):
+        load_trained(detector, {"model": source.state_dict()}, "a.pth")
+    assert_same(list(detector.state_dict().values()), list(before.values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        (lambda anchors: anchors * (1 + 1e-7), True),
+        (lambda anchors: anchors.double() + 1e-7, True),
+        (lambda anchors: anchors.half(), True),
+        (lambda anchors: anchors + 0.01, False),
+        (lambda anchors: torch.full_like(anchors, torch.nan), False),
+    ],
+)
+def test_anchors_may_differ_by_rounding(change, fits, source, caplog):
+    weights = {k: change(v) if "cell_anchors" in k else v for k, v in source.state_dict().items()}
+    detector = make_detector(1)
+    if fits:
+        load_trained(detector, {"model": weights}, "a.pth")
+    else:
+        with pytest.raises(
+            ValueError, match=r"a.pth.* cell_anchors.0|a.pth.*rpn.anchor_generator.cell_anchors.0"
+        ):
+            load_trained(detector, {"model": weights}, "a.pth")
 
 
 def test_nothing_that_fits_is_an_error_even_if_parts_suffice(source, tmp_path):

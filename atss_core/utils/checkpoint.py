@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from atss_core.utils import dist
-from atss_core.utils.files import atomic_write, on_main_process, remove_leftovers
+from atss_core.utils.files import atomic_write, on_main_process, read_text, remove_leftovers
 from atss_core.utils.fit import compare
 from atss_core.utils.tensor_file import read_tensor_file, to_state_dict
+from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
+FINAL_CHECKPOINT = "model_final.pth"
 
 
 class Checkpointer:
@@ -90,6 +95,7 @@ class Checkpointer:
 
         def write() -> None:
             self._write(state, name)
+            _sync_folder(self.folder)  # the pointer must never reach the disk before what it names
             with atomic_write(self.folder / LAST_CHECKPOINT, "w") as file:
                 file.write(f"{name}.pth")
 
@@ -126,7 +132,7 @@ class Checkpointer:
         """
         on_main_process(lambda: remove_leftovers(self.folder))
         path, state = read_last_checkpoint(self.folder)
-        if dist.disagree(-1 if path is None else state.get("iteration", -1)):
+        if dist.disagree(-1 if path is None else _iteration(state)):
             raise ValueError(
                 f"the processes find different checkpoints in {self.folder}; OUTPUT_DIR must be a folder "
                 f"that all machines share"
@@ -202,45 +208,78 @@ def check_finite(model: nn.Module, iteration: int) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint that ``last_checkpoint`` in ``folder`` names, None if there is no such file.
-
-    Published runs wrote a path there, ours a file name; the name is looked up in the folder either way.
-
-    Raises:
-        ValueError: if the named checkpoint is gone.
-    """
-    pointer = Path(folder) / LAST_CHECKPOINT
-    if not pointer.is_file():
-        return None
-    path = Path(folder) / Path(pointer.read_text(encoding="utf-8").strip()).name
-    if not path.is_file():
-        raise ValueError(f"{pointer} names {path.name}, which is not there; restore it or delete {pointer}")
-    return path
+    """Return the file that ``read_last_checkpoint`` reads."""
+    return read_last_checkpoint(folder)[0]
 
 
 def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Read the last checkpoint of a folder or, where that is damaged, the newest that can be read.
+    """Read the checkpoint that ``last_checkpoint`` names or, where that fails, the newest that can be read.
+
+    Published runs wrote a path into ``last_checkpoint``, ours a file name; the name is looked up in the
+    folder either way. A lost pointer must not start the run anew, which would overwrite its checkpoints.
 
     Returns:
         The file and its content; None and nothing if the folder has no checkpoint.
 
     Raises:
-        ValueError: if there are checkpoints, but none can be read.
+        ValueError: if there are checkpoints or the file that names one, but none can be read.
     """
-    last = last_checkpoint(folder)
-    if last is None:
-        return None, {}
-    earlier = [path for path in folder.glob("model_[0-9]*.pth") if path.name < last.name]
-    problems = []
-    for path in [last, *sorted(earlier, reverse=True)]:
+    pointer = Path(folder) / LAST_CHECKPOINT
+    last, problem = None, f"{pointer} is not there"
+    if os.path.lexists(pointer):
+        try:
+            name = Path(read_text(pointer).strip()).name
+            last = pointer.parent / name
+            if not last.is_file():
+                raise ValueError(f"{pointer} names {printable(name) or 'nothing'}, which is not there")
+            return last, read_checkpoint(last)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    others = _by_iteration(pointer.parent)
+    if last in others:  # what was written after a checkpoint that is only damaged is of another run
+        others = others[others.index(last) + 1 :]
+    for path in others:
         try:
             state = read_checkpoint(path)
-        except ValueError as error:
-            problems.append(str(error))
+        except (OSError, ValueError) as error:
             logger.warning("%s", error)
         else:
+            logger.warning("%s; going on from the newest checkpoint that can be read, %s", problem, path)
             return path, state
-    raise ValueError(f"{problems[0]}; no other checkpoint of {folder} can be read")
+    if not others and not os.path.lexists(pointer):
+        return None, {}
+    raise ValueError(
+        f"{problem}; no other checkpoint of {folder} can be read. Restore one, or set OUTPUT_DIR to an empty "
+        f"folder"
+    )
+
+
+def _by_iteration(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder that hold a solver state, newest first."""
+    iterations = {}
+    for path in folder.glob("model_*.pth"):
+        if path.name == FINAL_CHECKPOINT:
+            with suppress(OSError, ValueError):  # who reads it next tells why it cannot be read
+                iterations[path] = _iteration(read_checkpoint(path))
+        elif match := re.fullmatch(r"model_(\d+)\.pth", path.name):
+            iterations[path] = int(match[1])
+    return sorted(iterations, key=lambda path: iterations[path], reverse=True)
+
+
+def _iteration(state: dict[str, Any]) -> int:
+    """Return the iteration of a checkpoint, -1 if it holds none."""
+    iteration = state.get("iteration")
+    return iteration if type(iteration) is int and 0 <= iteration < 1 << 53 else -1
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    with suppress(OSError):  # Windows opens no folders, and some network file systems do not flush them
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 import contextlib
 import os
 import random
+import shutil
+import stat
 import subprocess
 import sys
 from argparse import Namespace
@@ -127,6 +129,83 @@ def test_published_pointer_with_a_path_is_understood(tmp_path):
     (tmp_path / "model_0000007.pth").unlink()
     with pytest.raises(ValueError, match=r"names model_0000007.pth, which is not there"):
         last_checkpoint(tmp_path)
+
+
+LOST_POINTERS = {
+    "missing": lambda pointer: pointer.unlink(),
+    "dangling": lambda pointer: pointer.write_text("model_0000009.pth"),
+    "empty": lambda pointer: pointer.write_text(""),
+    "binary": lambda pointer: pointer.write_bytes(b"\xff\x00\xfe"),
+    "zeros": lambda pointer: pointer.write_bytes(bytes(16)),
+    "folder": lambda pointer: (pointer.unlink(), pointer.mkdir()),
+    "link to nothing": lambda pointer: (pointer.unlink(), pointer.symlink_to("gone")),
+    "pipe": lambda pointer: (pointer.unlink(), os.mkfifo(pointer)),
+    "names a folder": lambda pointer: pointer.write_text(".."),
+}
+
+
+@pytest.mark.parametrize("lose", LOST_POINTERS)
+@pytest.mark.parametrize(
+    ("saved", "newest"),
+    [
+        ([("model_0000002", 2), ("model_0000010", 10)], "model_0000010.pth"),
+        ([("model_9999999", 9999999), ("model_10000000", 10000000)], "model_10000000.pth"),  # by number
+        ([("model_0000002", 2), ("model_final", 3)], "model_final.pth"),
+        ([("model_final", 3), ("model_0000010", 10)], "model_0000010.pth"),  # a run that was prolonged
+    ],
+)
+def test_run_goes_on_from_the_newest_checkpoint_without_a_pointer(saved, newest, lose, tmp_path, caplog):
+    run = make(tmp_path)
+    for name, iteration in saved:
+        step(run)
+        run.save(name, iteration)
+    run.save_best(99999999, 0.5)
+    shutil.copy(tmp_path / newest, tmp_path / "model_final_wo_solver_states.pth")
+    LOST_POINTERS[lose](tmp_path / "last_checkpoint")
+    other = make(tmp_path, seed=1)
+    assert other.resume() == dict(saved)[newest.removesuffix(".pth")]
+    expected = torch.load(tmp_path / newest)["model"]
+    assert torch.equal(other.model.weight, expected["weight"])
+    assert last_checkpoint(tmp_path) == tmp_path / newest
+    assert f"going on from the newest checkpoint that can be read, {tmp_path / newest}" in caplog.text
+    assert "last_checkpoint" in caplog.text
+
+
+def test_damaged_checkpoints_are_passed_over_without_a_pointer(tmp_path, caplog):
+    run = make(tmp_path)
+    for iteration in (1, 2, 3):
+        run.save(f"model_000000{iteration}", iteration)
+    run.save("model_final", 4)
+    for file in ("last_checkpoint", "model_0000003.pth", "model_final.pth"):
+        (tmp_path / file).write_bytes(b"PK")
+    assert make(tmp_path).resume() == 2
+    assert "model_0000003.pth cannot be read as a checkpoint" in caplog.text
+    for file in tmp_path.glob("model_*.pth"):
+        file.write_bytes(b"PK")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no other checkpoint of .* set OUTPUT_DIR to an empty folder"):
+            make(tmp_path).resume()
+        (tmp_path / "last_checkpoint").unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be flushed")
+def test_checkpoint_is_on_the_disk_before_its_pointer(tmp_path, monkeypatch):
+    events = []
+
+    def spy(name, describe):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args: (events.append((name, describe(*args))), real(*args))[1])
+
+    spy("replace", lambda source, target: target.name)
+    spy("fsync", lambda descriptor: stat.S_ISDIR(os.fstat(descriptor).st_mode))
+    make(tmp_path).save("model_0000001", 1)
+    assert events == [
+        ("fsync", False),
+        ("replace", "model_0000001.pth"),
+        ("fsync", True),
+        ("fsync", False),
+        ("replace", "last_checkpoint"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,16 @@ from atss_core.utils import dist
 from atss_core.utils.files import atomic_write, on_main_process, read_text, remove_leftovers
 from atss_core.utils.fit import compare
 from atss_core.utils.tensor_file import read_tensor_file, to_state_dict
-from atss_core.utils.text import printable
+from atss_core.utils.text import printable, shorten
 
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
 FINAL_CHECKPOINT = "model_final.pth"
+_REMEDY = (
+    "Restore an earlier checkpoint or, to start from the weights of this one, set MODEL.WEIGHT to it and "
+    "OUTPUT_DIR to an empty folder"
+)
 
 
 class Checkpointer:
@@ -146,15 +150,33 @@ class Checkpointer:
                 f"{path} has no {', '.join(missing)}, so training cannot go on from it; to start from its "
                 f"weights, set MODEL.WEIGHT to it and OUTPUT_DIR to an empty folder"
             )
+        if _iteration(state) < 0:
+            raise ValueError(
+                f"{path}: expected iteration to be a whole number from 0, got "
+                f"{printable(shorten(state['iteration']))}. {_REMEDY}"
+            )
         learned = state.get("class_names")
-        if learned and list(learned) != list(self.class_names):
+        if learned and learned != list(self.class_names):
             raise ValueError(
                 f"{path} was trained on the classes {', '.join(learned)}, but the data has "
                 f"{', '.join(self.class_names)}; restore the data, or set OUTPUT_DIR to an empty folder"
             )
         load_weights_strictly(self.model, state["model"], str(path))
+        try:
+            self._restore_solver(state, path)
+        except Exception as error:  # what someone else wrote or a disk damaged may break it in any way
+            reason = printable(" ".join(str(error).split())) or type(error).__name__
+            raise ValueError(
+                f"{path}: expected the solver state of a run of this configuration, got another or a damaged "
+                f"one ({reason}). {_REMEDY}"
+            ) from error
+        return state["iteration"]
+
+    def _restore_solver(self, state: dict[str, Any], path: Path) -> None:
+        """Restore optimizer, schedule, random generators, loss scale and EMA weights."""
         settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        check_optimizer(self.optimizer)
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
         set_iteration(self.scheduler, state["iteration"])
@@ -163,7 +185,6 @@ class Checkpointer:
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self._resume_average(state.get("ema"), path)
-        return state["iteration"]
 
     def _resume_average(self, saved: dict[str, Any] | None, path: Path) -> None:
         assert self.average is not None
@@ -178,6 +199,19 @@ class Checkpointer:
         logger.info("Saving %s", path)
         with atomic_write(path) as file:
             torch.save(state, file)
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse a restored state that PyTorch takes without a look, but that no step could have left.
+
+    Raises:
+        ValueError: naming the first value that is no finite tensor of the shape of its parameter.
+    """
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            is_whole = name == "step" or (value is not None and value.shape == parameter.shape)
+            if value is not None and not (is_whole and torch.as_tensor(value).isfinite().all()):
+                raise ValueError(f"{name} is not a finite tensor of the shape {tuple(parameter.shape)}")
 
 
 def set_iteration(scheduler: LambdaLR, iteration: int) -> None:
@@ -300,6 +334,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     nested = content if isinstance(content, dict) else {}
     wrapper = next((key for key in ("model", "state_dict") if isinstance(nested.get(key), dict)), None)
     state = {**nested, "model": nested[wrapper]} if wrapper else {"model": content}
+    names = state.get("class_names")
+    if names is not None:
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                f"{path}: expected class_names to be a list of text, got {printable(shorten(names))}. "
+                f"Re-save it with the names of its classes, or without class_names"
+            )
+        state["class_names"] = list(names)
     for holder in (state, state.get("ema")):
         if isinstance(holder, dict) and "model" in holder:
             holder["model"] = to_state_dict(holder["model"], path)
@@ -323,7 +365,9 @@ def load_weights_strictly(
     """
     problems = compare(model.state_dict(), weights, source).problems()
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        shown = "; ".join(printable(problem[:300]) for problem in problems[:5]) + (
+            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        )
         raise ValueError(
             f"{source} does not fit the model of this configuration: {shown}. "
             f"Use the configuration that it was trained with{remedy}"

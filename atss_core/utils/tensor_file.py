@@ -103,7 +103,7 @@ def _foreign_object(path: Path) -> str:
         while stream.tell() < len(content):  # old files have several pickles
             for operation, value, _ in pickletools.genops(stream):
                 is_name = operation.name in ("GLOBAL", "INST", "STACK_GLOBAL")
-                name = " ".join(texts[-2:]) if operation.name == "STACK_GLOBAL" else value
+                name = " ".join(texts[-2:]) if operation.name == "STACK_GLOBAL" else str(value)
                 if is_name and not _PLAIN.match(name):
                     return printable(name.replace(" ", ".")[:_MAX_REASON])
                 if isinstance(value, str):

@@ -1,5 +1,6 @@
 """Weights of detectors in each format that MODEL.WEIGHT takes, in files written here."""
 
+import json
 import logging
 import re
 
@@ -69,6 +70,31 @@ def test_every_format_of_a_detector_gives_its_outputs(name, source, tmp_path, ca
     assert "left fresh" not in caplog.text
 
 
+def forged(**entry):
+    header = json.dumps({"w": {"dtype": "F32", **entry}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(4)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v / 0, "with NaN or infinite values"),
+        (lambda v: v.int(), "of type int32 instead of float32"),
+    ],
+)
+def test_weights_that_no_training_leaves_are_refused(change, message, name, partial, source, tmp_path):
+    key = "backbone.fpn.fpn_inner2.weight"
+    weights = source.state_dict() | {key: change(source.state_dict()[key])}
+    (save_file if name.endswith("s") else torch.save)(weights, tmp_path / name)
+    detector = make_detector(1)
+    before = [value.clone() for value in detector.state_dict().values()]
+    with pytest.raises(ValueError, match=rf"{name}: expected finite weights .* first {key} {message}"):
+        load_initial_weights(detector, str(tmp_path / name), partial=partial)
+    assert_same(list(detector.state_dict().values()), before)
+
+
 def test_averaged_weights_come_first():
     assert weights_of({"model": {"w": 1}, "ema": {"model": {"w": 2}}}) == {"w": 2}
     assert weights_of({"model": {"w": 1}, "ema": None}) == {"w": 1}
@@ -81,6 +107,10 @@ def test_averaged_weights_come_first():
         (b"no header", "is no checkpoint"),
         (b"\x08\0\0\0\0\0\0\0{}      cut", "cannot be read as a checkpoint"),
         (b"\x80\0\0\0\0\0\0\0{", "cannot be read as a checkpoint .*truncated"),
+        (b"\0\0\0\x80\0\0\0\0{", "cannot be read as a checkpoint"),  # a header of 2 GB
+        (forged(shape=[10**9], data_offsets=[0, 4]), "cannot be read as a checkpoint"),
+        (forged(shape=[10**9], data_offsets=[0, 4 * 10**9]), "cannot be read as a checkpoint"),
+        (forged(shape=[1], data_offsets=[-4, 0]), "cannot be read as a checkpoint"),
     ],
 )
 def test_broken_safetensors_is_explained(tmp_path, content, message):

@@ -31,10 +31,9 @@ from atss_core.export import (
     files_of,
 )
 from atss_core.modeling import Detector, build_detector
-from atss_core.utils.checkpoint import load_weights_strictly
 from atss_core.utils.extras import require
 from atss_core.utils.files import atomic_write, refuse_overwriting
-from atss_core.utils.weights import read_detector, weights_of
+from atss_core.utils.weights import load_trained, read_detector
 
 EXAMPLE = """
 atss export --config-file atss_R_50_FPN_1x --weights ATSS_R_50_FPN_1x.pth \\
@@ -160,7 +159,7 @@ def load_detector(cfg: CfgNode, weights: str | None) -> tuple[CfgNode, Detector,
     if learned:
         cfg = fill_num_classes(cfg, learned)
     detector = build_detector(cfg)
-    load_weights_strictly(detector, weights_of(checkpoint), source)
+    load_trained(detector, checkpoint, source)
     return cfg, detector, learned or default_class_names(detector.rpn.head.num_classes), source
 
 

@@ -48,11 +48,11 @@ from atss_core.evaluation import (
 from atss_core.modeling import Detector, build_detector
 from atss_core.structures import BoxList
 from atss_core.utils import dist
-from atss_core.utils.checkpoint import last_checkpoint, load_weights_strictly
+from atss_core.utils.checkpoint import last_checkpoint
 from atss_core.utils.env import environment_report
 from atss_core.utils.files import atomic_write
 from atss_core.utils.imagenet import is_imagenet_body
-from atss_core.utils.weights import read_detector, weights_of
+from atss_core.utils.weights import load_trained, read_detector
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(parser.parse_args(argv))
     device = start(cfg, "test_log.txt")
     source, checkpoint = read_detector(find_weights_to_test(cfg))
-    learned = checkpoint.get("class_names")
     test_sets = build_datasets(cfg, training=False)
-    for dataset in test_sets:
-        whose = f"the weights {source}" if learned else test_sets[0].name
-        check_same_classes(dataset, learned or test_sets[0].class_names, whose)
-    cfg = fill_num_classes(cfg, learned or test_sets[0].class_names)
+    class_names = test_sets[0].class_names
+    for dataset in test_sets[1:]:
+        check_same_classes(dataset, class_names, test_sets[0].name)
+    cfg = fill_num_classes(cfg, class_names)
     detector = build_detector(cfg)
-    load_weights_strictly(detector, weights_of(checkpoint), source)
+    load_trained(detector, checkpoint, source, class_names)
     logger.info("Testing %s", source)
     detector = move_detector(cfg, detector, device)
     dist.barrier()  # one host may download weights for longer than another waits

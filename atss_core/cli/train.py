@@ -132,7 +132,11 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
     if start_iter is None:
         start_iter = 0
         load_initial_weights(
-            detector, cfg.MODEL.WEIGHT, partial=cfg.MODEL.WEIGHT_PARTIAL, pixels=build_pixel_format(cfg)
+            detector,
+            cfg.MODEL.WEIGHT,
+            partial=cfg.MODEL.WEIGHT_PARTIAL,
+            pixels=build_pixel_format(cfg),
+            class_names=dataset.class_names,
         )
     dist.barrier()  # one host may download weights for longer than another waits
     board = Board(folder / "tensorboard", start_iter)

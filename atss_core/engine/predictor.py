@@ -32,8 +32,7 @@ from atss_core.engine.inference import Inference
 from atss_core.engine.sources import Picture, each_source, is_folder, is_one_picture, path_of, to_picture
 from atss_core.modeling import build_detector
 from atss_core.structures import BoxList, ImageList
-from atss_core.utils.checkpoint import load_weights_strictly
-from atss_core.utils.weights import read_detector, weights_of
+from atss_core.utils.weights import load_trained, read_detector
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Predictor:
         if checkpoint.get("class_names"):
             settings = fill_num_classes(settings, checkpoint["class_names"])
         detector = build_detector(settings)
-        load_weights_strictly(detector, weights_of(checkpoint), source)
+        load_trained(detector, checkpoint, source)
         class_names = checkpoint.get("class_names") or default_class_names(detector.rpn.head.num_classes)
         return cls(
             build_inference(settings, move_detector(settings, detector, place), place),

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from atss_core.utils.download import how_to_get_again
+from atss_core.utils.text import printable
+
+MAX_REASON = 200  # characters of what a hostile file may make long
 
 _RENAMES = [
     (re.compile(pattern), replacement)
@@ -51,7 +54,7 @@ def read_caffe2(path: Path) -> dict[str, Tensor]:
     try:
         content = _ArrayUnpickler(BytesIO(path.read_bytes()), encoding="latin1").load()
     except Exception as error:  # bytes that someone else wrote may break a parser in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = printable(" ".join(str(error).split())[:MAX_REASON]) or type(error).__name__
         raise ValueError(
             f"{path} cannot be read as Caffe2 weights: {reason}; {how_to_get_again(path)}"
         ) from error
@@ -93,6 +96,8 @@ class PickledDtype:
             data: as many bytes as that takes; a string from Python 2.
             order: ``"C"`` or ``"F"``.
         """
+        if not isinstance(data, (bytes, bytearray, str)):  # bytes(n) of a number are n bytes of memory
+            raise pickle.UnpicklingError(f"it has a {type(data).__name__} for the numbers of an array")
         numbers = data.encode("latin1") if isinstance(data, str) else bytes(data)
         dtype = np.dtype(self.order + self.code)
         if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(numbers):

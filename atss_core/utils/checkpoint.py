@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from atss_core.utils import dist
-from atss_core.utils.files import atomic_write, on_main_process, remove_leftovers
+from atss_core.utils.files import atomic_write, on_main_process, read_text, remove_leftovers
 from atss_core.utils.fit import compare
 from atss_core.utils.tensor_file import read_tensor_file, to_state_dict
+from atss_core.utils.text import printable, shorten
 
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
+FINAL_CHECKPOINT = "model_final.pth"
+_REMEDY = (
+    "Restore an earlier checkpoint or, to start from the weights of this one, set MODEL.WEIGHT to it and "
+    "OUTPUT_DIR to an empty folder"
+)
 
 
 class Checkpointer:
@@ -90,6 +99,7 @@ class Checkpointer:
 
         def write() -> None:
             self._write(state, name)
+            _sync_folder(self.folder)  # the pointer must never reach the disk before what it names
             with atomic_write(self.folder / LAST_CHECKPOINT, "w") as file:
                 file.write(f"{name}.pth")
 
@@ -126,7 +136,7 @@ class Checkpointer:
         """
         on_main_process(lambda: remove_leftovers(self.folder))
         path, state = read_last_checkpoint(self.folder)
-        if dist.disagree(-1 if path is None else state.get("iteration", -1)):
+        if dist.disagree(-1 if path is None else _iteration(state)):
             raise ValueError(
                 f"the processes find different checkpoints in {self.folder}; OUTPUT_DIR must be a folder "
                 f"that all machines share"
@@ -140,15 +150,33 @@ class Checkpointer:
                 f"{path} has no {', '.join(missing)}, so training cannot go on from it; to start from its "
                 f"weights, set MODEL.WEIGHT to it and OUTPUT_DIR to an empty folder"
             )
+        if _iteration(state) < 0:
+            raise ValueError(
+                f"{path}: expected iteration to be a whole number from 0, got "
+                f"{printable(shorten(state['iteration']))}. {_REMEDY}"
+            )
         learned = state.get("class_names")
-        if learned and list(learned) != list(self.class_names):
+        if learned and learned != list(self.class_names):
             raise ValueError(
                 f"{path} was trained on the classes {', '.join(learned)}, but the data has "
                 f"{', '.join(self.class_names)}; restore the data, or set OUTPUT_DIR to an empty folder"
             )
         load_weights_strictly(self.model, state["model"], str(path))
+        try:
+            self._restore_solver(state, path)
+        except Exception as error:  # what someone else wrote or a disk damaged may break it in any way
+            reason = printable(" ".join(str(error).split())) or type(error).__name__
+            raise ValueError(
+                f"{path}: expected the solver state of a run of this configuration, got another or a damaged "
+                f"one ({reason}). {_REMEDY}"
+            ) from error
+        return state["iteration"]
+
+    def _restore_solver(self, state: dict[str, Any], path: Path) -> None:
+        """Restore optimizer, schedule, random generators, loss scale and EMA weights."""
         settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        check_optimizer(self.optimizer)
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
         set_iteration(self.scheduler, state["iteration"])
@@ -156,15 +184,14 @@ class Checkpointer:
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self._resume_average(state.get("ema"))
-        return state["iteration"]
+            self._resume_average(state.get("ema"), path)
 
-    def _resume_average(self, saved: dict[str, Any] | None) -> None:
+    def _resume_average(self, saved: dict[str, Any] | None, path: Path) -> None:
         assert self.average is not None
         if saved is None:
             logger.info("The checkpoint has no averaged weights; the average starts from its weights")
             saved = {"model": self.model.state_dict(), "num_updates": 0}
-        self.average.module.load_state_dict(saved["model"])
+        load_weights_strictly(self.average.module, saved["model"], f"the EMA weights of {path}")
         self.average.n_averaged.fill_(saved["num_updates"])
 
     def _write(self, state: dict[str, Any], name: str) -> None:
@@ -172,6 +199,19 @@ class Checkpointer:
         logger.info("Saving %s", path)
         with atomic_write(path) as file:
             torch.save(state, file)
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse a restored state that PyTorch takes without a look, but that no step could have left.
+
+    Raises:
+        ValueError: naming the first value that is no finite tensor of the shape of its parameter.
+    """
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            is_whole = name == "step" or (value is not None and value.shape == parameter.shape)
+            if value is not None and not (is_whole and torch.as_tensor(value).isfinite().all()):
+                raise ValueError(f"{name} is not a finite tensor of the shape {tuple(parameter.shape)}")
 
 
 def set_iteration(scheduler: LambdaLR, iteration: int) -> None:
@@ -202,45 +242,78 @@ def check_finite(model: nn.Module, iteration: int) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint that ``last_checkpoint`` in ``folder`` names, None if there is no such file.
-
-    Published runs wrote a path there, ours a file name; the name is looked up in the folder either way.
-
-    Raises:
-        ValueError: if the named checkpoint is gone.
-    """
-    pointer = Path(folder) / LAST_CHECKPOINT
-    if not pointer.is_file():
-        return None
-    path = Path(folder) / Path(pointer.read_text(encoding="utf-8").strip()).name
-    if not path.is_file():
-        raise ValueError(f"{pointer} names {path.name}, which is not there; restore it or delete {pointer}")
-    return path
+    """Return the file that ``read_last_checkpoint`` reads."""
+    return read_last_checkpoint(folder)[0]
 
 
 def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Read the last checkpoint of a folder or, where that is damaged, the newest that can be read.
+    """Read the checkpoint that ``last_checkpoint`` names or, where that fails, the newest that can be read.
+
+    Published runs wrote a path into ``last_checkpoint``, ours a file name; the name is looked up in the
+    folder either way. A lost pointer must not start the run anew, which would overwrite its checkpoints.
 
     Returns:
         The file and its content; None and nothing if the folder has no checkpoint.
 
     Raises:
-        ValueError: if there are checkpoints, but none can be read.
+        ValueError: if there are checkpoints or the file that names one, but none can be read.
     """
-    last = last_checkpoint(folder)
-    if last is None:
-        return None, {}
-    earlier = [path for path in folder.glob("model_[0-9]*.pth") if path.name < last.name]
-    problems = []
-    for path in [last, *sorted(earlier, reverse=True)]:
+    pointer = Path(folder) / LAST_CHECKPOINT
+    last, problem = None, f"{pointer} is not there"
+    if os.path.lexists(pointer):
+        try:
+            name = Path(read_text(pointer).strip()).name
+            last = pointer.parent / name
+            if not last.is_file():
+                raise ValueError(f"{pointer} names {printable(name) or 'nothing'}, which is not there")
+            return last, read_checkpoint(last)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    others = _by_iteration(pointer.parent)
+    if last in others:  # what was written after a checkpoint that is only damaged is of another run
+        others = others[others.index(last) + 1 :]
+    for path in others:
         try:
             state = read_checkpoint(path)
-        except ValueError as error:
-            problems.append(str(error))
+        except (OSError, ValueError) as error:
             logger.warning("%s", error)
         else:
+            logger.warning("%s; going on from the newest checkpoint that can be read, %s", problem, path)
             return path, state
-    raise ValueError(f"{problems[0]}; no other checkpoint of {folder} can be read")
+    if not others and not os.path.lexists(pointer):
+        return None, {}
+    raise ValueError(
+        f"{problem}; no other checkpoint of {folder} can be read. Restore one, or set OUTPUT_DIR to an empty "
+        f"folder"
+    )
+
+
+def _by_iteration(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder that hold a solver state, newest first."""
+    iterations = {}
+    for path in folder.glob("model_*.pth"):
+        if path.name == FINAL_CHECKPOINT:
+            with suppress(OSError, ValueError):  # who reads it next tells why it cannot be read
+                iterations[path] = _iteration(read_checkpoint(path))
+        elif match := re.fullmatch(r"model_(\d+)\.pth", path.name):
+            iterations[path] = int(match[1])
+    return sorted(iterations, key=lambda path: iterations[path], reverse=True)
+
+
+def _iteration(state: dict[str, Any]) -> int:
+    """Return the iteration of a checkpoint, -1 if it holds none."""
+    iteration = state.get("iteration")
+    return iteration if type(iteration) is int and 0 <= iteration < 1 << 53 else -1
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    with suppress(OSError):  # Windows opens no folders, and some network file systems do not flush them
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -261,6 +334,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     nested = content if isinstance(content, dict) else {}
     wrapper = next((key for key in ("model", "state_dict") if isinstance(nested.get(key), dict)), None)
     state = {**nested, "model": nested[wrapper]} if wrapper else {"model": content}
+    names = state.get("class_names")
+    if names is not None:
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                f"{path}: expected class_names to be a list of text, got {printable(shorten(names))}. "
+                f"Re-save it with the names of its classes, or without class_names"
+            )
+        state["class_names"] = list(names)
     for holder in (state, state.get("ema")):
         if isinstance(holder, dict) and "model" in holder:
             holder["model"] = to_state_dict(holder["model"], path)
@@ -270,7 +351,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load_weights_strictly(
     model: nn.Module, weights: dict[str, Tensor], source: str, remedy: str = ""
 ) -> None:
-    """Load a state dict whose keys and shapes must be exactly the model's.
+    """Load a state dict whose keys, shapes and anchors must be exactly the model's.
 
     Args:
         model: receives the weights.
@@ -279,11 +360,14 @@ def load_weights_strictly(
         remedy: what else than another configuration may help, for the message.
 
     Raises:
-        ValueError: listing what is missing, unexpected or of another shape; the model is then unchanged.
+        ValueError: listing what is missing, unexpected, of another shape or other anchors, or naming a weight
+            that is not finite or of another type; the model is then unchanged.
     """
-    problems = compare(model.state_dict(), weights).problems()
+    problems = compare(model.state_dict(), weights, source).problems()
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        shown = "; ".join(printable(problem[:300]) for problem in problems[:5]) + (
+            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        )
         raise ValueError(
             f"{source} does not fit the model of this configuration: {shown}. "
             f"Use the configuration that it was trained with{remedy}"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from atss_core.utils.checkpoint import load_weights_strictly, read_checkpoint
+from atss_core.utils.classifier import match_classes
 from atss_core.utils.download import locate, without_secrets
-from atss_core.utils.fit import Fit, compare
+from atss_core.utils.fit import Fit, compare, is_anchors
 from atss_core.utils.imagenet import (
     BATCH_NORM_EPS,
     BodyWeights,
@@ -30,7 +31,12 @@ NO_BIAS = 1e-3
 
 
 def load_initial_weights(
-    detector: nn.Module, source: str, *, partial: bool = False, pixels: PixelFormat | None = None
+    detector: nn.Module,
+    source: str,
+    *,
+    partial: bool = False,
+    pixels: PixelFormat | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Load what MODEL.WEIGHT names and log what was and was not loaded.
 
@@ -41,6 +47,8 @@ def load_initial_weights(
             body. Anything else is a checkpoint of a detector. Files may be paths or http(s) URLs.
         partial: load what fits of a detector and leave the rest fresh; else it must fit exactly.
         pixels: what the data gives the network; it must suit what an ImageNet body was trained with. None is
+            not checked.
+        class_names: classes of the data; the classifier of a detector is matched to them by name. None is
             not checked.
 
     Raises:
@@ -53,12 +61,17 @@ def load_initial_weights(
     if is_imagenet_body(source):
         load_body(detector, read_imagenet_body(source), pixels)
         return
-    weights = weights_of(read_checkpoint(locate(source)))
+    checkpoint = read_checkpoint(locate(source))
+    weights = weights_of(checkpoint)
     name = without_secrets(source)
     if has_torch_layout(weights):
         load_body(detector, from_torch_layout(name, weights), pixels)
-    else:
-        load_detector(detector, weights, name, partial=partial)
+        return
+    if class_names:
+        weights = match_classes(
+            detector, weights, checkpoint.get("class_names"), class_names, name, partial=partial
+        )
+    load_detector(detector, weights, name, partial=partial)
 
 
 def read_detector(source: str | Path) -> tuple[str, dict[str, Any]]:
@@ -90,39 +103,71 @@ def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return averaged["model"] if isinstance(averaged, dict) and "model" in averaged else checkpoint["model"]
 
 
+def load_trained(
+    detector: nn.Module, checkpoint: Mapping[str, Any], source: str, class_names: Sequence[str] | None = None
+) -> None:
+    """Load the checkpoint of a trained detector, which must fit exactly.
+
+    Args:
+        detector: receives the weights.
+        checkpoint: as ``read_detector`` returns.
+        source: where it comes from, for messages.
+        class_names: classes of the data in the order of their labels, to which the classifier is matched by
+            name; None keeps the order of the checkpoint.
+
+    Raises:
+        ValueError: as ``match_classes`` and ``load_weights_strictly``; the detector is then unchanged.
+    """
+    weights = weights_of(checkpoint)
+    learned = checkpoint.get("class_names")
+    load_weights_strictly(detector, match_classes(detector, weights, learned, class_names, source), source)
+
+
 def load_detector(detector: nn.Module, weights: dict[str, Tensor], source: str, *, partial: bool) -> None:
-    """Load the weights of a whole detector, or what fits of them.
+    """Load the weights of a whole detector, or what fits of them, to start training from.
+
+    Anchors are configuration: those of the detector stay, with a warning if the checkpoint has others.
 
     Args:
         detector: receives the weights.
         weights: state dict.
         source: where it comes from, for messages.
-        partial: leave what does not fit as it is; anchors then stay those of the configuration.
+        partial: leave what does not fit as it is.
 
     Raises:
         ValueError: if the weights do not fit or, with ``partial``, none does; the detector is then unchanged.
     """
     own = detector.state_dict()
-    if partial:
-        own, weights = without_anchors(own), without_anchors(weights)
-    fit = compare(own, weights)
+    fit = compare(own, weights, source)
+    others = [*fit.other_anchors, *filter(is_anchors, fit.other_shape)]
+    if others:
+        logger.warning("%s has other anchors; those of the configuration stay: %s", source, "; ".join(others))
     if not partial:
+        anchors = {
+            key: value
+            for key, value in own.items()
+            if is_anchors(key) and key in weights and weights[key].shape == value.shape
+        }
         load_weights_strictly(
-            detector, weights, source, remedy=", or MODEL.WEIGHT_PARTIAL True to load what fits of it"
-        )
-    elif not fit.loaded:
-        raise ValueError(
-            f"none of the {len(weights)} tensors of {source} fits this configuration; "
-            f"set MODEL.WEIGHT to the weights of a detector like it"
+            detector,
+            weights | anchors,
+            source,
+            remedy=", or MODEL.WEIGHT_PARTIAL True to load what fits of it",
         )
     else:
+        fit = compare(without_anchors(own), without_anchors(weights), source)
+        if not fit.loaded:
+            raise ValueError(
+                f"none of the {len(weights)} tensors of {source} fits this configuration; "
+                f"set MODEL.WEIGHT to the weights of a detector like it"
+            )
         detector.load_state_dict({key: weights[key] for key in fit.loaded}, strict=False)
     logger.info("Loaded %s\n%s", source, fit.table())
 
 
 def without_anchors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Leave out the anchors, which a checkpoint holds but which are not learned."""
-    return {key: value for key, value in weights.items() if ".cell_anchors." not in key}
+    return {key: value for key, value in weights.items() if not is_anchors(key)}
 
 
 def load_body(detector: nn.Module, source: BodyWeights, pixels: PixelFormat | None = None) -> None:
@@ -143,7 +188,7 @@ def load_body(detector: nn.Module, source: BodyWeights, pixels: PixelFormat | No
     check_pixels(source, pixels)
     check_architecture(source, body)
     weights = adapt(source, body)
-    fit = compare(body.state_dict(), weights)
+    fit = compare(body.state_dict(), weights, source.source)
     check_fit(source, body, fit, weights)
     body.load_state_dict({key: weights[key] for key in fit.loaded}, strict=False)
     logger.info("Loaded the body from %s\n%s", source.source, fit.table())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,56 @@ def test_training_goes_on_from_other_weights(tiny, trained, tmp_path, capsys):
     loaded, now = weights(tmp_path), weights(tmp_path / "second")
     assert torch.equal(loaded["rpn.head.cls_logits.weight"], now["rpn.head.cls_logits.weight"])
     assert "Loaded" in capsys.readouterr().out
+
+
+def reverse_ids(tree):
+    """Give a data set of 6 classes their ids in the opposite order."""
+    for category in tree["categories"]:
+        category["id"] = 7 - category["id"]
+    for annotation in tree["annotations"]:
+        annotation["category_id"] = 7 - annotation["category_id"]
+
+
+def best_scores(file):
+    """The highest score by image and category."""
+    best = {}
+    for detection in json.loads(file.read_text()):
+        key = detection["image_id"], detection["category_id"]
+        best[key] = max(best.get(key, 0.0), detection["score"])
+    return best
+
+
+def test_classes_in_another_order_are_matched_by_name(tiny, trained, shapes, tmp_path, capsys):
+    shutil.copytree(shapes, tmp_path / "data")
+    for file in (tmp_path / "data" / "shapes" / "annotations").glob("*.json"):
+        tree = json.loads(file.read_text())
+        reverse_ids(tree)
+        file.write_text(json.dumps(tree))
+    given = ["MODEL.WEIGHT", str(trained / "model_final.pth"), "MODEL.ATSS.INFERENCE_TH", "0.0"]
+    other = ["DATASETS.DATA_DIR", str(tmp_path / "data")]
+    found = []
+    for name, opts in (("usual", []), ("reversed", other)):
+        test.main(["--config-file", str(QUICK), *tiny[:-1], str(tmp_path / name), *given, *opts])
+        found.append(best_scores(tmp_path / name / "inference/shapes_val/bbox.json"))
+    assert "matched by name: loaded for 6 (" in capsys.readouterr().out
+    swapped = {(image_id, 7 - category_id): score for (image_id, category_id), score in found[1].items()}
+    assert swapped == pytest.approx(found[0], abs=1e-5)  # sums of other rows may round otherwise
+    assert found[1] != pytest.approx(found[0], abs=1e-3)
+    opts = [*tiny[:-1], str(tmp_path / "second" / "run"), *given, *other, "SOLVER.BASE_LR", "0.0"]
+    train.main(["--config-file", str(QUICK), "--skip-test", *opts])
+    bias = "rpn.head.cls_logits.bias"
+    assert torch.equal(weights(tmp_path / "second")[bias], weights(tmp_path)[bias].flip(0))
+    with pytest.raises(ValueError, match=r"was trained on the classes"):
+        train.main(["--config-file", str(QUICK), "--skip-test", *tiny, *other])
+
+
+def test_changed_anchors_are_not_resumed_or_tested(tiny, trained, capsys):
+    small = ["MODEL.ATSS.ANCHOR_SIZES", "(16, 32, 64, 128, 256)"]
+    for command in (train.main, test.main):
+        with pytest.raises(ValueError, match=r"other anchors .*cell_anchors.0 .*-11.5.* -> .*-3.5"):
+            command(["--config-file", str(QUICK), *tiny, *small])
+    with pytest.raises(ValueError, match="other anchors"):
+        Predictor.from_config(QUICK, trained / "model_final.pth", [*tiny, *small])
 
 
 def test_non_finite_loss_stops_and_overwrites_nothing(tiny, tmp_path, capsys):

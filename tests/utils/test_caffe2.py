@@ -148,6 +148,32 @@ def test_hostile_pickle_is_refused(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def test_hostile_names_and_sizes_stay_short(tmp_path):
+    # PickledBuffer of a number, where bytes(number) would be as many bytes of memory.
+    numbers = b"cnumpy.core.numeric\n_frombuffer\n(I4000000000\ncnumpy\ndtype\n(Vf4\ntR(I1000000000\ntVC\ntR."
+    long_name = b"c" + b"a" * 5000 + b"\x1b[31m\nb\n."
+    for content, message in (
+        (numbers, "it has a int for the numbers of an array"),
+        (long_name, "refers to aaa"),
+    ):
+        (tmp_path / "evil.pkl").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"cannot be read as Caffe2 weights: .*{message}") as error:
+            read_caffe2(tmp_path / "evil.pkl")
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(value, tmp_path):
+    blobs = folded_blobs(Model(**THIN))
+    blobs["conv1_w"] = np.full_like(blobs["conv1_w"], value)
+    model = Model(**THIN)
+    before = model.backbone.body.layer1[0].conv1.weight.clone()
+    with pytest.raises(ValueError, match=r"odd.pkl: expected finite .* first stem.conv1.weight with NaN or"):
+        load_initial_weights(model, dump(blobs, tmp_path / "odd.pkl"))
+    assert torch.equal(model.backbone.body.layer1[0].conv1.weight, before)
+
+
 def test_published_mean_suits_all_caffe2_bodies_and_others_do_not(tmp_path):
     body = dump(folded_blobs(Model(**THIN)), tmp_path / "R-50.pkl")
     load_initial_weights(Model(**THIN), body, pixels=PixelFormat((103.53, 116.28, 123.675), (1.0,) * 3, True))

@@ -1,6 +1,8 @@
 """Weights of detectors in each format that MODEL.WEIGHT takes, in files written here."""
 
+import json
 import logging
+import re
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from atss_core.config import load_cfg
 from atss_core.modeling import build_detector
 from atss_core.utils.checkpoint import read_checkpoint
 from atss_core.utils.imagenet import is_imagenet_body
-from atss_core.utils.weights import load_initial_weights, read_detector, weights_of
+from atss_core.utils.weights import load_initial_weights, load_trained, read_detector, weights_of
 from tests.conftest import QUICK, TINY
 from tests.utils.bodies import Model, assert_same, randomise_norms
 
@@ -68,6 +70,31 @@ def test_every_format_of_a_detector_gives_its_outputs(name, source, tmp_path, ca
     assert "left fresh" not in caplog.text
 
 
+def forged(**entry):
+    header = json.dumps({"w": {"dtype": "F32", **entry}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(4)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v / 0, "with NaN or infinite values"),
+        (lambda v: v.int(), "of type int32 instead of float32"),
+    ],
+)
+def test_weights_that_no_training_leaves_are_refused(change, message, name, partial, source, tmp_path):
+    key = "backbone.fpn.fpn_inner2.weight"
+    weights = source.state_dict() | {key: change(source.state_dict()[key])}
+    (save_file if name.endswith("s") else torch.save)(weights, tmp_path / name)
+    detector = make_detector(1)
+    before = [value.clone() for value in detector.state_dict().values()]
+    with pytest.raises(ValueError, match=rf"{name}: expected finite weights .* first {key} {message}"):
+        load_initial_weights(detector, str(tmp_path / name), partial=partial)
+    assert_same(list(detector.state_dict().values()), before)
+
+
 def test_averaged_weights_come_first():
     assert weights_of({"model": {"w": 1}, "ema": {"model": {"w": 2}}}) == {"w": 2}
     assert weights_of({"model": {"w": 1}, "ema": None}) == {"w": 1}
@@ -80,6 +107,10 @@ def test_averaged_weights_come_first():
         (b"no header", "is no checkpoint"),
         (b"\x08\0\0\0\0\0\0\0{}      cut", "cannot be read as a checkpoint"),
         (b"\x80\0\0\0\0\0\0\0{", "cannot be read as a checkpoint .*truncated"),
+        (b"\0\0\0\x80\0\0\0\0{", "cannot be read as a checkpoint"),  # a header of 2 GB
+        (forged(shape=[10**9], data_offsets=[0, 4]), "cannot be read as a checkpoint"),
+        (forged(shape=[10**9], data_offsets=[0, 4 * 10**9]), "cannot be read as a checkpoint"),
+        (forged(shape=[1], data_offsets=[-4, 0]), "cannot be read as a checkpoint"),
     ],
 )
 def test_broken_safetensors_is_explained(tmp_path, content, message):
@@ -135,6 +166,54 @@ def test_partial_weights_keep_the_anchors_and_report_what_is_missing(source, tmp
     assert_same(list(detector.rpn.anchor_generator.cell_anchors), anchors)
     assert "left fresh: not in the file" in caplog.text
     assert "backbone.fpn." in caplog.text
+
+
+SMALL_ANCHORS = ("MODEL.ATSS.ANCHOR_SIZES", "(16, 32, 64, 128, 256)")
+# Of the first level: file -> configuration.
+BOTH_ANCHORS = r"cell_anchors.0 \[\[-11.5, -11.5, 19.5, 19.5\]\] -> \[\[-3.5, -3.5, 11.5, 11.5\]\]"
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("regression", ["BOX", "POINT"])
+def test_training_keeps_the_configured_anchors_and_says_so(regression, partial, source, tmp_path, caplog):
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    detector = make_detector(1, *SMALL_ANCHORS, "MODEL.ATSS.REGRESSION_TYPE", regression)
+    anchors = [a.clone() for a in detector.rpn.anchor_generator.cell_anchors]
+    load_initial_weights(detector, str(tmp_path / "a.pth"), partial=partial)
+    assert_same(list(detector.rpn.anchor_generator.cell_anchors), anchors)
+    assert_same(outputs(detector)[:5], outputs(source)[:5])  # the logits: all that is learned is loaded
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert re.search(f"other anchors; those of the configuration stay: .*{BOTH_ANCHORS}", record.getMessage())
+
+
+def test_trained_detector_must_have_the_configured_anchors(source):
+    detector = make_detector(1, *SMALL_ANCHORS)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    with pytest.raises(ValueError, match=f"a.pth does not fit .*other anchors .*{BOTH_ANCHORS}"):
+        load_trained(detector, {"model": source.state_dict()}, "a.pth")
+    assert_same(list(detector.state_dict().values()), list(before.values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        (lambda anchors: anchors * (1 + 1e-7), True),
+        (lambda anchors: anchors.double() + 1e-7, True),
+        (lambda anchors: anchors.half(), True),
+        (lambda anchors: anchors + 0.01, False),
+        (lambda anchors: torch.full_like(anchors, torch.nan), False),
+    ],
+)
+def test_anchors_may_differ_by_rounding(change, fits, source, caplog):
+    weights = {k: change(v) if "cell_anchors" in k else v for k, v in source.state_dict().items()}
+    detector = make_detector(1)
+    if fits:
+        load_trained(detector, {"model": weights}, "a.pth")
+    else:
+        with pytest.raises(
+            ValueError, match=r"a.pth.* cell_anchors.0|a.pth.*rpn.anchor_generator.cell_anchors.0"
+        ):
+            load_trained(detector, {"model": weights}, "a.pth")
 
 
 def test_nothing_that_fits_is_an_error_even_if_parts_suffice(source, tmp_path):

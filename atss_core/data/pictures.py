@@ -202,25 +202,24 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         if isinstance(image, PngImageFile) and image.fp and "exif" not in image.info:
-            if late := _exif_of_png(image.fp):
-                image.info["exif"] = late
+            image.info.update(_exif_of_png(image.fp))
         return Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # as Pillow's decoders do
         return 1
 
 
-def _exif_of_png(file: IO[bytes]) -> bytes:
-    """Return the eXIf chunk of an open PNG file, nothing if it has none; the position in the file stays."""
+def _exif_of_png(file: IO[bytes]) -> dict[str, bytes]:
+    """Return the eXIf chunk of an open PNG file as "exif", nothing if it has none; its position stays."""
     position = file.tell()
     file.seek(8)
-    content = b""
-    while not content and len(header := file.read(8)) == 8:
+    found: dict[str, bytes] = {}
+    while not found and len(header := file.read(8)) == 8:
         length = int.from_bytes(header[:4], "big")
         if header[4:] == b"eXIf":
-            content = file.read(length)
+            found["exif"] = file.read(length)
         file.seek(length + 4, os.SEEK_CUR)  # over the checksum
     file.seek(position)
-    return content
+    return found
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from atss_core.data.build import (
     check_num_classes,
     check_same_classes,
     fill_num_classes,
+    pixel_limit,
 )
 from atss_core.data.dataset import DetectionDataset
 from atss_core.data.pictures import UnreadablePictureError, read_image, to_rgb
@@ -48,6 +49,7 @@ __all__ = [
     "check_same_classes",
     "collate",
     "fill_num_classes",
+    "pixel_limit",
     "read_image",
     "resize_size",
     "to_rgb",

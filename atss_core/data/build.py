@@ -100,6 +100,11 @@ def build_pixel_format(cfg: CfgNode) -> PixelFormat:
     return PixelFormat(tuple(settings.PIXEL_MEAN), tuple(settings.PIXEL_STD), settings.TO_BGR255)
 
 
+def pixel_limit(cfg: CfgNode) -> int:
+    """Return how many pixels a picture may have."""
+    return int(cfg.INPUT.MAX_PIXELS)
+
+
 def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
     """Build the data sets of DATASETS.TRAIN or DATASETS.TEST, and check that the detector has their classes.
 
@@ -118,7 +123,7 @@ def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
             training=training,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             skip_corrupt=cfg.DATALOADER.SKIP_CORRUPT,
-            max_pixels=cfg.INPUT.MAX_PIXELS,
+            max_pixels=pixel_limit(cfg),
         )
         for name in names
     ]

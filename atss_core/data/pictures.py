@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import IO
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from atss_core.utils.files import check_regular, files_below
 from atss_core.utils.text import printable
@@ -181,8 +183,9 @@ def _opened(path: str | Path | IO[bytes]) -> Iterator[Image.Image]:
             yield image
     except UnreadablePictureError:
         raise
-    except FileNotFoundError:
-        raise UnreadablePictureError(f"there is no picture {_name_of(path)}") from None
+    except FileNotFoundError as error:
+        reason = "" if error.errno == errno.ENOENT else f" ({error.strerror})"  # such as a loop of links
+        raise UnreadablePictureError(f"there is no picture {_name_of(path)}{reason}") from None
     except Exception as error:  # the decoders raise anything, by format and place of the damage
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadablePictureError(f"{_name_of(path)} cannot be read as a picture: {reason}") from error
@@ -193,11 +196,30 @@ def _name_of(path: str | Path | IO[bytes]) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) if there is none or the EXIF data are damaged."""
+    """Return the EXIF orientation, 1 (upright) if there is none or the EXIF data are damaged.
+
+    No pixels are decoded, as the method of PNG files does to find EXIF data behind them.
+    """
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        if isinstance(image, PngImageFile) and image.fp and "exif" not in image.info:
+            image.info.update(_exif_of_png(image.fp))
+        return Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # as Pillow's decoders do
         return 1
+
+
+def _exif_of_png(file: IO[bytes]) -> dict[str, bytes]:
+    """Return the eXIf chunk of an open PNG file as "exif", nothing if it has none; its position stays."""
+    position = file.tell()
+    file.seek(8)
+    found: dict[str, bytes] = {}
+    while not found and len(header := file.read(8)) == 8:
+        length = int.from_bytes(header[:4], "big")
+        if header[4:] == b"eXIf":
+            found["exif"] = file.read(length)
+        file.seek(length + 4, os.SEEK_CUR)  # over the checksum
+    file.seek(position)
+    return found
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

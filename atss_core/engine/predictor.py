@@ -23,6 +23,7 @@ from atss_core.data import (
     build_collate,
     build_transform,
     fill_num_classes,
+    pixel_limit,
 )
 from atss_core.data.pictures import MAX_PIXELS
 from atss_core.data.transforms import Transform
@@ -104,7 +105,7 @@ class Predictor:
             build_transform(settings, training=False),
             build_collate(settings),
             class_names,
-            max_pixels=settings.INPUT.MAX_PIXELS,
+            max_pixels=pixel_limit(settings),
             skip_unreadable=skips_unreadable(settings),
         )
 

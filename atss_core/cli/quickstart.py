@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_cfg(CONFIG, parser.parse_args(argv).opts)
     write_shapes(find_dataset(cfg.DATASETS.TRAIN[0], cfg.DATASETS.DATA_DIR).annotations.parent.parent)
     trained = train_detector(cfg)
-    metrics = test_detector(cfg, trained.detector, trained.device, is_final=True)
+    metrics = test_detector(trained.cfg, trained.detector, trained.device, is_final=True)
 
     folder = Path(cfg.OUTPUT_DIR)
     plot_curves(folder / "metrics.jsonl", folder / "loss_curves.png")

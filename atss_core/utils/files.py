@@ -53,7 +53,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             raise OSError(
                 f"cannot write {path} ({cause.strerror or cause}); what was there before is unchanged. "
                 f"{path.parent} must be a folder that has room and that you may write to"
-            ) from error
+            ) from cause
         raise
 
 
@@ -131,7 +131,8 @@ def auxiliary(file: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         if file not in _failed:
-            reason = getattr(error, "strerror", None) or error
+            cause = error.__cause__ or error  # of ``atomic_write``, which names the file itself
+            reason = getattr(cause, "strerror", None) or cause
             logger.warning("%s: cannot be written (%s); the run goes on without it", file, reason)
             logger.debug("the reason", exc_info=True)
         _failed.add(file)

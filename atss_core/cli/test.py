@@ -186,8 +186,7 @@ def test_on(
     if dist.is_main():
         about = None if about is None else {**about, "time": str(timing)}
         with lock_folder(folder, patience=300, required=False):  # two tests never mix their results
-            with auxiliary(folder):
-                remove_leftovers(folder)
+            remove_leftovers(folder)
             metrics = write_results(dataset, gathered, folder, backend, about, is_training)
     dist.barrier()  # so that no process ends or trains on while the main one measures
     return metrics

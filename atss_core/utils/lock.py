@@ -65,7 +65,8 @@ def lock_folder(folder: Path, *, patience: float = 10.0, required: bool = True) 
     finally:
         if lock in _held:  # not in a forked process
             if _is_open_at(path, lock):
-                path.unlink()
+                with suppress(OSError):  # what stays is no lock
+                    path.unlink()
             _held.remove(lock)
             os.close(lock)
 
@@ -124,7 +125,7 @@ def _is_open_at(path: Path, lock: int) -> bool:
     """Tell whether the locked file is still the one of this name, and not removed or replaced."""
     try:
         return os.path.samestat(path.stat(), os.fstat(lock))
-    except FileNotFoundError:
+    except OSError:  # removed
         return False
 
 

@@ -1,6 +1,7 @@
 """What a run does to its folder: nothing before it is known to go on, nothing beside another run."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from atss_core.cli import test as test_command
 from atss_core.cli import train as train_command
 from atss_core.config import load_cfg
+from atss_core.engine.training_log import TrainingLog
 from atss_core.utils.extras import has
 from atss_core.utils.lock import lock_folder
 from tests.conftest import QUICK
@@ -112,6 +114,27 @@ def test_auxiliary_files_that_cannot_be_written_are_told_once_and_training_goes_
     }
     for name in ("config.yml", "model_0000002.pth", "model_best.pth", "model_final.pth"):
         assert (folder / name).is_file()
+
+
+def test_a_folder_that_is_deleted_during_the_run_is_told_and_training_goes_on(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "run"
+    write = TrainingLog.write
+
+    def delete_and_write(log, iteration, lr):
+        if iteration == 2:
+            shutil.rmtree(folder)
+        write(log, iteration, lr)
+
+    monkeypatch.setattr(TrainingLog, "write", delete_and_write)
+    train([*tiny, "--skip-test"])
+    output = capsys.readouterr().out
+    for name in ("metrics.jsonl", *(["tfevents"] if has("tensorboard") else [])):
+        (line,) = [line for line in output.splitlines() if name in line and "goes on without it" in line]
+        assert "(No such file or directory)" in line
+    assert [line["iteration"] for line in records(folder / "metrics.jsonl")] == [4, 6]  # after the checkpoint
+    assert (folder / "model_final.pth").is_file()
 
 
 def test_a_test_whose_results_cannot_be_written_is_an_error(tiny, tmp_path):

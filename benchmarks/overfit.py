@@ -62,7 +62,7 @@ def main(argv=None):
     cfg = load_cfg(CONFIG, ["INPUT.HORIZONTAL_FLIP_PROB_TRAIN", "0.0", *opts, *fixed])
     start = time.perf_counter()
     trained = train_detector(cfg)
-    metrics = test_detector(cfg, trained.detector, trained.device, is_final=True)["coco_2017_val"]
+    metrics = test_detector(trained.cfg, trained.detector, trained.device, is_final=True)["coco_2017_val"]
     minutes = (time.perf_counter() - start) / 60
     title = f"{NUM_PICTURES} pictures, trained and tested on"
     quickstart.draw_detections(cfg, FOLDER / "detections.png", NUM_PICTURES, title)

@@ -19,6 +19,7 @@ from atss_core.config.catalog import find_dataset
 from atss_core.data import DetectionDataset, build_test_loaders, write_shapes
 from atss_core.structures import BoxList
 from atss_core.utils.curves import plot_curves
+from atss_core.utils.files import auxiliary
 from atss_core.utils.visualize import contact_sheet, draw_boxes, readable_scale, save_image
 
 logger = logging.getLogger(__name__)
@@ -39,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_cfg(CONFIG, parser.parse_args(argv).opts)
     write_shapes(find_dataset(cfg.DATASETS.TRAIN[0], cfg.DATASETS.DATA_DIR).annotations.parent.parent)
     trained = train_detector(cfg)
-    metrics = test_detector(cfg, trained.detector, trained.device, is_final=True)
+    metrics = test_detector(trained.cfg, trained.detector, trained.device, is_final=True)
 
     folder = Path(cfg.OUTPUT_DIR)
-    plot_curves(folder / "metrics.jsonl", folder / "loss_curves.png")
-    draw_detections(cfg, folder / "detections.png", NUM_PICTURES)
+    with auxiliary(folder / "loss_curves.png"):
+        plot_curves(folder / "metrics.jsonl", folder / "loss_curves.png")
+    with auxiliary(folder / "detections.png"):
+        draw_detections(cfg, folder / "detections.png", NUM_PICTURES)
     for name, found in metrics.items():
         logger.info("%s: AP %.3f, AP50 %.3f", name, found.overall["AP"], found.overall["AP50"])
     logger.info("Detections beside the ground truth: %s", folder / "detections.png")

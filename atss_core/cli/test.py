@@ -6,6 +6,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -50,8 +51,9 @@ from atss_core.structures import BoxList
 from atss_core.utils import dist
 from atss_core.utils.checkpoint import last_checkpoint
 from atss_core.utils.env import environment_report
-from atss_core.utils.files import atomic_write
+from atss_core.utils.files import atomic_write, auxiliary, remove_leftovers
 from atss_core.utils.imagenet import is_imagenet_body
+from atss_core.utils.lock import lock_folder
 from atss_core.utils.weights import load_trained, read_detector
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     logger.info("Testing %s", source)
     detector = move_detector(cfg, detector, device)
     dist.barrier()  # one host may download weights for longer than another waits
-    test_detector(cfg, detector, device, is_final=True, test_sets=test_sets, weights=str(source))
+    test_detector(
+        cfg, detector, device, is_final=True, test_sets=test_sets, weights=str(source), is_training=False
+    )
 
 
 def find_weights_to_test(cfg: CfgNode) -> str | Path:
@@ -108,6 +112,7 @@ def test_detector(
     is_final: bool,
     test_sets: Sequence[DetectionDataset] | None = None,  # noqa: PT028 (this is no test of pytest's)
     weights: str = "",  # noqa: PT028
+    is_training: bool = True,  # noqa: PT028
 ) -> dict[str, CocoMetrics]:
     """Run the detector on each test set, write its results, and return the metrics by data set name.
 
@@ -122,6 +127,7 @@ def test_detector(
         is_final: whether this is the test that counts, and not one during training.
         test_sets: opened unless they are given.
         weights: where they come from, for the report; empty if they were trained by this process.
+        is_training: whether a training goes on without the files of results that cannot be written.
     """
     inference = build_inference(cfg, detector, device)
     backend = choose_backend(cfg.TEST.COCO_EVAL)
@@ -143,7 +149,7 @@ def test_detector(
             logger.warning("%s: %s", dataset.name, warning)
         if about is not None:
             about["warnings"] = "\n".join(warnings)
-        found = test_on(dataset, loader, inference, folder, backend, about)
+        found = test_on(dataset, loader, inference, folder, backend, about, is_training)
         if found is not None:
             metrics[dataset.name] = found
         if found is not None and is_final:
@@ -165,6 +171,7 @@ def test_on(
     folder: Path,
     backend: str = "auto",  # noqa: PT028
     about: Mapping[str, str] | None = None,  # noqa: PT028
+    is_training: bool = False,  # noqa: PT028
 ) -> CocoMetrics | None:
     """Test on one data set; returns the metrics on the main process if the data set has annotations.
 
@@ -175,6 +182,7 @@ def test_on(
         folder: for the results.
         backend: the library that measures, a value of TEST.COCO_EVAL.
         about: what the report tells of its origin, with the configuration; None for no report.
+        is_training: as for ``test_detector``.
     """
     assert isinstance(loader.batch_sampler, TestBatchSampler)
     results, timing = run_inference(inference, loader, loader.batch_sampler.num_images)
@@ -183,7 +191,9 @@ def test_on(
     metrics = None
     if dist.is_main():
         about = None if about is None else {**about, "time": str(timing)}
-        metrics = write_results(dataset, gathered, folder, backend, about)
+        with lock_folder(folder, patience=300, required=False):  # two tests never mix their results
+            remove_leftovers(folder)
+            metrics = write_results(dataset, gathered, folder, backend, about, is_training)
     dist.barrier()  # so that no process ends or trains on while the main one measures
     return metrics
 
@@ -194,15 +204,19 @@ def write_results(
     folder: Path,
     backend: str = "auto",
     about: Mapping[str, str] | None = None,
+    is_training: bool = False,
 ) -> CocoMetrics | None:
     """Write detections by image id and, if the data set has annotations, measure them and report on them."""
+    attempt = auxiliary if is_training else nullcontext
     evaluator = CocoEvaluator(
         dataset.coco_dict, dataset.category_ids, dataset.class_names, dataset.image_ids, backend
     )
     for image_id in sorted(results):
         evaluator.process(image_id, results[image_id])
-    save_predictions(folder / "predictions.pth", results, dataset)
-    save_results(folder, evaluator.results)
+    with attempt(folder / "predictions.pth"):
+        save_predictions(folder / "predictions.pth", results, dataset)
+    with attempt(folder / "bbox.json"):
+        save_results(folder, evaluator.results)
     if not dataset.has_annotations:
         logger.info("%s has no annotations: results are in %s", dataset.name, folder)
         return None
@@ -211,12 +225,14 @@ def write_results(
     if dataset.layout == "VOC":
         tested = [a for a in dataset.coco_dict["annotations"] if a["image_id"] in results]
         voc_metrics = evaluate_voc(tested, evaluator.results, dataset.category_ids, dataset.class_names)
-    save_results(folder, evaluator.results, metrics, voc_metrics)
+    with attempt(folder / "metrics.json"):
+        save_results(folder, evaluator.results, metrics, voc_metrics)
     logger.info("%s\n%s", dataset.name, metrics.table())
     if voc_metrics is not None:
         logger.info("%s: %s", dataset.name, voc_metrics.line())
     if about is not None:
-        write_report(folder / "report.html", dataset, evaluator, metrics, voc_metrics, about)
+        with attempt(folder / "report.html"):
+            write_report(folder / "report.html", dataset, evaluator, metrics, voc_metrics, about)
     return metrics
 
 

@@ -6,6 +6,7 @@ import inspect
 import logging
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ from atss_core.utils.board import Board
 from atss_core.utils.checkpoint import Checkpointer
 from atss_core.utils.env import seed_everything
 from atss_core.utils.files import atomic_write
+from atss_core.utils.lock import lock_folder
 from atss_core.utils.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(arguments)
     trained = train_detector(cfg, will_test=not arguments.skip_test)
     if not arguments.skip_test and not trained.is_tested:
-        test_detector(cfg, trained.detector, trained.device, is_final=True)
+        test_detector(trained.cfg, trained.detector, trained.device, is_final=True)
     if dist.is_main():
         logger.info(what_next(Path(cfg.OUTPUT_DIR)))
 
@@ -91,11 +93,13 @@ class Trained(NamedTuple):
         detector: with the weights that are tested: the average, if there is one.
         device: where it is.
         is_tested: whether TEST.EVAL_PERIOD has made training test it.
+        cfg: the configuration with the number of classes.
     """
 
     detector: Detector
     device: torch.device
     is_tested: bool
+    cfg: CfgNode
 
 
 def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
@@ -106,19 +110,21 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         will_test: the test sets are checked as well before training starts.
 
     Raises:
-        ValueError: if settings or data are faulty.
+        ValueError: if settings or data are faulty, or another run writes to OUTPUT_DIR.
         TerminatedError: after SIGTERM, when the state is saved.
     """
     check_settings(cfg)
     device = start(cfg, "log.txt")
+    with lock_folder(Path(cfg.OUTPUT_DIR)) if dist.is_main() else nullcontext():
+        return _train(cfg, device, will_test)
+
+
+def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
+    """Train in a locked folder, whose files stay as they are until the run is known to go on."""
     dataset = build_train_dataset(cfg)
     cfg = fill_num_classes(cfg, dataset.class_names)
     test_sets = check_data(cfg, dataset, tested=will_test or cfg.TEST.EVAL_PERIOD > 0)
     folder = Path(cfg.OUTPUT_DIR)
-    if dist.is_main():
-        with atomic_write(folder / "config.yml", "w") as file:
-            file.write(cfg.dump())
-
     seed_everything(cfg.SEED)
     detector = move_detector(cfg, build_detector(cfg), device)
     optimizer = build_optimizer(cfg, detector)
@@ -139,6 +145,24 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
             class_names=dataset.class_names,
         )
     dist.barrier()  # one host may download weights for longer than another waits
+    is_trained = start_iter >= cfg.SOLVER.MAX_ITER
+    if not is_trained:  # these may still refuse the settings
+        step = TrainingStep(
+            detector,
+            parallel(detector, device, cfg.MODEL.USE_SYNCBN),
+            optimizer,
+            scaler,
+            device=device,
+            amp=PRECISIONS[cfg.SOLVER.AMP],
+            max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+            average=average,
+        )
+        loader = build_train_loader(
+            cfg, dataset, start_iter=start_iter, rank=dist.rank(), world_size=dist.world_size()
+        )
+    if dist.is_main() and not (is_trained and (folder / "config.yml").is_file()):
+        with atomic_write(folder / "config.yml", "w") as file:
+            file.write(cfg.dump())
     board = Board(folder / "tensorboard", start_iter)
     tested = checkpointer.tested_model
     assert isinstance(tested, Detector)
@@ -156,28 +180,16 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
             best_metric=cfg.TEST.BEST_METRIC,
             board=board,
         )
-    if start_iter >= cfg.SOLVER.MAX_ITER:
+    if is_trained:
         logger.info("%s is trained already (%d iterations); remove it to train anew", folder, start_iter)
         is_due = periodic_test is not None and periodic_test.is_due(start_iter)
         if periodic_test is not None and is_due:
             periodic_test(start_iter)
-        return Trained(tested, device, is_tested=is_due)
+        return Trained(tested, device, is_due, cfg)
 
-    step = TrainingStep(
-        detector,
-        parallel(detector, device, cfg.MODEL.USE_SYNCBN),
-        optimizer,
-        scaler,
-        device=device,
-        amp=PRECISIONS[cfg.SOLVER.AMP],
-        max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-        average=average,
-    )
     train(
         step,
-        build_train_loader(
-            cfg, dataset, start_iter=start_iter, rank=dist.rank(), world_size=dist.world_size()
-        ),
+        loader,
         scheduler,
         checkpointer,
         num_parts=cfg.SOLVER.GRAD_ACCUM_STEPS,
@@ -189,8 +201,7 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         board=board,
         periodic_test=periodic_test,
     )
-    board.close()
-    return Trained(tested, device, is_tested=periodic_test is not None)
+    return Trained(tested, device, periodic_test is not None, cfg)
 
 
 def check_settings(cfg: CfgNode) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from atss_core.evaluation import CocoMetrics
 from atss_core.utils import dist
 from atss_core.utils.board import Board
 from atss_core.utils.checkpoint import Checkpointer
-from atss_core.utils.files import keep_lines, on_main_process
+from atss_core.utils.files import append_json, keep_lines, on_main_process, read_records
 
 
 class PeriodicTest:
@@ -51,8 +50,9 @@ class PeriodicTest:
         self.best_metric = best_metric
         self.board = board
         on_main_process(lambda: keep_lines(file, start_iter))
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        tests = [json.loads(line) for line in lines]
+        tests = [
+            line for line in read_records(file, start_iter) if isinstance(line.get(best_metric), int | float)
+        ]
         self._tested = {line["iteration"] for line in tests}
         # The first line of an iteration is that of the first data set.
         firsts = {line["iteration"]: line[best_metric] for line in reversed(tests)}
@@ -73,11 +73,8 @@ class PeriodicTest:
             if value > self.best or not (self.checkpointer.folder / "model_best.pth").is_file():
                 self.best = max(value, self.best)
                 self.checkpointer.save_best(iteration, value)
-            with open(self.file, "a", encoding="utf-8") as stream:
-                for name, found in metrics.items():
-                    stream.write(
-                        json.dumps({"iteration": iteration, "dataset": name, **found.overall}) + "\n"
-                    )
-                    if self.board is not None:
-                        self.board.add(iteration, name, found.overall)
+            for name, found in metrics.items():
+                append_json(self.file, {"iteration": iteration, "dataset": name, **found.overall})
+                if self.board is not None:
+                    self.board.add(iteration, name, found.overall)
         dist.barrier()

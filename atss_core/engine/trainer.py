@@ -86,6 +86,8 @@ def train(
             step.model.train()
 
         test_if_due(start_iter)  # the run may have been stopped before that test
+        log.restart_clock()
+        bar.unpause()
         end = time.perf_counter()
         for iteration, loaded in enumerate(iterations, start=start_iter + 1):
             log.add_data_seconds(time.perf_counter() - end)
@@ -110,6 +112,9 @@ def train(
             if is_terminated:
                 raise TerminatedError(STOPPED.format(iteration))
             test_if_due(iteration)
+            if is_saved:  # times and the estimated end are those of iterations alone
+                log.restart_clock()
+                bar.unpause()
             end = time.perf_counter()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import math
 import statistics
@@ -17,7 +16,7 @@ from torch import Tensor
 from atss_core.utils import dist
 from atss_core.utils.board import Board
 from atss_core.utils.env import peak_memory
-from atss_core.utils.files import keep_lines
+from atss_core.utils.files import append_json, keep_lines
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +88,13 @@ class TrainingLog:
             return
         values = dist.mean_over_processes(torch.stack([losses for _, losses, _ in self._pending])).tolist()
         pending, self._pending = self._pending, []
-        for (iteration, _, image_ids), terms in zip(pending, values, strict=True):
+        for (iteration, own, image_ids), terms in zip(pending, values, strict=True):
             losses = dict(zip(self._names, terms, strict=True))
             if not all(map(math.isfinite, terms)):
                 listed = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+                images = _suspects(own, image_ids)
                 raise NonFiniteLossError(
-                    f"the loss is not finite at iteration {iteration}: {listed}; images {image_ids}. Nothing "
+                    f"the loss is not finite at iteration {iteration}: {listed}; {images}. Nothing "
                     f"was saved since the last checkpoint. Look at these images, lower SOLVER.BASE_LR or, "
                     f"with SOLVER.AMP float16, take bfloat16"
                 )
@@ -120,6 +120,10 @@ class TrainingLog:
             self._write_console(iteration, lr, eta, memory)
             self._write_metrics(iteration, lr, eta, memory)
         self._since_line.clear()
+
+    def restart_clock(self) -> None:
+        """Keep a checkpoint or an evaluation since the last line out of the time of the next one."""
+        self._clock = time.perf_counter()
 
     def summary(self) -> str:
         """Return the current loss in a few words, for the progress bar."""
@@ -149,5 +153,20 @@ class TrainingLog:
         if self.board is not None:
             self.board.add(iteration, "training", {k: v for k, v in line.items() if k != "iteration"})
         line |= {"eta_seconds": eta, "max_memory_mib": memory, "wall_time": time.time()}
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_json(self.metrics_file, line)
+
+
+def _suspects(own: Tensor, image_ids: list[int]) -> str:
+    """Name the images of the processes whose own losses are not finite; all processes call this together.
+
+    Args:
+        own: loss terms of this process (terms,).
+        image_ids: of the images of this process.
+    """
+    is_bad = not bool(own.isfinite().all())
+    rows = torch.tensor([(image_id, is_bad) for image_id in image_ids], dtype=torch.int64).reshape(-1, 2)
+    images = torch.cat(dist.gather(rows) or [rows[:0]])
+    if not dist.is_main():
+        return "the main process names the images"
+    bad = images[images[:, 1] == 1]  # none if finite terms add up to infinity
+    return f"images {(bad if len(bad) else images)[:, 0].tolist()}"

@@ -8,21 +8,26 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from atss_core.config.reading import check_regular, read_text
 from atss_core.utils import dist
 
 __all__ = [
+    "append",
+    "append_json",
     "atomic_write",
+    "auxiliary",
     "check_regular",
     "files_below",
     "keep_lines",
     "on_main_process",
+    "read_records",
     "read_text",
     "refuse_overwriting",
     "remove_leftovers",
@@ -33,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # What ``atomic_write`` names its temporary files: .NAME.HOST.PID.RANDOM.tmp
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+_START = time.time()  # of this process
+_failed: set[Path] = set()  # auxiliary files whose failure has been reported
 
 
 @contextmanager
@@ -64,30 +71,37 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             raise OSError(
                 f"cannot write {path} ({cause.strerror or cause}); what was there before is unchanged. "
                 f"{path.parent} must be a folder that has room and that you may write to"
-            ) from error
+            ) from cause
         raise
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes had begun to write with ``atomic_write`` into a folder.
 
-    A file of a process that still runs on this host stays, and so does every other name.
+    A file of a process that still runs on this host stays, and so does every other name. Hold the lock of the
+    folder, so that no process of another host is writing.
     """
     for file in folder.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(file.name)
-        if match and not (match["host"] == _host() and _is_running(int(match["pid"]))):
-            logger.info("Removing %s, which a killed run left unfinished", file)
-            file.unlink(missing_ok=True)
+        with auxiliary(file):
+            if match and not (match["host"] == _host() and _is_writing(int(match["pid"]), file)):
+                logger.info("Removing %s, which a killed run left unfinished", file)
+                file.unlink(missing_ok=True)
 
 
 def _host() -> str:
     return re.sub(r"[^\w-]", "-", socket.gethostname())
 
 
-def _is_running(pid: int) -> bool:
+def _is_writing(pid: int, file: Path) -> bool:
+    """Tell whether a process that runs on this host may still be writing a file."""
+    if pid == os.getpid():  # perhaps that of an earlier run: in containers each run has the same one
+        return file.stat().st_mtime >= _START
+    if os.name == "nt":
+        return True  # there os.kill ends the process
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True  # of another user
@@ -156,19 +170,63 @@ def on_main_process(write: Callable[[], None]) -> None:
     dist.barrier()
 
 
-def keep_lines(file: Path, last_iteration: int) -> None:
-    """Keep the JSON lines up to an "iteration", so that a resumed run goes on after its checkpoint.
+@contextmanager
+def auxiliary(file: Path) -> Iterator[None]:
+    """Write what a run can do without: a failure is a warning, once per file until it succeeds again.
 
-    A line that a killed run left half-written goes as well. No file is made where there is none.
+    Only errors of files and data count. Others, such as SIGTERM in an evaluation, pass.
     """
-    if not file.is_file():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if file not in _failed:
+            cause = error.__cause__ or error  # of ``atomic_write``, which names the file itself
+            reason = getattr(cause, "strerror", None) or cause
+            logger.warning("%s: cannot be written (%s); the run goes on without it", file, reason)
+            logger.debug("the reason", exc_info=True)
+        _failed.add(file)
+    else:
+        _failed.discard(file)
+
+
+def append(file: Path, content: bytes) -> None:
+    """Append to an ``auxiliary`` file all of the content or, on a full disk, nothing."""
+    with auxiliary(file):
+        size = file.stat().st_size if file.exists() else 0
         try:
-            if json.loads(line)["iteration"] <= last_iteration:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError, TypeError):
-            logger.warning("Dropped a broken line of %s: %.60s", file, line)
-    with atomic_write(file, "w") as stream:
-        stream.writelines(kept)
+            with open(file, "ab") as stream:
+                stream.write(content)
+        except OSError:
+            with suppress(OSError):  # where there is no file, there is nothing to cut
+                os.truncate(file, size)
+            raise
+
+
+def append_json(file: Path, record: Mapping[str, Any]) -> None:
+    """Append a JSON line to an ``auxiliary`` file."""
+    append(file, f"{json.dumps(record)}\n".encode())
+
+
+def read_records(file: Path, last_iteration: int) -> list[dict[str, Any]]:
+    """Read the JSON lines up to an "iteration"; nothing if there is no file.
+
+    A line that a killed run left half-written is skipped with a warning.
+    """
+    records = []
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        try:
+            record = json.loads(line)
+            if record["iteration"] <= last_iteration:
+                records.append(record)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            logger.warning("Dropped a broken line of %s: %.60s", file, line.decode(errors="replace"))
+    return records
+
+
+def keep_lines(file: Path, last_iteration: int) -> None:
+    """Keep the JSON lines up to an "iteration", so that a resumed run goes on after its checkpoint."""
+    with auxiliary(file):
+        content = "".join(json.dumps(record) + "\n" for record in read_records(file, last_iteration))
+        if file.is_file() and file.read_bytes() != content.encode():
+            with atomic_write(file, "w") as stream:
+                stream.write(content)

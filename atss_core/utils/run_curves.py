@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from atss_core.utils.curves import Records, clean, marker, read_metrics, series, smooth, terms
+from atss_core.utils.files import read_records
 from atss_core.utils.fonts import SPACE, set_legend_literal
 
 # Okabe and Ito's palette; further runs repeat it with other dashes.
@@ -54,9 +55,7 @@ def plot_runs(runs: Mapping[str, Path], output: Path) -> None:
 def read_tests(file: Path) -> Records:
     """Read the metrics of the first data set of each test; nothing if there were no tests."""
     tests: Records = {}
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for line in lines:
-        test = json.loads(line)
+    for test in read_records(file, sys.maxsize):
         tests.setdefault(int(test["iteration"]), test)
     return dict(sorted(tests.items()))
 

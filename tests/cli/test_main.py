@@ -134,6 +134,8 @@ def test_plot_draws_runs_side_by_side(tmp_path, capsys):
     write_run(tmp_path / "a" / "run", [3.0, 2.0, 1.0], tests=[(1, 0.1), (3, 0.3)])
     write_run(tmp_path / "b" / "run", [2.0, 1.0])
     blue, orange = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+    with open(tmp_path / "a" / "run" / "evaluations.jsonl", "a") as file:
+        file.write('{"iteration": 4, "A')  # half a line of a killed run
     run(plot.main, [str(tmp_path / "a" / "run")])
     single = tmp_path / "a" / "run" / "curves.png"
     assert str(single) in capsys.readouterr().out

@@ -1,9 +1,23 @@
+import json
 import os
+import resource
+import shutil
 import socket
 
 import pytest
 
-from atss_core.utils.files import atomic_write, check_regular, files_below, read_text, refuse_overwriting
+from atss_core.utils import files
+from atss_core.utils.files import (
+    append,
+    append_json,
+    atomic_write,
+    check_regular,
+    files_below,
+    keep_lines,
+    read_text,
+    refuse_overwriting,
+    remove_leftovers,
+)
 
 
 def test_atomic_write_leaves_the_old_file_and_no_temporary_one_on_an_error(tmp_path):
@@ -79,3 +93,84 @@ def test_an_input_is_no_output_under_any_name(tmp_path):
             refuse_overwriting([tmp_path / "new", output], [tmp_path / "other", file], "Give another name.")
         assert str(error.value).startswith(str(output))
     refuse_overwriting([tmp_path / "new", tmp_path / "in" / "b.png"], [file, "https://a.org/a.png"], "")
+
+
+def test_an_auxiliary_file_is_reported_once_and_written_again_when_it_can_be(tmp_path, caplog):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    append_json(folder / "a.jsonl", {"iteration": 1})
+    shutil.rmtree(folder)
+    for iteration in (2, 3):
+        append_json(folder / "a.jsonl", {"iteration": iteration})
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.message == (
+        f"{folder / 'a.jsonl'}: cannot be written (No such file or directory); the run goes on without it"
+    )
+    folder.mkdir()
+    append_json(folder / "a.jsonl", {"iteration": 4})
+    assert (folder / "a.jsonl").read_text() == '{"iteration": 4}\n'
+    shutil.rmtree(folder)
+    append_json(folder / "a.jsonl", {"iteration": 5})
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_a_warning(tmp_path, caplog):
+    (tmp_path / "a.jsonl").symlink_to("/dev/full")
+    append(tmp_path / "a.jsonl", b"line\n")
+    assert "a.jsonl: cannot be written (No space left on device)" in caplog.text
+
+
+def test_a_line_that_does_not_fit_leaves_no_half(tmp_path, caplog):
+    file = tmp_path / "a.jsonl"
+    append(file, b"1\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, before[1]))  # has room for four bytes more
+    try:
+        append(file, b"too long\n")
+        size = file.stat().st_size
+        append(file, b"2\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "a.jsonl: cannot be written (File too large)" in caplog.text
+    assert (size, file.read_bytes()) == (2, b"1\n2\n")
+
+
+def test_lines_up_to_an_iteration_are_kept_and_broken_ones_dropped(tmp_path):
+    file = tmp_path / "a.jsonl"
+    good = [json.dumps({"iteration": i, "loss": 0.1 * i, "AP": float("nan")}) for i in range(1, 5)]
+    broken = [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"9" * 5_000,
+        b"[1]",
+        b'{"iteration": "2"}',
+        b'{"iteration": 4, "lo',
+    ]
+    file.write_bytes(b"\n".join([*(line.encode() for line in good), *broken]))
+    keep_lines(file, 3)
+    assert file.read_text().splitlines() == good[:3]
+    inode = file.stat().st_ino
+    keep_lines(file, 3)
+    assert file.stat().st_ino == inode, "an unchanged file is not written"
+
+
+def test_a_leftover_with_the_process_id_of_this_run_is_removed_if_it_is_older(tmp_path):
+    """In a container each run has the same process id."""
+    names = [f".bbox.json.{files._host()}.{os.getpid()}.{i:08d}.tmp" for i in (0, 1)]
+    for name in names:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / names[0], (files._START - 60,) * 2)
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == names[1:]
+
+
+def test_on_windows_no_process_is_asked_for_since_that_ends_it(tmp_path, monkeypatch):
+    def kill(*arguments):
+        raise AssertionError("os.kill ends a process on Windows")
+
+    monkeypatch.setattr(files.os, "kill", kill)
+    monkeypatch.setattr(files.os, "name", "nt")
+    is_writing = files._is_writing(1, tmp_path)
+    monkeypatch.undo()
+    assert is_writing

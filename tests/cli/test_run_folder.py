@@ -1,0 +1,156 @@
+"""What a run does to its folder: nothing before it is known to go on, nothing beside another run."""
+
+import json
+import shutil
+from functools import partial
+
+import pytest
+
+from atss_core.cli import test as test_command
+from atss_core.cli import train as train_command
+from atss_core.config import load_cfg
+from atss_core.engine.training_log import TrainingLog
+from atss_core.utils.extras import has
+from atss_core.utils.lock import lock_folder
+from tests.conftest import QUICK
+
+EVALUATED = ["TEST.EVAL_PERIOD", "2", "TEST.REPORT", "False"]
+
+
+def train(opts):
+    train_command.main(["--config-file", str(QUICK), *opts])
+
+
+def content(folder):
+    """The files of a run by name, but for the logs, which grow."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith("log.txt")
+    }
+
+
+def records(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["MODEL.ATSS.NUM_CONVS", "2"], "does not fit the model"),
+        (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.GRAD_ACCUM_STEPS", "2"], "must be a positive multiple"),
+    ],
+)
+def test_a_refused_start_changes_nothing(more, message, tiny, tmp_path):
+    train([*tiny, *EVALUATED])
+    folder = tmp_path / "run"
+    # As of a run that was killed after its last checkpoint.
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        with open(folder / name, "a") as file:
+            file.write('{"iteration": 7, "AP": 1.0, "loss": 1.0}\n')
+    before = content(folder)
+    with pytest.raises(ValueError, match=message):
+        train([*tiny, *EVALUATED, "SOLVER.MAX_ITER", "8", *more])
+    assert content(folder) == before
+    train([*tiny, *EVALUATED, "SOLVER.MAX_ITER", "8"])
+    assert load_cfg(folder / "config.yml").SOLVER.MAX_ITER == 8
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert [line["iteration"] for line in records(folder / name)] == [2, 4, 6, 8]
+
+
+def test_a_finished_run_keeps_its_configuration(tiny, tmp_path):
+    train([*tiny, "--skip-test"])
+    file = tmp_path / "run" / "config.yml"
+    before = file.read_bytes()
+    train([*tiny, "--skip-test", "SOLVER.BASE_LR", "0.5"])
+    assert file.read_bytes() == before
+    file.unlink()
+    train([*tiny, "--skip-test"])
+    assert file.read_bytes() == before
+
+
+def test_a_second_run_in_the_folder_is_refused_and_a_test_is_not(tiny, tmp_path, monkeypatch):
+    train(tiny)
+    folder = tmp_path / "run"
+    before = content(folder)
+    monkeypatch.setattr(train_command, "lock_folder", partial(lock_folder, patience=0))
+    with lock_folder(folder):
+        with pytest.raises(ValueError, match="expected a folder that no other run writes to, but process"):
+            train([*tiny, "SOLVER.MAX_ITER", "8"])
+        test_command.main(["--config-file", str(QUICK), *tiny])
+    results = folder / "inference" / "shapes_val"
+    assert content(folder).keys() == before.keys()
+    assert (results / "bbox.json").read_bytes() == before["inference/shapes_val/bbox.json"]
+
+
+def test_the_final_report_has_the_number_of_classes_of_the_data(tiny, tmp_path):
+    train(tiny)
+    report = (tmp_path / "run" / "inference" / "shapes_val" / "report.html").read_text()
+    number = load_cfg(tmp_path / "run" / "config.yml").MODEL.ATSS.NUM_CLASSES
+    assert number != 81
+    assert f"NUM_CLASSES: {number}\n" in report
+
+
+def test_auxiliary_files_that_cannot_be_written_are_told_once_and_training_goes_on(tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        (folder / name).symlink_to("/dev/full")
+    for name in ("tensorboard", "inference"):
+        (folder / name).write_text("no folder")
+    train([*tiny, "TEST.EVAL_PERIOD", "2"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("goes on without it")]
+    told = [line.split(" WARNING: ")[1].split(": cannot be written (")[0] for line in lines]
+    reasons = {line.rsplit(" (", 1)[1] for line in lines}
+    events = [name for name in told if "tfevents" in name]
+    names = ["metrics.jsonl", "evaluations.jsonl"]
+    results = ["predictions.pth", "bbox.json", "metrics.json", "report.html"]
+    expected = [str(folder / name) for name in names]
+    expected += [str(folder / "inference" / "shapes_val" / name) for name in results]
+    assert sorted(told) == sorted([*expected, *events])
+    assert len(events) == (1 if has("tensorboard") else 0)
+    assert {reason.split(")")[0] for reason in reasons} <= {
+        *("No space left on device", "Not a directory", "File exists")
+    }
+    for name in ("config.yml", "model_0000002.pth", "model_best.pth", "model_final.pth"):
+        assert (folder / name).is_file()
+
+
+def test_a_folder_that_is_deleted_during_the_run_is_told_and_training_goes_on(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "run"
+    write = TrainingLog.write
+
+    def delete_and_write(log, iteration, lr):
+        if iteration == 2:
+            shutil.rmtree(folder)
+        write(log, iteration, lr)
+
+    monkeypatch.setattr(TrainingLog, "write", delete_and_write)
+    train([*tiny, "--skip-test"])
+    output = capsys.readouterr().out
+    for name in ("metrics.jsonl", *(["tfevents"] if has("tensorboard") else [])):
+        (line,) = [line for line in output.splitlines() if name in line and "goes on without it" in line]
+        assert "(No such file or directory)" in line
+    assert [line["iteration"] for line in records(folder / "metrics.jsonl")] == [4, 6]  # after the checkpoint
+    assert (folder / "model_final.pth").is_file()
+
+
+def test_a_test_whose_results_cannot_be_written_is_an_error(tiny, tmp_path):
+    train([*tiny, "--skip-test"])
+    (tmp_path / "run" / "inference").write_text("no folder")
+    with pytest.raises(OSError, match=r"cannot write .*shapes_val/predictions.pth"):
+        test_command.main(["--config-file", str(QUICK), *tiny])
+
+
+def test_what_a_killed_test_left_is_removed_by_the_next(tiny, tmp_path):
+    train([*tiny, "--skip-test"])
+    results = tmp_path / "run" / "inference" / "shapes_val"
+    results.mkdir(parents=True)
+    (results / ".bbox.json.another-host.123.0123abcd.tmp").write_text("[")
+    (results / "notes.tmp").write_text("mine")
+    test_command.main(["--config-file", str(QUICK), *tiny])
+    assert sorted(path.name for path in results.iterdir()) == [
+        *("bbox.json", "metrics.json", "notes.tmp", "predictions.pth", "report.html")
+    ]

@@ -106,7 +106,7 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny, tmp_path
     opts[opts.index("OUTPUT_DIR") + 1] = str(interrupted / "run")
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen([*TRAIN, *opts], env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (interrupted / "run" / moment).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -25,7 +25,10 @@ def check_boxes(boxes: Tensor, scores: Tensor, labels: Tensor | None, threshold:
 
 
 def check_focal(logits: Tensor, labels: Tensor, gamma: float, alpha: float) -> None:
-    """Raise ValueError unless logits (K, C) and int64 labels (K,) fit; values are read on the CPU only."""
+    """Raise ValueError unless logits (K, C) and int64 labels (K,) fit.
+
+    Values are read on the CPU only, and not under ``torch.compile``, which reading would break apart.
+    """
     if logits.dim() != 2 or not logits.is_floating_point():
         raise ValueError(
             f"logits must be floating point of shape (K, C), got {logits.dtype} of {list(logits.shape)}"
@@ -38,7 +41,7 @@ def check_focal(logits: Tensor, labels: Tensor, gamma: float, alpha: float) -> N
         raise ValueError(f"gamma must be 0 or more, got {gamma}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
-    if labels.device.type == "cpu" and labels.numel():
+    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
         for label in (labels.min().item(), labels.max().item()):
             if not -1 <= label <= logits.shape[1]:
                 raise ValueError(

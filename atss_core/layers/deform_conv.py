@@ -11,6 +11,9 @@ from torchvision import ops
 
 from atss_core.layers.extension import COMPILED_DEVICES, is_compiled, refuse_second_derivative
 
+# An offset in pixels that leaves any input.
+FAR_OUT = -1e6
+
 
 def deform_conv2d(
     input: Tensor,
@@ -59,8 +62,36 @@ def deform_conv2d(
         return torch.ops.atss.deform_conv2d(*tensors, stride, padding, dilation)
     # torchvision does not know the half types on the CPU.
     is_half = dtype in (torch.float16, torch.bfloat16)
-    *values, mask = _cast(tensors, torch.float32) if is_half else tensors
-    return ops.deform_conv2d(*values, stride, padding, dilation, mask).to(dtype)
+    input, offset, weight, bias, mask = _cast(tensors, torch.float32) if is_half else tensors
+    if not torch.compiler.is_exporting():  # what is exported needs no gradient
+        offset = _without_border(offset, input.shape[-2:], weight.shape[-2:], stride, padding, dilation)
+    return ops.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask).to(dtype)
+
+
+def _without_border(
+    offset: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Move samples that are not inside the input, or not a number, far out, where torchvision gives zeros.
+
+    At exactly -1 torchvision's sample is zero, but the gradient of its offset is not.
+    """
+    num_taps = kernel_size[0] * kernel_size[1]
+    tap = torch.arange(num_taps, device=offset.device)
+    tap_y, tap_x = tap // kernel_size[1] * dilation[0], tap % kernel_size[1] * dilation[1]
+    pixel_y, pixel_x = (
+        torch.arange(offset.shape[2 + axis], device=offset.device) * stride[axis] - padding[axis]
+        for axis in range(2)
+    )
+    offsets = offset.unflatten(1, (-1, num_taps, 2))
+    y = (tap_y[:, None] + pixel_y)[:, :, None] + offsets[:, :, :, 0]
+    x = (tap_x[:, None] + pixel_x)[:, None, :] + offsets[:, :, :, 1]
+    is_inside = (y > -1) & (y < input_size[0]) & (x > -1) & (x < input_size[1])
+    return torch.where(is_inside[:, :, :, None], offsets, FAR_OUT).flatten(1, 3)
 
 
 def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor | None, ...]:

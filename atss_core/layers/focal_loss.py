@@ -11,6 +11,9 @@ from torch.nn import functional as F  # noqa: N812
 from atss_core.layers.checks import check_focal
 from atss_core.layers.extension import COMPILED_DEVICES, is_compiled, refuse_second_derivative
 
+# A logit whose sigmoid is 1 in float64 as well.
+SATURATED = 88.0
+
 
 def sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
     """Sum the focal loss (arXiv 1708.02002, equation 5) over anchors and classes.
@@ -25,7 +28,8 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, alpha
         The sum, a scalar in float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: if shapes or types do not fit or, on the CPU, a label is out of range.
+        ValueError: if shapes or types do not fit or, on the CPU, a label is out of range (under
+            ``torch.compile`` only the compiled operator sees that).
     """
     if is_compiled(logits.device):
         return torch.ops.atss.sigmoid_focal_loss(logits, labels, gamma, alpha)
@@ -34,12 +38,16 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, alpha
     # computes the same through 1 - p, which loses small losses and has no gradient at large logits.
     classes = torch.arange(1, logits.shape[1] + 1, device=labels.device)
     is_object = labels[:, None] == classes
+    is_counted = labels[:, None] >= 0
     exact = logits if logits.dtype == torch.float64 else logits.float()
+    exact = torch.where(is_counted, exact, 0.0)  # or the gradient of an ignored NaN is NaN
     signed = torch.where(is_object, -exact, exact)
-    focus = torch.exp(gamma * F.logsigmoid(signed)) if gamma else 1.0
+    # From SATURATED on the focus is 1, and its slope of 0 must not meet gamma * softplus, which can overflow.
+    focus = torch.exp(gamma * F.logsigmoid(signed.clamp(max=SATURATED))) if gamma else 1.0
     losses = focus * F.softplus(signed)
-    weights = torch.where(is_object, alpha, 1 - alpha)
-    return torch.where(labels[:, None] >= 0, weights * losses, 0.0).sum()
+    # Numbers in Python would be rounded to float32 here.
+    weights = torch.where(is_object, exact.new_full((), alpha), exact.new_full((), 1 - alpha))
+    return torch.where(is_counted, weights * losses, 0.0).sum()
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, float, float], output: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from atss_core.modeling.box_coder import Coder
+from atss_core.structures.boxes import at_least_float32
 
 # Codes, anchors and boxes -> the loss of each anchor.
 BoxLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -66,6 +67,7 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
         boxes: predictions, shape (..., 4).
         targets: shape (..., 4).
     """
+    boxes, targets = at_least_float32(boxes), at_least_float32(targets)
     top_left, bottom_right = boxes[..., :2], torch.maximum(boxes[..., 2:], boxes[..., :2])
     target_top_left, target_bottom_right = targets[..., :2], targets[..., 2:]
 

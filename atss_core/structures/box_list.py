@@ -68,7 +68,8 @@ class BoxList:
     def resize(self: Self, image_size: tuple[int, int]) -> Self:
         """Scale the boxes to an image of another (height, width), each axis by its own float ratio."""
         ratio_y, ratio_x = (new / old for new, old in zip(image_size, self.image_size, strict=True))
-        scaled = self.boxes * self.boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
+        boxes = box_ops.at_least_float32(self.boxes)
+        scaled = boxes * boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
         return self._replace(scaled, image_size, self.labels, self.scores)
 
     def flip_horizontal(self: Self) -> Self:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -250,9 +248,10 @@ def test_check_without_data_says_how_to_give_some(capsys):
     )
 
 
-def test_help_shows_examples():
-    command = [sys.executable, str(ROOT / "tools" / "check_dataset.py"), "--help"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        check.main(["--help"])
+    output = capsys.readouterr().out
     assert "folder@split" in output
     assert "example:" in output
 

@@ -1,6 +1,4 @@
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from atss_core.cli.common import run
 from atss_core.cli.remove_solver_states import main
 from atss_core.utils.checkpoint import read_checkpoint
 from atss_core.utils.download import cache_path
-from tests.golden import ROOT
 
 
 @pytest.fixture
@@ -106,9 +103,3 @@ def test_mistakes_are_explained(checkpoint, words, message, capsys):
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert checkpoint.read_bytes() == before
-
-
-def test_help_shows_an_example():
-    tool = str(ROOT / "tools" / "remove_solver_states.py")
-    output = subprocess.run([sys.executable, tool, "--help"], capture_output=True, text=True, check=True)
-    assert "example:" in output.stdout

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -57,17 +59,23 @@ def begin(*arguments, **options):
     )
 
 
-def finish(*arguments, **options):
-    """Run the command to its end."""
-    done = subprocess.run(
-        words(*arguments, **options), env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+def finish(num_processes, *arguments, **options):
+    """Run the command to its end; one process need not be another than this one, which has PyTorch loaded."""
+    command = words(num_processes, *arguments, **options)
+    if num_processes == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with redirect_stdout(StringIO()) as printed:
+            train_command.main(command[command.index("--skip-test") :])
+        torch.set_num_threads(threads)
+        return printed.getvalue()
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.01)
@@ -102,7 +110,7 @@ def test_killed_worker(max_restarts, data, undisturbed, tmp_path):
     job = begin(2, data, folder, f"--max-restarts={max_restarts}")
     wait_for(folder / "model_0000010.pth")
     os.kill(children(job.pid)[-1], signal.SIGKILL)
-    output, _ = job.communicate(timeout=200)
+    output, _ = job.communicate(timeout=600)
     if max_restarts:
         assert job.returncode == 0, output[-3000:]
         assert "Resuming from" in output
@@ -121,7 +129,7 @@ def test_killed_data_worker_ends_in_one_line(more, data, tmp_path):
     wait_for(tmp_path / "run" / "model_0000010.pth")
     killed = children(job.pid)[-1]
     os.kill(killed, signal.SIGKILL)
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 2
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert f"DataLoader worker (pid {killed})" in line
@@ -137,7 +145,7 @@ def test_terminated_job_saves_and_goes_on(num_processes, data, undisturbed, tmp_
     job = begin(num_processes, data, folder)
     wait_for(folder / "model_0000010.pth")
     os.killpg(job.pid, signal.SIGTERM)
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode not in (0, None)
     (stopped,) = re.findall(r"stopped by SIGTERM after iteration (\d+)", output)
     assert "DataLoader worker" not in output
@@ -151,20 +159,26 @@ def test_terminated_job_saves_and_goes_on(num_processes, data, undisturbed, tmp_
     assert_same_weights(final_weights(folder), undisturbed[num_processes])
 
 
+TESTED = ["TEST.EVAL_PERIOD", "10", "SOLVER.EMA_DECAY", "0.9"]
+
+
+@pytest.fixture(scope="module")
+def whole(data):
+    """The folder of an undisturbed run that tests during training."""
+    finish(1, data, data / "whole", more=TESTED)
+    return data / "whole"
+
+
 @pytest.mark.parametrize("moment", ["model_0000010.pth", "inference/shapes_val/bbox.json"])
-def test_terminated_while_testing_ends_as_undisturbed(moment, data, tmp_path):
+def test_terminated_while_testing_ends_as_undisturbed(moment, data, whole, tmp_path):
     """Right before the first test of a run, or in the middle of one; the rest of the run makes up for it."""
-    tested = ["TEST.EVAL_PERIOD", "10", "SOLVER.EMA_DECAY", "0.9"]
-    for name in ("whole", "stopped"):
-        folder = tmp_path / name
-        if name == "stopped":
-            job = begin(1, data, folder, more=tested)
-            wait_for(folder / moment)
-            job.send_signal(signal.SIGTERM)
-            output, _ = job.communicate(timeout=120)
-            assert job.returncode == 128 + signal.SIGTERM, output
-        finish(1, data, folder, more=tested)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    stopped = tmp_path / "stopped"
+    job = begin(1, data, stopped, more=TESTED)
+    wait_for(stopped / moment)
+    job.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=600)
+    assert job.returncode == 128 + signal.SIGTERM, output
+    finish(1, data, stopped, more=TESTED)
     assert_same_weights(final_weights(stopped), final_weights(whole))
     lines = [
         [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]

@@ -82,7 +82,7 @@ def open_in_browser(file, width, folder):
     probe.write_text(PROBE.format(address=Path(file).as_uri(), width=width))
     profile = Path(folder) / "profile"
     command = [browser, *QUIET, f"--user-data-dir={profile}", "--dump-dom", probe.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     (found,) = re.findall(r"<title>probe(.*?)</title>", done.stdout)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return json.loads(found), console

@@ -120,6 +120,18 @@ def test_scores_of_zero_leave_the_best_box(device):
     assert found[0].tolist() == [[0, 0, 9, 9]]
 
 
+@devices
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_computed_in_float32(dtype, device):
+    boxes = oracles.random_boxes(60, span=2000, largest=800).to(dtype)  # areas above the range of float16
+    scores = torch.rand(60, generator=torch.Generator().manual_seed(0)).to(dtype)
+    labels = torch.arange(60) % 2
+    expected = box_vote(boxes.float(), scores.float(), labels, 0.5, True)
+    found = box_vote(boxes.to(device), scores.to(device), labels.to(device), 0.5, True)
+    torch.testing.assert_close([v.cpu() for v in found], list(expected))
+    assert found[0].dtype == found[1].dtype == torch.float32
+
+
 @compiled_devices
 def test_operator_keeps_the_rules_of_pytorch_and_exports(device):
     boxes = oracles.random_boxes(30).to(device)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision import ops
 
-from atss_core.layers import DeformConv2d, deform_conv2d
+from atss_core.layers import DeformConv2d, deform_conv2d, portable_operators
 from tests import golden
 from tests.devices import compiled_devices, devices, needs_compiled, on_compiled_cuda
 from tests.layers import oracles
@@ -161,14 +161,66 @@ def test_samples_beyond_the_input_are_zero(device):
         assert deform_conv2d(x, offset, weight)[0, 0, 0, 0].item() == value
 
 
-@compiled_devices
-def test_offsets_that_are_no_number_sample_zero(device):
+@devices
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1e30, 1e10])
+def test_offsets_that_are_no_number_sample_zero(value, device):
     x = torch.ones(1, 1, 2, 2, device=device, requires_grad=True)
-    offset = torch.full((1, 2, 2, 2), float("nan"), device=device, requires_grad=True)
+    offset = torch.full((1, 2, 2, 2), value, device=device, requires_grad=True)
     out = deform_conv2d(x, offset, torch.ones(1, 1, 1, 1, device=device))
     out.sum().backward()
-    assert (out == 0).all()
-    assert (offset.grad == 0).all()
+    for zero in (out, offset.grad, x.grad):
+        assert (zero == 0).all()
+
+
+@devices
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gradient_of_offsets_is_zero_from_one_pixel_outside_on(axis, device):
+    # On the last and the first pixel, half a pixel outside, and on the border: -1 before, 3 behind.
+    for position, slope in [(2, -6.0), (0, 2.0), (-0.5, 4.0), (2.5, -6.0), (-1, 0.0), (3, 0.0)]:
+        ramp = torch.tensor([4.0, 6.0, 6.0], device=device)
+        x = (ramp[:, None] if axis == 0 else ramp).expand(1, 1, 3, 3)
+        offset = torch.zeros(1, 2, 3, 3, device=device)
+        offset[0, axis] = position - torch.arange(3.0, device=device).view(-1, *[1] * (1 - axis))
+        offset.requires_grad_()
+        deform_conv2d(x, offset, torch.ones(1, 1, 1, 1, device=device)).sum().backward()
+        assert (offset.grad[0, axis] == slope).all()
+        assert (offset.grad[0, 1 - axis, 1:-1, 1:-1] == 0).all()
+
+
+@compiled_devices
+@geometries
+def test_fallback_equals_the_compiled_operator_where_samples_leave_the_input(geometry, device):
+    # Whole and half offsets put many samples exactly on the border, -1 and the size of the input.
+    values, shape = inputs(geometry, device=device)
+    offset = (values[1].detach() * 4).round() / 2
+    offset.flatten()[::7] = float("nan")
+
+    def run():
+        leaves = [v if v is None else v.detach().requires_grad_() for v in (values[0], offset, *values[2:])]
+        out = call(leaves, shape)
+        out.square().sum().backward()
+        return [out.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
+
+    expected = run()
+    with portable_operators():
+        torch.testing.assert_close(run(), expected, rtol=1e-9, atol=1e-9)
+
+
+@devices
+def test_fresh_layer_has_no_gradient_of_offsets_beyond_the_border(device):
+    # There the taps are at exactly -1, or at the size of the input.
+    torch.manual_seed(0)
+    layer = DeformConv2d(4, 4, modulated=False).to(device)
+    x = torch.randn(1, 4, 5, 6, device=device)
+    predicted = layer.offset(x)
+    predicted.retain_grad()
+    deform_conv2d(x, predicted, layer.conv.weight, padding=1).sum().backward()
+    gradient = predicted.grad.view(3, 3, 2, 5, 6)
+    assert (gradient[0, :, :, 0] == 0).all()
+    assert (gradient[2, :, :, -1] == 0).all()
+    assert (gradient[:, 0, :, :, 0] == 0).all()
+    assert (gradient[:, 2, :, :, -1] == 0).all()
+    assert (gradient[1, 1] != 0).all()
 
 
 @devices

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_core.layers import sigmoid_focal_loss
+from atss_core.layers import portable_operators, sigmoid_focal_loss
 from tests import golden
 from tests.devices import compiled_devices, devices, needs_compiled
 from tests.layers import oracles
@@ -130,6 +130,55 @@ def test_nothing_is_zero_and_ignored_logits_may_be_anything(device):
     logits = torch.tensor([[float("inf"), float("nan")], [0.0, 0.0]], device=device, requires_grad=True)
     loss = sigmoid_focal_loss(logits, torch.tensor([-1, 0], device=device))
     assert math.isfinite(loss.item())
+    loss.backward()
+    assert (logits.grad[0] == 0).all()
+
+
+@devices
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.0])
+def test_huge_logits_have_the_gradient_of_a_line(gamma, device):
+    for value in (1e3, 1e20, 1.5e38, 3.4e38):
+        for label, sign, weight in [(0, 1, 0.75), (1, -1, 0.25)]:
+            for wrong in (True, False):
+                x = torch.tensor([[value * sign * (1 if wrong else -1)]], device=device, requires_grad=True)
+                loss = sigmoid_focal_loss(x, torch.tensor([label], device=device), gamma=gamma)
+                loss.backward()
+                assert loss.item() == pytest.approx(weight * value if wrong else 0, rel=1e-6)
+                assert x.grad.item() == (weight * sign if wrong else 0)
+
+
+@devices
+@pytest.mark.parametrize("alpha", [0.1, 0.25, 1.0])
+def test_doubles_are_exact(alpha, device):
+    logits = torch.tensor([[0.3, -2.0], [100.0, 4.0]], dtype=torch.float64)
+    expected = oracles.focal_loss(logits, torch.tensor([2, 0]), 2.0, alpha)
+    found = sigmoid_focal_loss(logits.to(device), torch.tensor([2, 0], device=device), alpha=alpha)
+    assert found.item() == pytest.approx(expected, rel=1e-14)
+
+
+@compiled_devices
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_fallback_equals_the_compiled_operator_on_hard_logits(dtype, gamma, device):
+    numbers = [0.0, 1e-30, 1.0, 20.0, 60.0, 86.0, 88.0, 89.0, 104.0, 1e4, 3e37]
+    row = torch.tensor([*numbers, *(-x for x in numbers)], dtype=torch.float64).to(device, dtype)
+    row = row[row.isfinite()]
+    labels = torch.tensor([0, *range(1, len(row) + 1), -1], device=device)
+    logits = row.repeat(len(labels), 1)
+    logits[-1] = float("nan")
+
+    def run():
+        leaf = logits.clone().requires_grad_()
+        loss = sigmoid_focal_loss(leaf, labels, gamma, 0.1)
+        loss.backward()
+        return loss.detach(), leaf.grad
+
+    expected = run()
+    with portable_operators():
+        # Half types round the gradient to 3 digits; below 1e-37 the compiled exp gives zero.
+        torch.testing.assert_close(
+            run(), expected, rtol=1e-5 if dtype != torch.float64 else 1e-12, atol=1e-36
+        )
 
 
 @devices
@@ -181,21 +230,29 @@ def test_masked_logits_cost_nothing():
         torch.testing.assert_close(sigmoid_focal_loss(logits, torch.tensor([0]), gamma=gamma), expected)
 
 
-@compiled_devices
-def test_operator_keeps_the_rules_of_pytorch_and_exports(device):
+@devices
+def test_compiles_and_exports_whole(device):
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     labels = torch.tensor([-1, 0, 1, 2, 3], device=device)
-    torch.library.opcheck(torch.ops.atss.sigmoid_focal_loss.default, (logits, labels, 2.0, 0.25))
     compiled = torch.compile(sigmoid_focal_loss, fullgraph=True, backend="aot_eager")(logits, labels)
     compiled.backward()
     gradient, logits.grad = logits.grad, None
     expected = sigmoid_focal_loss(logits, labels)
     expected.backward()
-    assert compiled == expected
-    assert torch.equal(gradient, logits.grad)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(gradient, logits.grad)
 
     class Door(torch.nn.Module):
         def forward(self, logits, labels):
             return sigmoid_focal_loss(logits, labels)
 
-    assert torch.export.export(Door(), (logits, labels)).module()(logits, labels) == expected
+    torch.testing.assert_close(
+        torch.export.export(Door(), (logits, labels)).module()(logits, labels), expected
+    )
+
+
+@compiled_devices
+def test_operator_keeps_the_rules_of_pytorch(device):
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    labels = torch.tensor([-1, 0, 1, 2, 3], device=device)
+    torch.library.opcheck(torch.ops.atss.sigmoid_focal_loss.default, (logits, labels, 2.0, 0.25))

@@ -59,6 +59,14 @@ def test_giou_golden(kind):
     assert np.allclose(codes.grad, expected[f"{kind}/grad_pred"], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_giou_of_half_types_is_computed_in_float32(dtype):
+    boxes = torch.tensor([[0.0, 0, 512, 512], [0, 0, 256, 512]])  # in float16 the areas are infinite
+    targets = boxes[:1].expand(2, 4)
+    found = giou_loss(boxes.to(dtype), targets.to(dtype))
+    assert found.tolist() == pytest.approx([0, 0.5], abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", CODERS)
 def test_centerness_golden(kind):
     expected = golden.arrays("centerness")

@@ -32,6 +32,29 @@ def test_iou_of_boxes_apart_is_zero():
     assert box_ops.iou(torch.tensor([0.0, 0, 9, 9]), torch.tensor([10.0, 0, 19, 9])) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_half_types_are_computed_in_float32(dtype):
+    # In float16 the areas are infinite, as is the sum of far corners; bfloat16 has no 513.
+    large, half, far = torch.tensor(
+        [[0, 0, 512, 512], [0, 0, 256, 512], [49152, 49152, 57344, 57344]], dtype=dtype
+    )
+    assert [side.item() for side in box_ops.widths_heights(large)] == [513, 513]
+    assert box_ops.area(large).item() == 513 * 513
+    assert box_ops.iou(large, large).item() == 1
+    assert box_ops.iou(large, half).item() == pytest.approx(257 / 513)
+    assert box_ops.centers(far).tolist() == [53248, 53248]
+    assert box_ops.to_exclusive(large).tolist() == [0, 0, 513, 513]
+    assert box_ops.to_inclusive(large).tolist() == [0, 0, 511, 511]
+    assert box_ops.to_xywh(large).tolist() == [0, 0, 513, 513]
+    assert box_ops.from_xywh(large).tolist() == [0, 0, 511, 511]
+    assert box_ops.around(large[2:], large[2], large[3]).tolist() == [256.5, 256.5, 767.5, 767.5]
+    assert box_ops.clip(large, (334, 302)).tolist() == [0, 0, 301, 333]
+    assert box_ops.flip_horizontal(half, 1000).tolist() == [743, 0, 999, 512]
+    assert box_ops.distances_to_sides(torch.ones(2, dtype=dtype), large).tolist() == [1, 1, 511, 511]
+    assert BoxList(large[None], (512, 512)).resize((333, 301)).boxes.tolist() == [[0, 0, 301, 333]]
+    assert box_ops.area(large).dtype == (dtype if dtype == torch.float64 else torch.float32)
+
+
 def test_xywh_round_trip():
     boxes = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     assert box_ops.to_xywh(boxes).tolist() == [[1, 2, 3, 3]]

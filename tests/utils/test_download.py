@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
         self.paths = []  # of what was asked for
         self.content_type = "application/octet-stream"
         self.delay = 0  # seconds between two halves of an answer
+        self.meeting = threading.Barrier(1)  # how many answers wait for each other between their halves
 
     def url(self, path="R-50.pkl"):
         return f"http://127.0.0.1:{self.server_port}/models/{path}"
@@ -70,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         body = body[: server.cut_after.pop(0)] if server.cut_after else body
         self.wfile.write(body[: len(body) // 2])
         time.sleep(server.delay)
+        server.meeting.wait(timeout=600)
         self.wfile.write(body[len(body) // 2 :])
 
     def log_message(self, *arguments):
@@ -273,6 +275,7 @@ def test_two_downloads_of_one_file_do_not_mix(server, monkeypatch, locks):
     if not locks:
         monkeypatch.setattr(download_module, "fcntl", None)
         monkeypatch.setattr(os, "getpid", lambda: threading.get_ident())
+        server.meeting = threading.Barrier(3)
     server.delay = 0.1
     path = cache_path(server.url())
     workers = [threading.Thread(target=download_module.download, args=(server.url(), path)) for _ in range(3)]
@@ -288,7 +291,7 @@ def test_second_process_waits_for_the_download_of_the_first(server):
     server.delay = 0.5
     processes = [start_fetching(server, rank) for rank in range(2)]
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     assert server.ranges == [None]
     assert leftovers(cache_path(server.url())) == ["R-50.pkl"]
@@ -297,7 +300,7 @@ def test_second_process_waits_for_the_download_of_the_first(server):
 def test_failure_frees_who_waits_and_any_process_may_be_the_one_that_downloads(server, monkeypatch):
     processes = [start_fetching(server, rank, "none.pth") for rank in range(2)]
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert "status 404" in errors
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert fetch(server.url()).read_bytes() == CONTENT

@@ -149,7 +149,7 @@ def _row(entry: Entry, leaves: set[str]) -> str:
 
 
 def _range(key: str) -> str:
-    return str(LIMITS[key]).removeprefix("in ") if key in LIMITS else ""
+    return f"`{str(LIMITS[key]).removeprefix('in ')}`" if key in LIMITS else ""
 
 
 def _markdown(comment: str, leaves: set[str]) -> str:

@@ -46,10 +46,14 @@ def test_reference_has_every_key_once():
     assert sorted(named) == sorted([*key_names(), "DATASETS.REGISTER"])
 
 
-def test_reference_tells_defaults_and_meanings():
+def test_reference_tells_defaults_ranges_and_meanings():
     text = generator.make_reference(SOURCE)
-    assert "| `BACKBONE_OUT_CHANNELS` | `256 * 4` | Channels of every FPN level and of the head. |" in text
-    assert "| `FG_IOU_THRESHOLD`<br>`BG_IOU_THRESHOLD` | `0.5`<br>`0.4` | Only for IoU" in text
+    meaning = "Channels of every FPN level and of the head."
+    assert f"| `BACKBONE_OUT_CHANNELS` | `256 * 4` | `[1, 100000]` | {meaning} |" in text
+    both = "`FG_IOU_THRESHOLD`<br>`BG_IOU_THRESHOLD` | `0.5`<br>`0.4` | `[0, 1]`<br>`[0, 1]`"
+    assert f"| {both} | Only for IoU" in text
+    assert "| `EMA_DECAY` | `0.0` | `[0, 1)` | " in text
+    assert "| `SCHEDULE` | `'step'` | `one of 'step', 'cosine'` | " in text
     assert "**new** Seed of" in text
     assert "`INPUT.MIN_SIZE_TEST`" in text
 

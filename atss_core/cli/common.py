@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -73,7 +74,12 @@ def in_own_words(error: Exception) -> str:
 
 
 def start(cfg: CfgNode, log_file: str) -> torch.device:
-    """Choose the device, join the job of a launcher, and start logging to ``OUTPUT_DIR/log_file``."""
+    """Choose the device, join the job of a launcher, and start logging to ``OUTPUT_DIR/log_file``.
+
+    From here on the run survives its terminal.
+    """
+    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # data workers inherit that
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
     device = dist.start_process_group(build_device(cfg))

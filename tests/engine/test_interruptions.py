@@ -169,6 +169,27 @@ def whole(data):
     return data / "whole"
 
 
+def test_closed_terminal(data, undisturbed, tmp_path):
+    job = begin(1, data, tmp_path / "run")
+    wait_for(tmp_path / "run" / "model_0000010.pth")
+    os.killpg(job.pid, signal.SIGHUP)  # to all processes of the terminal, data workers as well
+    output, _ = job.communicate(timeout=600)
+    assert job.returncode == 0, output
+    assert_same_weights(final_weights(tmp_path / "run"), undisturbed[1])
+
+
+def test_killed_launcher_takes_its_workers_along(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    job = begin(2, data, folder)
+    wait_for(folder / "model_0000010.pth")
+    job.kill()
+    output, _ = job.communicate(timeout=600)  # until all workers have ended, who write to the same pipe
+    assert "stopped by the death of its launcher after iteration" in output
+    assert not (folder / "model_final.pth").exists()
+    assert "Resuming from" in finish(2, data, folder)
+    assert_same_weights(final_weights(folder), undisturbed[2])
+
+
 @pytest.mark.parametrize("moment", ["model_0000010.pth", "inference/shapes_val/bbox.json"])
 def test_terminated_while_testing_ends_as_undisturbed(moment, data, whole, tmp_path):
     """Right before the first test of a run, or in the middle of one; the rest of the run makes up for it."""

@@ -270,7 +270,9 @@ def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         except (OSError, ValueError) as error:
             problem = str(error)
     others = _by_iteration(pointer.parent)
-    if last in others:  # what was written after a checkpoint that is only damaged is of another run
+    if (
+        last in others and last.name != FINAL_CHECKPOINT
+    ):  # what was written after a checkpoint that is only damaged is of another run
         others = others[others.index(last) + 1 :]
     for path in others:
         try:
@@ -293,6 +295,7 @@ def _by_iteration(folder: Path) -> list[Path]:
     iterations = {}
     for path in folder.glob("model_*.pth"):
         if path.name == FINAL_CHECKPOINT:
+            iterations[path] = -1
             with suppress(OSError, ValueError):  # who reads it next tells why it cannot be read
                 iterations[path] = _iteration(read_checkpoint(path))
         elif match := re.fullmatch(r"model_(\d+)\.pth", path.name):

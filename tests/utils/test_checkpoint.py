@@ -193,6 +193,14 @@ def test_damaged_checkpoints_are_passed_over_without_a_pointer(tmp_path, caplog)
         (tmp_path / "last_checkpoint").unlink(missing_ok=True)
 
 
+def test_damaged_final_checkpoint_alone_is_not_overwritten(tmp_path):
+    make(tmp_path).save("model_final", 4)
+    (tmp_path / "last_checkpoint").unlink()
+    (tmp_path / "model_final.pth").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"no other checkpoint of .* can be read"):
+        make(tmp_path).resume()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="folders cannot be flushed")
 def test_checkpoint_is_on_the_disk_before_its_pointer(tmp_path, monkeypatch):
     events = []

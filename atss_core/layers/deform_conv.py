@@ -52,7 +52,7 @@ def deform_conv2d(
         (value, value) if isinstance(value, int) else value for value in (stride, padding, dilation)
     )
     dtype = input.dtype
-    tensors: Sequence[Tensor | None] = (input, offset, weight, bias, mask)
+    tensors: Sequence[Any] = (input, offset, weight, bias, mask)
     device_type = input.device.type
     is_autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     if is_autocast and dtype != torch.float64:  # which convolutions leave alone as well
@@ -78,7 +78,8 @@ def _without_border(
 ) -> Tensor:
     """Move samples that are not inside the input, or not a number, far out, where torchvision gives zeros.
 
-    At exactly -1 torchvision's sample is zero, but the gradient of its offset is not.
+    At exactly -1 the sample is zero there, but the gradient of its offset is not; and for offsets that are
+    not a number, or beyond the range of int, it may read memory that is not its own.
     """
     num_taps = kernel_size[0] * kernel_size[1]
     tap = torch.arange(num_taps, device=offset.device)
@@ -94,7 +95,7 @@ def _without_border(
     return torch.where(is_inside[:, :, :, None], offsets, FAR_OUT).flatten(1, 3)
 
 
-def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Any, ...]:
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 

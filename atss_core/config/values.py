@@ -208,7 +208,7 @@ LIMITS = {
     "INPUT.MAX_SIZE_TRAIN": _PIXELS,
     "INPUT.MIN_SIZE_TEST": _PIXELS,
     "INPUT.MAX_SIZE_TEST": _PIXELS,
-    "INPUT.MAX_PIXELS": Limit(1, 1e12),
+    "INPUT.MAX_PIXELS": Limit(1, 1e11),
     "INPUT.HORIZONTAL_FLIP_PROB_TRAIN": _FRACTION,
     "INPUT.PIXEL_MEAN": Limit(0, 255, length=3),
     "INPUT.PIXEL_STD": Limit(0, 255, "(]", length=3),
@@ -246,6 +246,6 @@ LIMITS = {
     "TEST.BBOX_AUG.MAX_SIZE": _PIXELS,
     "TEST.BBOX_AUG.VOTE_TH": _FRACTION,
     "TEST.BBOX_AUG.MERGE_TYPE": Limit(choices=("vote", "soft-vote", "nms")),
-    "TEST.BBOX_AUG.SCALE_RANGES": Limit(0, 1e5, may_be_empty=True),
+    "TEST.BBOX_AUG.SCALE_RANGES": Limit(0, 1e9, may_be_empty=True),
     "SEED": Limit(0, 4e9),
 }

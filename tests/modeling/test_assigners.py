@@ -261,7 +261,10 @@ def test_center_sampling_radius_is_not_negative(radius):
     ("opts", "message"),
     [
         (["CENTER_SAMPLING_RADIUS", "1.5"], "belongs to POSITIVE_TYPE SSC and must be 0 with ATSS, got 1.5"),
-        (["CENTER_SAMPLING_RADIUS", "-1.0", "POSITIVE_TYPE", "SSC"], "must not be negative, got -1.0"),
+        (
+            ["CENTER_SAMPLING_RADIUS", "-1.0", "POSITIVE_TYPE", "SSC"],
+            r"CENTER_SAMPLING_RADIUS must be in \[0, 1000\], got -1.0",
+        ),
         (["POSITIVES_IN_BOX", "False", "POSITIVE_TYPE", "SSC"], "POSITIVES_IN_BOX must be True with .* SSC"),
     ],
 )

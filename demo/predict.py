@@ -8,6 +8,7 @@ From the root of the repository, after the quick start:
 # %% A detector is a configuration and its weights
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from atss_core.utils.files import refuse_overwriting
 
 def path(text: str) -> Path:
     """Read a path that may begin with ~."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 parser = argparse.ArgumentParser(description="Go through the Python API.")

@@ -52,7 +52,7 @@ def find_pictures(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: if there are none, or no such folder.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     # macOS adds files that begin with ._ to archives.
     found = [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith("._")]
@@ -80,12 +80,12 @@ def is_folder(source: Picture | Iterable[Picture]) -> TypeGuard[str | Path]:
     name = str(source)
     if re.match(r"data:|[a-z][a-z0-9+.-]+:/", name, re.IGNORECASE) or len(name) > 4096:  # Linux's PATH_MAX
         raise ValueError(f"{EXPECTED}, got the URL or data {shorten(name)}. Download or decode it first.")
-    return os.path.isdir(Path(source).expanduser())  # False where the name is too long for a file
+    return os.path.isdir(os.path.expanduser(source))  # False where the name is too long for a file
 
 
 def path_of(source: Picture) -> Path | None:
     """Return the file of a picture, None for one in memory."""
-    return Path(source).expanduser() if isinstance(source, (str, Path)) else None
+    return Path(os.path.expanduser(source)) if isinstance(source, (str, Path)) else None
 
 
 def to_picture(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -103,7 +103,7 @@ def to_picture(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ValueError: if it is something else, or its shape, type or range is.
     """
     if isinstance(source, (str, Path)):
-        return read_image(Path(source).expanduser(), apply_exif=True, max_pixels=max_pixels)
+        return read_image(os.path.expanduser(source), apply_exif=True, max_pixels=max_pixels)
     if isinstance(source, Image.Image):
         return to_rgb(source)
     if isinstance(source, np.ndarray):

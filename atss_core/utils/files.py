@@ -146,7 +146,7 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[str | Path], re
     existing = {_file_id(path): path for path in outputs}
     existing.pop(None, None)
     for path in inputs if existing else ():
-        output = existing.get(_file_id(Path(path).expanduser()))
+        output = existing.get(_file_id(Path(os.path.expanduser(path))))
         if output is not None:
             raise ValueError(
                 f"{output} would be overwritten: expected a file to write, got an input of this command. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -64,9 +65,9 @@ def file_source(file: str | Path) -> Source:
     Raises:
         FileNotFoundError: if there is no such file.
     """
-    if not Path(file).expanduser().is_file():
+    if not os.path.isfile(os.path.expanduser(file)):
         raise FileNotFoundError(f"there is no video file {file}")
-    return Source(str(file), str(Path(file).expanduser()))
+    return Source(str(file), os.path.expanduser(file))
 
 
 def camera_source(number: int, system: str = sys.platform) -> Source:

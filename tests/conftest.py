@@ -40,6 +40,7 @@ def restored_logging():
         handler.close()
         logger.removeHandler(handler)
     logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ from atss_core.utils.download import is_url, locate
 from atss_core.utils.extras import require
 from atss_core.utils.files import refuse_overwriting
 from atss_core.utils.imagenet import is_imagenet_body
+from atss_core.utils.text import printable
 from atss_core.utils.video import Source, UnreadableVideoError, camera_source, file_source
 from atss_core.utils.visualize import readable_scale, save_image
 
@@ -76,7 +77,7 @@ def skip(error: ValueError, total: int) -> int:
     """Tell about one of ``total`` files that cannot be read, and count it; the only one is an error."""
     if total == 1:
         raise error
-    tqdm.write(f"skipped: {error}", file=sys.stderr)
+    tqdm.write(f"skipped: {printable(str(error))}", file=sys.stderr)
     return 1
 
 

@@ -19,7 +19,7 @@ from atss_core.cli.datasets import open_dataset
 from atss_core.cli.parser import CommandParser, did_you_mean, expanded_path
 from atss_core.cli.test import find_weights_to_test
 from atss_core.config import load_cfg
-from atss_core.data import UnreadablePictureError, fill_num_classes, read_image
+from atss_core.data import UnreadablePictureError, fill_num_classes, pixel_limit, read_image
 from atss_core.engine.predictor import default_class_names
 from atss_core.engine.sources import find_pictures
 from atss_core.export import (
@@ -33,6 +33,7 @@ from atss_core.export import (
 from atss_core.modeling import Detector, build_detector
 from atss_core.utils.extras import require
 from atss_core.utils.files import atomic_write, refuse_overwriting
+from atss_core.utils.text import printable
 from atss_core.utils.weights import load_trained, read_detector
 
 EXAMPLE = """
@@ -122,7 +123,7 @@ def choose_pictures(cfg: CfgNode, folder: str | None) -> list[Path]:
     demo = next((each for each in DEMO_IMAGES if each.is_dir()), None)
     if not files and demo:
         files = find_pictures(demo)
-    found = list(islice(readable(files), MAX_PICTURES))
+    found = list(islice(readable(files, pixel_limit(cfg)), MAX_PICTURES))
     if not found:
         raise ValueError(
             f"--images: expected images for the proof, got none that can be read in "
@@ -141,13 +142,13 @@ def test_set_pictures(cfg: CfgNode) -> list[Path]:
     return list(islice(with_objects, 2 * MAX_PICTURES))
 
 
-def readable(files: Iterable[Path]) -> Iterator[Path]:
+def readable(files: Iterable[Path], max_pixels: int) -> Iterator[Path]:
     """Yield images that can be read, and tell about others."""
     for file in files:
         try:
-            read_image(file, apply_exif=True)
+            read_image(file, apply_exif=True, max_pixels=max_pixels)
         except UnreadablePictureError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            print(f"skipped: {printable(str(error))}", file=sys.stderr)
         else:
             yield file
 

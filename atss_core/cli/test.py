@@ -187,6 +187,7 @@ def test_on(
     assert isinstance(loader.batch_sampler, TestBatchSampler)
     results, timing = run_inference(inference, loader, loader.batch_sampler.num_images)
     logger.info("%s: %s", dataset.name, timing)
+    dist.barrier()  # the slowest process may take longer than others wait elsewhere
     gathered = gather_detections(results)
     metrics = None
     if dist.is_main():

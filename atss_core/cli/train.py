@@ -44,7 +44,7 @@ from atss_core.utils import dist
 from atss_core.utils.board import Board
 from atss_core.utils.checkpoint import Checkpointer
 from atss_core.utils.env import seed_everything
-from atss_core.utils.files import atomic_write
+from atss_core.utils.files import atomic_write, refuse_overwriting
 from atss_core.utils.lock import lock_folder
 from atss_core.utils.weights import load_initial_weights
 
@@ -137,6 +137,11 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
     start_iter = checkpointer.resume()
     if start_iter is None:
         start_iter = 0
+        refuse_overwriting(
+            [folder / "model_best.pth", folder / "model_final.pth"],
+            [cfg.MODEL.WEIGHT] if cfg.MODEL.WEIGHT else [],
+            "Set OUTPUT_DIR to another folder.",
+        )
         load_initial_weights(
             detector,
             cfg.MODEL.WEIGHT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +101,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build an object; JSON would keep the last value of a key and drop the others silently."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"expected each key of an object once, got {shorten(twice)} again")
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(
+            f"expected each key of an object once, got {shorten(twice)} again in {shorten(entry)}"
+        )
     return entry
 
 

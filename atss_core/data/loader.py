@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
 from atss_core.data.batch import Batch, Sample
+
+logger = logging.getLogger(__name__)
 
 # Seconds for a worker whose connection broke to end, and for an error of a living worker to be delayed.
 GRACE = 1.0
@@ -41,6 +44,8 @@ class WatchedLoader(DataLoader[Sample]):
                 is_waiting = False  # one error is enough when several die
                 raise _death(dead[0])
 
+        if self.pin_memory:
+            threading.excepthook = _log_pinning
         previous = None
         if self.num_workers and hasattr(signal, "SIGCHLD") and _is_main_thread():
             signal_handling._set_SIGCHLD_handler()  # does nothing the next time, when the workers start
@@ -66,6 +71,14 @@ class WatchedLoader(DataLoader[Sample]):
             yield batch
         if previous is not None:  # after an error it stays away, because more workers may be dying
             signal.signal(signal.SIGCHLD, previous)
+
+
+def _log_pinning(args: threading.ExceptHookArgs) -> None:
+    """Keep off the console what the pinning thread meets when a worker dies; the loader reports the death."""
+    if args.thread is not None and "_pin_memory_loop" in args.thread.name:
+        logger.debug("Error of the pinning thread: %r", args.exc_value)
+    else:
+        threading.__excepthook__(args)
 
 
 def _is_main_thread() -> bool:

@@ -27,7 +27,7 @@ def is_voc(folder: Path, split: str) -> bool:
 
 
 def _has_xml(folder: Path) -> bool:
-    return next(folder.glob("*.xml"), None) is not None
+    return any(folder.glob("*.[xX][mM][lL]"))
 
 
 def read_voc(
@@ -62,7 +62,9 @@ def read_voc(
         if not _has_xml(pictures):
             raise FileNotFoundError(f"VOC data set {folder} has no split {split!r}: no *.xml in {pictures}")
         stems = _stems_in(annotation_folder)
-    files = [annotation_folder / f"{stem}.xml" for stem in stems]
+    found = _xml_below(annotation_folder)
+    present = dict(zip(_stems_of(annotation_folder, found), found, strict=True))
+    files = [present.get(stem, annotation_folder / f"{stem}.xml") for stem in stems]
     # The first by the alphabet stays of "a.jpg" and "a.png".
     files_of_images = list_pictures(pictures)
     listing = {p.with_suffix("").as_posix(): p.as_posix() for p in reversed(files_of_images)}
@@ -154,11 +156,15 @@ def _stems_in(folder: Path) -> list[str]:
     found = _xml_below(folder)
     if not found:
         raise ValueError(f"{folder} has no *.xml files; expected one for each picture")
-    return [file.relative_to(folder).with_suffix("").as_posix() for file in found]
+    return _stems_of(folder, found)
+
+
+def _stems_of(folder: Path, files: Sequence[Path]) -> list[str]:
+    return [file.relative_to(folder).with_suffix("").as_posix() for file in files]
 
 
 def _xml_below(folder: Path) -> list[Path]:
-    return sorted(file for file in files_below(folder) if file.suffix == ".xml")
+    return sorted(file for file in files_below(folder) if file.suffix.lower() == ".xml")
 
 
 def _parse(file: Path) -> ElementTree.Element:

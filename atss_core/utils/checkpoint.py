@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from atss_core.utils import dist
 from atss_core.utils.files import atomic_write, on_main_process, read_text, remove_leftovers
-from atss_core.utils.fit import compare
+from atss_core.utils.fit import compare, is_anchors
 from atss_core.utils.tensor_file import read_tensor_file, to_state_dict
 from atss_core.utils.text import printable, shorten
 
@@ -366,7 +366,8 @@ def load_weights_strictly(
         ValueError: listing what is missing, unexpected, of another shape or other anchors, or naming a weight
             that is not finite or of another type; the model is then unchanged.
     """
-    problems = compare(model.state_dict(), weights, source).problems()
+    own = model.state_dict()
+    problems = compare(own, weights, source).problems()
     if problems:
         shown = "; ".join(printable(problem[:300]) for problem in problems[:5]) + (
             f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -375,7 +376,8 @@ def load_weights_strictly(
             f"{source} does not fit the model of this configuration: {shown}. "
             f"Use the configuration that it was trained with{remedy}"
         )
-    model.load_state_dict(weights)
+    # Anchors of a file in half precision are rounded; those of the configuration are not.
+    model.load_state_dict(weights | {key: own[key] for key in own if is_anchors(key) and key in weights})
 
 
 def random_state() -> dict[str, Any]:

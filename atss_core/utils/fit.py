@@ -106,8 +106,8 @@ def is_anchors(key: str) -> bool:
 
 def is_close(own: Tensor, other: Tensor) -> bool:
     """Tell whether boxes are equal but for the rounding of float32, or of the coarser type of the file."""
-    own, precision = own.cpu().double(), max(torch.finfo(dtype).eps for dtype in (torch.float32, other.dtype))
-    return bool((own - other.double()).abs().max() <= 4 * precision * own.abs().max())
+    own, precision = own.cpu().double(), max(4 * torch.finfo(torch.float32).eps, torch.finfo(other.dtype).eps)
+    return bool((own - other.double()).abs().max() <= precision * own.abs().max())
 
 
 def shape(tensor: Tensor) -> str:

@@ -325,6 +325,20 @@ def test_checkpoint_of_another_architecture_is_refused(tiny, trained, capsys):
     assert "missing rpn.head.cls_tower.3.weight" in capsys.readouterr().err
 
 
+def test_training_does_not_write_over_the_weights_it_starts_from(tiny, trained, tmp_path, capsys):
+    own = tmp_path / "own" / "model_best.pth"  # in OUTPUT_DIR, without a checkpoint to resume
+    own.parent.mkdir()
+    shutil.copy(trained / "model_final.pth", own)
+    before = own.read_bytes()
+    with pytest.raises(SystemExit):
+        run(
+            train.main,
+            ["--config-file", str(QUICK), *tiny, "MODEL.WEIGHT", str(own), "OUTPUT_DIR", str(own.parent)],
+        )
+    assert "model_best.pth would be overwritten" in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
 def test_demo_draws_every_picture(tiny, trained, pictures, tmp_path, capsys):
     flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(pictures)]
     flags += ["--output-dir", str(tmp_path / "out"), "--score-threshold", "0.0", "--config-file", str(QUICK)]

@@ -528,3 +528,12 @@ def test_empty_pictures_train_as_background(tmp_path):
     sample = dataset[2]
     assert len(sample.target) == 0
     assert torch.isfinite(sample.image).all()
+
+
+def test_voc_files_may_end_in_upper_case(tmp_path):
+    place, _ = write_voc(tmp_path / "voc")
+    before = open_place(place).coco_dict["annotations"]
+    for file in (tmp_path / "voc" / "Annotations").glob("*.xml"):
+        file.rename(file.with_suffix(".XML"))
+    assert before
+    assert open_place(place).coco_dict["annotations"] == before

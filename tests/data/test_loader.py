@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
 
-from atss_core.data.loader import WatchedLoader
+from atss_core.data.loader import WatchedLoader, _log_pinning
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills worker processes")
 
@@ -83,3 +84,24 @@ def test_error_of_a_living_worker_stays_what_it_is(num_workers):
     with pytest.raises(OSError, match="this file") as error:
         list(loader({1: fail}, num_workers))
     assert error.type is OSError
+
+
+def test_pinning_thread_leaves_the_report_to_the_loader(capsys):
+    def _pin_memory_loop():
+        raise ConnectionResetError
+
+    def other():
+        raise KeyError("told as usual")
+
+    before = threading.excepthook
+    threading.excepthook = _log_pinning
+    try:
+        for target in (_pin_memory_loop, other):
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+    finally:
+        threading.excepthook = before
+    printed = capsys.readouterr().err
+    assert "told as usual" in printed
+    assert "ConnectionResetError" not in printed

@@ -200,6 +200,8 @@ def test_trained_detector_must_have_the_configured_anchors(source):
         (lambda anchors: anchors * (1 + 1e-7), True),
         (lambda anchors: anchors.double() + 1e-7, True),
         (lambda anchors: anchors.half(), True),
+        (lambda anchors: anchors.bfloat16(), True),
+        (lambda anchors: (anchors * 65 / 64).bfloat16(), False),
         (lambda anchors: anchors + 0.01, False),
         (lambda anchors: torch.full_like(anchors, torch.nan), False),
     ],
@@ -207,8 +209,10 @@ def test_trained_detector_must_have_the_configured_anchors(source):
 def test_anchors_may_differ_by_rounding(change, fits, source, caplog):
     weights = {k: change(v) if "cell_anchors" in k else v for k, v in source.state_dict().items()}
     detector = make_detector(1)
+    before = [anchors.clone() for anchors in detector.rpn.anchor_generator.cell_anchors]
     if fits:
         load_trained(detector, {"model": weights}, "a.pth")
+        assert_same(list(detector.rpn.anchor_generator.cell_anchors), before)
     else:
         with pytest.raises(
             ValueError, match=r"a.pth.* cell_anchors.0|a.pth.*rpn.anchor_generator.cell_anchors.0"

@@ -38,7 +38,7 @@ from safetensors.torch import save_file
 
 from atss_core.cli.check import main as check
 from atss_core.cli.check import quick_defects
-from atss_core.cli.common import USER_ERRORS
+from atss_core.cli.common import USER_ERRORS, in_own_words
 from atss_core.cli.datasets import open_dataset
 from atss_core.cli.test import write_results
 from atss_core.config import key_names, load_cfg
@@ -446,10 +446,10 @@ def fault_of(run, folder, rng):
     except TooLongError:
         return "fault", f"takes longer than {MOST_SECONDS} s\n{traceback.format_exc()}"
     except USER_ERRORS as error:
-        message = str(error).strip()
-        if message and "\n" not in message and len(message) <= LONGEST_MESSAGE and message.isprintable():
+        message = in_own_words(error)  # which the commands print in one line, with control characters escaped
+        if 0 < len(message) <= LONGEST_MESSAGE and "Traceback" not in message:
             return "refused", ""
-        return "fault", f"not one printable line: {message!r}\n{traceback.format_exc()}"
+        return "fault", f"no short message: {message!r}\n{traceback.format_exc()}"
     except Exception:  # what no command expects
         return "fault", traceback.format_exc()
     finally:

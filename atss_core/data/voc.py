@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def read_voc(
     files_of_images = list_pictures(pictures)
     listing = {p.with_suffix("").as_posix(): p.as_posix() for p in reversed(files_of_images)}
     # A test set may have no annotations at all, but then its pictures must be there.
-    is_annotated = any(file.is_file() for file in files) or not listing.keys() >= set(stems)
+    is_annotated = any(os.path.isfile(file) for file in files) or not listing.keys() >= set(stems)
     roots = [
         _parse(file) if is_annotated else ElementTree.Element("annotation")
         for file in progress(files, f"reading {folder.name}")
@@ -101,7 +102,7 @@ def read_voc(
 
 def read_class_file(file: Path) -> list[str]:
     """Return the lines of a file of class names; nothing if there is no such file."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         return []
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
@@ -128,14 +129,14 @@ def _find_image_folder(folder: Path) -> Path:
 def _read_split(folder: Path, split: str) -> list[str]:
     """Return the names of a split's files, without suffix."""
     file = folder / "ImageSets" / "Main" / f"{split}.txt"
-    if not file.is_file():
+    if not os.path.isfile(file):
         others = sorted(other.stem for other in file.parent.glob("*.txt"))
         raise FileNotFoundError(
             f"VOC data set {folder} has no split {split!r}: there is no {file}; "
             + (f"the splits are {', '.join(others[:20])}" if others else f"without @{split} all is read")
         )
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    is_named = bool(lines) and (folder / "Annotations" / f"{lines[0]}.xml").is_file()
+    is_named = bool(lines) and os.path.isfile(folder / "Annotations" / f"{lines[0]}.xml")
     if lines and not is_named and all(re.search(r"\s-?[01]$", line) for line in lines):
         raise ValueError(
             f"{file} has a second column, {shorten(lines[0])}, as VOC's lists for single classes; expected a"
@@ -168,8 +169,8 @@ def _xml_below(folder: Path) -> list[Path]:
 
 
 def _parse(file: Path) -> ElementTree.Element:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no annotation file {file}, though its split lists it")
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"there is no annotation file {file!s:.400}, though its split lists it")
     try:
         root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter for odd encodings

@@ -134,7 +134,7 @@ def _may_be_key_points(numbers: np.ndarray) -> bool:
 
 def _oddities(files: list[Path], labels: list[Path]) -> Iterator[str]:
     """Yield what is odd about pictures and label files, a line each."""
-    without = [file.name for file, label in zip(files, labels, strict=True) if not label.is_file()]
+    without = [file.name for file, label in zip(files, labels, strict=True) if not os.path.isfile(label)]
     if len(without) == len(files):
         yield f"none of {len(files)} pictures has a label file; expected for instance {labels[0]}"
     elif without:
@@ -164,11 +164,11 @@ def _read_description(path: Path) -> tuple[dict[str, Any], Path]:
         file = path
     if file is None:
         return {}, path
-    if not file.exists():
+    if not os.path.exists(file):
         raise FileNotFoundError(f"there is no YOLO description {file}")
     content = read_yaml(file, "keys such as names and train")
     root = file.parent / os.path.expanduser(str(content.get("path") or "."))
-    return content, root if root.is_dir() else file.parent
+    return content, root if os.path.isdir(root) else file.parent
 
 
 def _class_names(description: dict[str, Any], root: Path, path: Path) -> list[str]:
@@ -176,7 +176,7 @@ def _class_names(description: dict[str, Any], root: Path, path: Path) -> list[st
     if isinstance(names, dict):
         by_index = {str(index): name for index, name in names.items()}  # some tools quote the numbers
         if set(by_index) != {str(index) for index in range(len(names))}:
-            raise ValueError(f"{path}: the keys of names must be 0, 1, 2, ..., got {list(names)[:10]}")
+            raise ValueError(f"{path}: the keys of names must be 0, 1, 2, ..., got {shorten(list(names))}")
         names = [by_index[str(index)] for index in range(len(names))]
     if names is None:
         names = next(filter(None, (read_class_file(root / file) for file in CLASS_FILES)), None)
@@ -187,10 +187,12 @@ def _class_names(description: dict[str, Any], root: Path, path: Path) -> list[st
         )
     count = description.get("nc", len(names))
     if str(count) != str(len(names)):
-        raise ValueError(f"{path}: nc is {count}, but names has {len(names)} classes; correct one of them")
+        raise ValueError(
+            f"{path}: nc is {shorten(count)}, but names has {len(names)} classes; correct one of them"
+        )
     odd = [name for name in names if isinstance(name, bool) or not isinstance(name, (str, int, float))]
     if odd:
-        raise ValueError(f"{path}: YAML reads the class name {odd[0]!r} as no text; put it in quotes")
+        raise ValueError(f"{path}: YAML reads the class name {shorten(odd[0])} as no text; put it in quotes")
     return [str(name) for name in names]
 
 
@@ -209,14 +211,14 @@ def _find_split(description: dict[str, Any], root: Path, split: str, path: Path)
             )
         candidates = [root / "images" / split, root / split / "images", root / split]
         candidates += [root / f"{split}.txt"] if split else []
-        places = [place for place in candidates if place.exists()][:1]
-    if not places or not all(place.exists() for place in places):
+        places = [place for place in candidates if os.path.exists(place)][:1]
+    if not places or not all(os.path.exists(place) for place in places):
         known = [key for key in SPLITS if _has_split(description, root, key)]
-        expected = next((p for p in places if not p.exists()), root / "images" / split)
+        expected = next((p for p in places if not os.path.exists(p)), root / "images" / split)
         remedy = f"its splits are {', '.join('@' + key for key in known)}" if known else "check its paths"
         raise FileNotFoundError(
-            f"YOLO data set {path} has no pictures for {split or 'no split'!r}: there is no {expected};"
-            f" {remedy}"
+            f"YOLO data set {path} has no pictures for {split or 'no split'!r}: there is no"
+            f" {expected!s:.400}; {remedy}"
         )
     files = [file for place in places for file in _pictures_at(place)]
     if not files:
@@ -225,7 +227,11 @@ def _find_split(description: dict[str, Any], root: Path, split: str, path: Path)
 
 
 def _has_split(description: dict[str, Any], root: Path, split: str) -> bool:
-    return split in description or (root / "images" / split).is_dir() or (root / split / "images").is_dir()
+    return (
+        split in description
+        or os.path.isdir(root / "images" / split)
+        or os.path.isdir(root / split / "images")
+    )
 
 
 def _locate(root: Path, item: str) -> Path:
@@ -235,12 +241,12 @@ def _locate(root: Path, item: str) -> Path:
     """
     parts = [part for part in Path(item).parts if part not in ("..", "/", "\\")]
     places = [root / item, root.joinpath(*parts[-2:])]
-    return next((place for place in places if place.exists()), places[0])
+    return next((place for place in places if os.path.exists(place)), places[0])
 
 
 def _pictures_at(place: Path) -> list[Path]:
     """Return the pictures of a folder, or those that a text file lists."""
-    if place.is_dir():
+    if os.path.isdir(place):
         return [place / name for name in list_pictures(place)]
     lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
     repeated = [line for line, count in Counter(lines).items() if count > 1]
@@ -248,7 +254,7 @@ def _pictures_at(place: Path) -> list[Path]:
         raise ValueError(f"{place} lists {some(repeated[:1])} more than once; remove the repeated lines")
     # The list may be made for another folder: leave out as many first parts of all paths as the first needs.
     parts = Path(lines[0]).parts if lines else ()
-    options = [i for i in range(len(parts)) if place.parent.joinpath(*parts[i:]).exists()]
+    options = [i for i in range(len(parts)) if os.path.exists(place.parent.joinpath(*parts[i:]))]
     first = options[0] if options else 0
     return [place.parent.joinpath(*Path(line).parts[first:]) for line in lines]
 
@@ -256,7 +262,7 @@ def _pictures_at(place: Path) -> list[Path]:
 def _label_file(picture: Path) -> Path:
     """Return where the labels of a picture are: beside it, or in ``labels`` for the last ``images``."""
     beside = picture.with_suffix(".txt")
-    if beside.is_file():
+    if os.path.isfile(beside):
         return beside
     parts = list(picture.parts)
     if "images" in parts[:-1]:
@@ -266,7 +272,7 @@ def _label_file(picture: Path) -> Path:
 
 def _read_labels(file: Path, num_classes: int, num_key_values: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the class index of each line and the numbers of its box or polygon, in fractions of the sides."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         return
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         if line.strip():

@@ -264,8 +264,8 @@ def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         try:
             name = Path(read_text(pointer).strip()).name
             last = pointer.parent / name
-            if not last.is_file():
-                raise ValueError(f"{pointer} names {printable(name) or 'nothing'}, which is not there")
+            if not os.path.isfile(last):  # not Path.is_file, which raises for a name that is too long
+                raise ValueError(f"{pointer} names {printable(name)[:200] or 'nothing'}, which is not there")
             return last, read_checkpoint(last)
         except (OSError, ValueError) as error:
             problem = str(error)

@@ -1,6 +1,7 @@
 """Own data in every layout becomes the same data set."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -537,3 +538,19 @@ def test_voc_files_may_end_in_upper_case(tmp_path):
         file.rename(file.with_suffix(".XML"))
     assert before
     assert open_place(place).coco_dict["annotations"] == before
+
+
+@pytest.mark.parametrize("layout", ["VOC", "YOLO"])
+def test_names_too_long_for_a_file_are_missing_files(layout, tmp_path):
+    place, _ = WRITERS[layout](tmp_path / "data")
+    long = "x" * 5000
+    if layout == "VOC":
+        (tmp_path / "data" / "ImageSets" / "Main" / "train.txt").write_text(f"{long}\n")
+    else:
+        description = tmp_path / "data" / "data.yaml"
+        description.write_text(re.sub("(?m)^train: .*", f"train: {long}", description.read_text()))
+        assert long in description.read_text()
+        place = f"{description}@train"
+    with pytest.raises((FileNotFoundError, ValueError), match="there is no") as error:
+        open_place(place)
+    assert len(str(error.value)) < 2000

@@ -139,6 +139,7 @@ def test_published_pointer_with_a_path_is_understood(tmp_path):
 LOST_POINTERS = {
     "missing": lambda pointer: pointer.unlink(),
     "dangling": lambda pointer: pointer.write_text("model_0000009.pth"),
+    "too long": lambda pointer: pointer.write_text("x" * 5000),
     "empty": lambda pointer: pointer.write_text(""),
     "binary": lambda pointer: pointer.write_bytes(b"\xff\x00\xfe"),
     "zeros": lambda pointer: pointer.write_bytes(bytes(16)),

@@ -16,6 +16,7 @@ Linux; the disks need permission to mount a tmpfs (root, or user namespaces).
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -138,9 +139,10 @@ def kill_once(num_processes, data, folder, reference, duration, rng):
         ["launcher", "training process", "data worker"] if num_processes > 1 else ["command", "data worker"]
     )[min(depth, 2 if num_processes > 1 else 1)]
     killed = time.monotonic()
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:  # it was at its end
+    if job.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # a data worker at its end
+            os.kill(pid, signal.SIGKILL)
+    else:
         role = "none (had ended)"
     faults = []
     try:
@@ -199,6 +201,9 @@ def fill_once(data, folder, reference, num_bytes):
             faults.append(f"ends with {done.stderr[-300:]!r}")
         if left := [path.name for path in copy.rglob("*.tmp")]:
             faults.append(f"left {left}")
+        pointer = copy / "last_checkpoint"
+        if pointer.exists():
+            read_checkpoint(copy / pointer.read_text())  # raises if it is not whole
     copy.mkdir(exist_ok=True)
     finish(1, data, copy)
     return [*faults, *faults_at_end(copy, reference)], done.returncode != 0

@@ -5,7 +5,8 @@
 Mutates data sets (COCO, VOC, YOLO), images, weights and settings, and gives them to the functions that the
 commands use: opening, checking, loading samples, evaluation, loading weights, resuming, building a model.
 Each try may succeed or end in a user error of one line. Anything else is a fault: another exception, a
-message of several lines, or more than 10 s. Each kind runs in a process of its own, whose peak memory counts.
+message that is long or holds a traceback, more than 10 s, or more than 3 GiB. Each kind runs in a process of
+its own, for its peak memory.
 Faulty inputs are kept in ``training_dir/fuzz``, with the traceback, for a test.
 """
 
@@ -57,6 +58,7 @@ CONFIG = ROOT / "configs" / "quick" / "atss_R_18_own_data.yaml"
 KEPT = ROOT / "training_dir" / "fuzz"
 MOST_SECONDS = 10
 LONGEST_MESSAGE = 2000
+MOST_MEMORY = 3 * 1024  # MiB, of which importing takes 700
 # Small enough to be built thousands of times.
 TINY = [
     *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
@@ -168,6 +170,22 @@ def make_image(seed):
     image = Image.effect_noise((160, 120), 40 + seed).convert("RGB")
     ImageDraw.Draw(image).rectangle((20, 30, 60, 70), fill=(220, 60, 40))
     return image
+
+
+def is_short(error):
+    """Tell whether a user error is what a command prints in one line, control characters escaped."""
+    message = in_own_words(error)
+    return 0 < len(message) <= LONGEST_MESSAGE and "Traceback" not in message
+
+
+@contextlib.contextmanager
+def refusal_allowed():
+    """Go on after a user error, unless its message is a fault."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        if not is_short(error):
+            raise
 
 
 class CocoKind:
@@ -302,8 +320,8 @@ class ImageKind:
         """Read a mutated image."""
         name = rng.choice(list(self.contents))
         (folder / name).write_bytes(mutate_bytes(self.contents[name], rng))
-        for read in (lambda p: read_image(p, False), lambda p: read_image(p, True), picture_size):
-            with contextlib.suppress(*USER_ERRORS):
+        for read in (lambda p: read_image(p, False), picture_size):
+            with refusal_allowed():
                 read(folder / name)
         read_image(folder / name, True)
 
@@ -344,10 +362,9 @@ class WeightsKind:
             mutate_bytes(path.name.encode(), rng) if rng.random() < 0.2 else path.name.encode()
         )
         detector = build_detector(self.cfg)
-        with contextlib.suppress(*USER_ERRORS):
-            load_initial_weights(detector, str(path), partial=True)
-        with contextlib.suppress(*USER_ERRORS):
-            load_initial_weights(detector, str(path), partial=False)
+        for partial in (True, False):
+            with refusal_allowed():
+                load_initial_weights(detector, str(path), partial=partial)
         self.checkpointer(folder, detector).resume()
 
     def mutate(self, rng):
@@ -446,10 +463,7 @@ def fault_of(run, folder, rng):
     except TooLongError:
         return "fault", f"takes longer than {MOST_SECONDS} s\n{traceback.format_exc()}"
     except USER_ERRORS as error:
-        message = in_own_words(error)  # which the commands print in one line, with control characters escaped
-        if 0 < len(message) <= LONGEST_MESSAGE and "Traceback" not in message:
-            return "refused", ""
-        return "fault", f"no short message: {message!r}\n{traceback.format_exc()}"
+        return ("refused", "") if is_short(error) else ("fault", f"long message\n{traceback.format_exc()}")
     except Exception:  # what no command expects
         return "fault", traceback.format_exc()
     finally:
@@ -512,14 +526,16 @@ def main():
         progress = Path(tempfile.gettempdir()) / f"fuzz-{kind}-{os.getpid()}"
         options = ["--tries", str(arguments.tries), "--seed", str(arguments.seed)]
         command = [sys.executable, __file__, *options, "--worker", f"{kind}@{progress}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            print(f"{kind}: the process ended with {done.returncode} at try {progress.read_text()}")
+        try:  # a hang in compiled code hears no signal
+            limit = arguments.tries * MOST_SECONDS
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=limit)
+        except subprocess.SubprocessError as error:
+            print(f"{kind}: {error} at try {progress.read_text()}")
             num_faults += 1
             continue
         progress.unlink()
         row = json.loads(done.stdout.splitlines()[-1])
-        num_faults += row["fault"]
+        num_faults += row["fault"] + (row["peak"] > MOST_MEMORY)
         print(
             f"| {kind} | {arguments.tries} | {row['read']} | {row['refused']} | {row['fault']} | "
             f"{row['longest']:.1f} | {row['peak']:.0f} | {row['seconds']:.0f} |",

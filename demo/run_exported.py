@@ -9,7 +9,18 @@ import os
 import sys
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
+
+# EXIF orientation -> what turns the stored pixels upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def find_font(size=14):
@@ -41,19 +52,26 @@ def load(path):
 
 def read(path):
     """Return an image upright and as 8-bit RGB, by the rules of training (docs/own-data.md)."""
-    image = ImageOps.exif_transpose(Image.open(path))
+    image = Image.open(path)
+    try:
+        turn = TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # damaged EXIF data
+        turn = None
+    if image.format == "TIFF":  # which Pillow turns by itself
+        turn = None
     if image.mode[0] in "IF":  # grey of more than 8 bits
         values = np.asarray(image)
         low, high = values.min(), values.max()
         if image.mode == "F" and low >= -1e-3 and high <= 1 + 1e-3:
             values = (values.clip(0, 1) * 255).round()
-        elif low >= 0 and high < 2**32:
+        elif low >= 0 and high < 2**32 and not (image.mode == "F" and 1 < high < 2):
             depth = next(bits for bits in (8, 10, 12, 14, 16, 24, 32) if high < 2**bits)
             values = values // 2 ** (depth - 8)
         else:
             sys.exit(f"{path}: expected grey values from 0, got {low}..{high}. Convert it to 8 bits.")
         image = Image.fromarray(values.astype(np.uint8))
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
 
 
 def main(path, picture, drawn=None):
@@ -84,4 +102,6 @@ def main(path, picture, drawn=None):
 
 
 if __name__ == "__main__":
+    Image.MAX_IMAGE_PIXELS = None  # you choose what you open
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that the console cannot show
     main(*sys.argv[1:])

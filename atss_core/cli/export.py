@@ -133,10 +133,13 @@ def choose_pictures(cfg: CfgNode, folder: str | None) -> list[Path]:
 
 
 def test_set_pictures(cfg: CfgNode) -> list[Path]:
-    """Return images with objects of the first test set, none if it is not there."""
+    """Return images with objects of the first test set, none if it is not there or cannot be opened."""
     try:
         dataset = open_dataset(cfg, cfg.DATASETS.TEST[0])
-    except (IndexError, OSError, ValueError):
+    except (IndexError, FileNotFoundError):
+        return []
+    except (OSError, ValueError) as error:
+        print(f"images of the demo instead of the test set: {printable(str(error))}", file=sys.stderr)
         return []
     with_objects = (dataset.image_path(i) for i in range(len(dataset)) if len(dataset.target(i)))
     return list(islice(with_objects, 2 * MAX_PICTURES))

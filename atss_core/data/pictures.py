@@ -122,7 +122,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     upper 8 bits. ``info["depth"]`` tells which rule was taken.
 
     Raises:
-        ValueError: if grey values are negative, NaN or beyond 32 bits.
+        ValueError: if grey values are negative, NaN, beyond 32 bits, or floats whose largest is in (1, 2).
     """
     if image.mode[0] in "IF":  # Pillow's own conversion would cut everything above 255
         pixels, depth = _to_8_bits(np.asarray(image))
@@ -137,7 +137,8 @@ def _to_8_bits(values: np.ndarray) -> tuple[np.ndarray, str]:
     low, high = values.min(), values.max()
     if values.dtype.kind == "f" and low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
         return (values.clip(0, 1) * 255).round().astype(np.uint8), "0..1"
-    if not (low >= 0 and high < 2 ** _DEPTHS[-1]):  # NaN is in no range
+    is_between = values.dtype.kind == "f" and 1 < high < 2  # as 8 bits nearly all would be 0
+    if is_between or not (low >= 0 and high < 2 ** _DEPTHS[-1]):  # NaN is in no range
         raise ValueError(
             f"expected grey values from 0, or floats in 0..1, got {low:.6g}..{high:.6g}. Convert it to 8 bits"
         )

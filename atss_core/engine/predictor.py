@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import numpy as np
 import torch
@@ -114,9 +114,11 @@ class Predictor:
         """Return where the detector is."""
         return self.inference.device
 
-    @overload
-    def __call__(
-        self, source: Image.Image | np.ndarray[Any, Any] | Tensor, batch_size: int = 1
+    @overload  # An open file is an iterator of bytes as well, but stands for one image.
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        source: bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor,
+        batch_size: int = 1,
     ) -> Detections: ...
     @overload
     def __call__(self, source: str | Path, batch_size: int = 1) -> Any: ...  # a file, or a folder
@@ -130,8 +132,8 @@ class Predictor:
         """Detect objects in a picture, or in several.
 
         Args:
-            source: a picture as ``to_picture`` takes it (path, Pillow picture, OpenCV's array, tensor); or a
-                list of them, or a folder, whose pictures are taken by name.
+            source: a picture as ``to_picture`` takes it (path, encoded bytes, open file, Pillow picture,
+                OpenCV's array, tensor); or a list of them, or a folder, whose pictures are taken by name.
             batch_size: how many pictures are taken at a time; see ``stream``.
 
         Returns:

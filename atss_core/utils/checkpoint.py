@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from atss_core.utils import dist
 from atss_core.utils.files import atomic_write, on_main_process, read_text, remove_leftovers
-from atss_core.utils.fit import compare, is_anchors
+from atss_core.utils.fit import compare, first_names, is_anchors
 from atss_core.utils.tensor_file import read_tensor_file, to_state_dict
 from atss_core.utils.text import printable, shorten
 
@@ -158,8 +158,9 @@ class Checkpointer:
         learned = state.get("class_names")
         if learned and learned != list(self.class_names):
             raise ValueError(
-                f"{path} was trained on the classes {', '.join(learned)}, but the data has "
-                f"{', '.join(self.class_names)}; restore the data, or set OUTPUT_DIR to an empty folder"
+                f"{path} was trained on the classes {first_names(learned, 600)}, but the data has "
+                f"{first_names(self.class_names, 600)}; restore the data, or set OUTPUT_DIR to an empty "
+                f"folder"
             )
         load_weights_strictly(self.model, state["model"], str(path))
         try:

@@ -116,8 +116,8 @@ def shape(tensor: Tensor) -> str:
 
 
 def first_names(names: Sequence[str], width: int) -> str:
-    """Join as many names as ``width`` columns hold, at least one."""
-    shown = names[0]
+    """Join as many names as ``width`` columns hold, at least the start of one."""
+    shown = names[0][:width]
     for name in names[1:]:
         if len(shown) + len(name) + len(", , ...") > width:
             return f"{shown}, ..."

@@ -159,7 +159,7 @@ def class_names_of(metadata: Mapping[str, str]) -> list[str]:
     """Return the names that ``to_safetensors`` wrote; none if there are none or someone else wrote others."""
     try:
         names = json.loads(metadata.get("class_names", "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
@@ -186,7 +186,13 @@ def to_state_dict(weights: Any, source: Path) -> dict[str, Tensor]:
                 f"{source}: expected plain dense tensors, got {kind} for {shorten(key)}. Re-save its state "
                 f"dict with dense tensors"
             )
-    return {key.removeprefix("module."): value for key, value in weights.items()}
+    state = {key.removeprefix("module."): value for key, value in weights.items()}
+    if len(state) < len(weights):
+        raise ValueError(
+            f"{source}: expected each weight once, got some with and without the prefix module. of a "
+            f"parallel wrapper. Re-save its state dict"
+        )
+    return state
 
 
 def _odd_kind(value: Tensor) -> str:

@@ -270,3 +270,11 @@ def test_pillows_limit_holds_for_others_only(suffix, tmp_path, monkeypatch):
     with pytest.raises(UnreadablePictureError):
         read_image(tmp_path / "none.png", apply_exif=True)
     assert Image.MAX_IMAGE_PIXELS == 700
+
+
+def test_floats_just_above_1_are_refused_not_black(tmp_path):
+    values = np.full((4, 4), 0.5, np.float32)
+    values[0, 0] = 1.1
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(UnreadablePictureError, match=r"floats in 0\.\.1, got 0\.5\.\.1\.1"):
+        read_image(tmp_path / "a.tif", apply_exif=True)

@@ -184,6 +184,21 @@ def test_script_reads_images_as_training_does(values, orientation, tmp_path):
     assert np.array_equal(read, read_image(tmp_path / "a.tif", apply_exif=True))
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_script_turns_images_as_training_does(orientation, is_damaged, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = orientation, 72.0
+    noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", exif=exif)
+    if is_damaged:
+        content = bytearray((tmp_path / "a.jpg").read_bytes())
+        content[content.index(b"Exif") + 29] = 7  # the type of the resolution: bytes
+        (tmp_path / "a.jpg").write_bytes(content)
+    read = runpy.run_path(str(SCRIPT))["read"](str(tmp_path / "a.jpg"))
+    assert np.array_equal(read, read_image(tmp_path / "a.jpg", apply_exif=True))
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_script_runs_without_this_package(tiny_model, tiny_files, tmp_path, name):
     words = [str(SCRIPT), str(tiny_files(name)), str(PICTURES[1]), str(tmp_path / "drawn.png")]

@@ -541,3 +541,9 @@ def test_weights_alone_cannot_be_resumed(tmp_path):
     (tmp_path / "last_checkpoint").write_text("released.pth")
     with pytest.raises(ValueError, match=r"has no optimizer, .* set MODEL.WEIGHT to it"):
         make(tmp_path).resume()
+
+
+def test_a_weight_with_and_without_the_prefix_of_a_wrapper_is_refused(tmp_path):
+    torch.save({"module.a": torch.zeros(2), "a": torch.ones(2)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="expected each weight once"):
+        read_checkpoint(tmp_path / "a.pth")

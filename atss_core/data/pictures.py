@@ -44,6 +44,7 @@ _TO_STORED = _TO_UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROT
 DEPTH = "depth"  # in ``info`` of an image that was scaled to 8 bits
 # Cameras of 10, 12 or 14 bits write files of 16.
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)
+_LONGEST_NAME = 1000  # characters of a path in a message
 # Interpolation leaves 0..1 by rounding errors.
 _TOLERANCE = 1e-3
 
@@ -193,7 +194,8 @@ def _opened(path: str | Path | IO[bytes]) -> Iterator[Image.Image]:
 
 
 def _name_of(path: str | Path | IO[bytes]) -> str:
-    return printable(str(path if isinstance(path, (str, Path)) else getattr(path, "name", "data in memory")))
+    name = path if isinstance(path, (str, Path)) else getattr(path, "name", "data in memory")
+    return printable(str(name)[:_LONGEST_NAME])
 
 
 def _orientation(image: Image.Image) -> int:

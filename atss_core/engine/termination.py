@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,12 +14,9 @@ from torch import distributed
 
 from atss_core.utils import dist
 
-# A worker of torchrun that loses it has another parent than at its start.
-_PARENT = os.getppid()
-
 
 class TerminatedError(Exception):
-    """SIGTERM, or the death of the launcher, has ended the run; its state is saved."""
+    """SIGTERM has ended the run; its state is saved."""
 
 
 class Termination:
@@ -29,9 +25,6 @@ class Termination:
     A launcher passes the signal on to each process at another moment. Those that have it say so after an
     iteration, and all stop after the next one. Outside the main thread Python allows no signal handler, and
     the process never asks to stop.
-
-    The death of torchrun counts as well: nothing would end its workers, and they would hold the folder of the
-    run and their GPUs against its next start.
     """
 
     def __init__(self) -> None:
@@ -57,13 +50,13 @@ class Termination:
         What is sent now arrives while the next iteration runs, so that nobody waits, unless told to.
         """
         if dist.world_size() == 1:
-            return self._wants_end
+            return self._is_noticed
         answer = False
         if self._pending is not None:
             flag, work = self._pending
             work.wait()
             answer = bool(flag.item())
-        flag = torch.tensor([float(self._wants_end)])
+        flag = torch.tensor([float(self._is_noticed)])
         self._pending = (flag, distributed.all_reduce(flag, async_op=True))
         if wait:
             self._pending[1].wait()
@@ -85,20 +78,7 @@ class Termination:
         finally:
             self._message = ""
 
-    @property
-    def reason(self) -> str:
-        """Return what has ended the run, for a message."""
-        return "the death of its launcher" if _is_orphan() else "SIGTERM"
-
-    @property
-    def _wants_end(self) -> bool:
-        return self._is_noticed or _is_orphan()
-
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._is_noticed = True
         if self._message:
             raise TerminatedError(self._message)
-
-
-def _is_orphan() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT

@@ -21,7 +21,7 @@ from atss_core.utils.checkpoint import Checkpointer, set_iteration
 
 logger = logging.getLogger(__name__)
 
-STOPPED = "stopped by {} after iteration {}; the same command goes on from there"
+STOPPED = "stopped by SIGTERM after iteration {}; the same command goes on from there"
 
 
 def train(
@@ -81,7 +81,7 @@ def train(
         def test_if_due(iteration: int) -> None:
             """Test if it is time, and leave the model in training mode in any case."""
             if periodic_test is not None and periodic_test.is_due(iteration):
-                with termination.at_once(STOPPED.format("SIGTERM", iteration)):
+                with termination.at_once(STOPPED.format(iteration)):
                     periodic_test(iteration)
             step.model.train()
 
@@ -110,7 +110,7 @@ def train(
             if is_saved:
                 checkpointer.save("model_final" if is_last else f"model_{iteration:07d}", iteration)
             if is_terminated:
-                raise TerminatedError(STOPPED.format(termination.reason, iteration))
+                raise TerminatedError(STOPPED.format(iteration))
             test_if_due(iteration)
             if is_saved:  # times and the estimated end are those of iterations alone
                 log.restart_clock()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 import time
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+
+from atss_core import PARENT
 
 # What goes through the CPU, such as detections and "all done", never waits for a GPU nor takes its memory.
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
@@ -34,6 +38,8 @@ def start_process_group(device: torch.device) -> torch.device:
         ValueError: if there are fewer GPUs than processes on this machine.
     """
     global _barrier_group
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             device = choose_gpu(local_rank(), torch.cuda.device_count())
@@ -49,6 +55,16 @@ def start_process_group(device: torch.device) -> torch.device:
         )
         _barrier_group = distributed.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
     return device
+
+
+def _end_with_launcher() -> None:
+    """Send SIGTERM to this process once torchrun has died.
+
+    Nothing else would end it, and it would hold the folder of the run and its GPU against the next start.
+    """
+    while os.getppid() == PARENT:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def store_of_this_attempt(rank: int, patience: float = 300.0) -> distributed.TCPStore:

@@ -278,3 +278,9 @@ def test_floats_just_above_1_are_refused_not_black(tmp_path):
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(UnreadablePictureError, match=r"floats in 0\.\.1, got 0\.5\.\.1\.1"):
         read_image(tmp_path / "a.tif", apply_exif=True)
+
+
+def test_names_too_long_for_a_file_are_cut_in_the_message(tmp_path):
+    with pytest.raises(UnreadablePictureError, match=r"there is no picture .*x") as error:
+        read_image(tmp_path / ("x" * 5000), apply_exif=True)
+    assert len(str(error.value)) < 1200

@@ -184,7 +184,7 @@ def test_killed_launcher_takes_its_workers_along(data, undisturbed, tmp_path):
     wait_for(folder / "model_0000010.pth")
     job.kill()
     output, _ = job.communicate(timeout=600)  # until all workers have ended, who write to the same pipe
-    assert "stopped by the death of its launcher after iteration" in output
+    assert "stopped by SIGTERM after iteration" in output
     assert not (folder / "model_final.pth").exists()
     assert "Resuming from" in finish(2, data, folder)
     assert_same_weights(final_weights(folder), undisturbed[2])

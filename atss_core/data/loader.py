@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -61,16 +61,25 @@ class WatchedLoader(DataLoader[Sample]):
                 break
             except Exception as error:
                 is_waiting = False
-                if workers:
-                    connection.wait([worker.sentinel for worker in workers], GRACE)
-                for worker in workers:
-                    if not worker.is_alive():
-                        raise _death(worker) from error
+                dead_worker = _find_dead(workers)
+                if dead_worker is not None:
+                    raise _death(dead_worker) from error
                 raise
             is_waiting = False
             yield batch
         if previous is not None:  # after an error it stays away, because more workers may be dying
             signal.signal(signal.SIGCHLD, previous)
+
+
+def _find_dead(workers: Sequence[BaseProcess]) -> BaseProcess | None:
+    """Return a worker that has ended or ends within the grace, None if all live."""
+    ending = connection.wait([worker.sentinel for worker in workers], GRACE) if workers else []
+    for worker in workers:
+        if worker.sentinel in ending:
+            worker.join(60 * GRACE)  # the system closes its files a moment before it reports the end
+        if not worker.is_alive():
+            return worker
+    return None
 
 
 def _log_pinning(args: threading.ExceptHookArgs) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from atss_core.data.loader import WatchedLoader, _log_pinning
+from atss_core.data.loader import WatchedLoader, _find_dead, _log_pinning
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills worker processes")
 
@@ -84,6 +84,28 @@ def test_error_of_a_living_worker_stays_what_it_is(num_workers):
     with pytest.raises(OSError, match="this file") as error:
         list(loader({1: fail}, num_workers))
     assert error.type is OSError
+
+
+def test_a_worker_whose_files_are_closed_before_it_has_ended_is_dead():
+    class Ending:
+        """What a killed process is for a moment on a busy machine."""
+
+        is_joined = False
+
+        def __init__(self):
+            self.sentinel, other_end = os.pipe()
+            os.close(other_end)
+
+        def join(self, timeout):
+            self.is_joined = True
+
+        def is_alive(self):
+            return not self.is_joined
+
+    worker = Ending()
+    assert _find_dead([worker]) is worker
+    os.close(worker.sentinel)
+    assert _find_dead([]) is None
 
 
 def test_pinning_thread_leaves_the_report_to_the_loader(capsys):

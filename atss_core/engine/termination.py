@@ -15,8 +15,11 @@ from torch import distributed
 from atss_core.utils import dist
 
 
-class TerminatedError(Exception):
-    """SIGTERM has ended the run; its state is saved."""
+class TerminatedError(BaseException):
+    """SIGTERM has ended the run; its state is saved.
+
+    Like KeyboardInterrupt, it is no Exception, so that no library takes it for an error of its own.
+    """
 
 
 class Termination:
@@ -75,6 +78,10 @@ class Termination:
             raise TerminatedError(message)
         try:
             yield
+        except Exception as error:
+            if self._is_noticed:  # what was interrupted may raise its own error, as a half-written zip does
+                raise TerminatedError(message) from error
+            raise
         finally:
             self._message = ""
 

@@ -38,7 +38,7 @@ def dense_assign(anchors, boxes, topk=TOPK):
 
 
 def random_boxes(num_boxes, device):
-    """Boxes with the many small ones of COCO, inside the picture."""
+    """Boxes with the many small ones of COCO, inside the image."""
     generator = torch.Generator().manual_seed(num_boxes)
     sides = torch.exp(torch.rand(num_boxes, 2, generator=generator) * 4.6 + 1.6)  # 5 to 500 px
     free = torch.tensor([WIDTH, HEIGHT]) - sides

@@ -73,9 +73,7 @@ def main(argv=None):
         each: train_and_test(arguments.config_file, arguments.data, *each, arguments.opts)
         for each in tqdm(runs, unit="run", disable=None)
     }
-    print(
-        f"torch {torch.__version__}, {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} pictures"
-    )
+    print(f"torch {torch.__version__}, {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images")
     print(row("POSITIVE_TYPE", [f"{metric} (mean +- standard deviation; each seed)" for metric in METRICS]))
     print(row("---", ["---"] * len(METRICS)))
     for positive_type in TYPES:

@@ -2,7 +2,7 @@
 
     python benchmarks/coco_eval.py
 
-Makes up a test of the size of COCO's val2017: 5,000 pictures, 36,000 objects of 80 classes, and 500,000
+Makes up a test of the size of COCO's val2017: 5,000 images, 36,000 objects of 80 classes, and 500,000
 detections.
 """
 
@@ -16,13 +16,15 @@ import torch
 from measure import device_and_repeats, medians
 from PIL import Image
 
-from atss_core.evaluation import CocoEvaluator, PictureSource, ReportInput, build_report
+from atss_core.apps.report.images import ImageSource
+from atss_core.apps.report.report import ReportInput, build_report
+from atss_core.evaluation import CocoEvaluator
 from atss_core.evaluation.backends import BACKENDS, measure
 from atss_core.structures import BoxList
 from atss_core.structures.boxes import from_xywh
 from atss_core.utils.extras import EXTRAS, has
 
-NUM_PICTURES, NUM_OBJECTS, NUM_DETECTIONS, NUM_CLASSES = 5_000, 36_000, 500_000, 80
+NUM_IMAGES, NUM_OBJECTS, NUM_DETECTIONS, NUM_CLASSES = 5_000, 36_000, 500_000, 80
 SIZE = (480, 640)  # height, width
 
 
@@ -35,7 +37,7 @@ def make_up(rng):
 
     share = 1 / np.arange(1, NUM_CLASSES + 1)  # few classes have most objects, as in COCO
     classes = rng.choice(NUM_CLASSES, NUM_OBJECTS, p=share / share.sum()) + 1
-    images = rng.integers(1, NUM_PICTURES + 1, NUM_OBJECTS)
+    images = rng.integers(1, NUM_IMAGES + 1, NUM_OBJECTS)
     objects = boxes(NUM_OBJECTS)
     annotations = [
         {
@@ -51,7 +53,7 @@ def make_up(rng):
     tree = {
         "images": [
             {"id": i, "file_name": f"{i}.jpg", "height": SIZE[0], "width": SIZE[1]}
-            for i in range(1, NUM_PICTURES + 1)
+            for i in range(1, NUM_IMAGES + 1)
         ],
         "categories": [{"id": i, "name": f"class {i}"} for i in range(1, NUM_CLASSES + 1)],
         "annotations": annotations,
@@ -62,7 +64,7 @@ def make_up(rng):
     moved[:, 2:] = np.maximum(moved[:, 2:], 1)
     found = (
         np.concatenate([moved, boxes(half)]),
-        np.concatenate([images[near], rng.integers(1, NUM_PICTURES + 1, half)]),
+        np.concatenate([images[near], rng.integers(1, NUM_IMAGES + 1, half)]),
         np.concatenate([classes[near], rng.integers(1, NUM_CLASSES + 1, half)]),
         np.concatenate([rng.beta(3, 3, half), rng.beta(1, 6, half)]),
     )
@@ -70,11 +72,11 @@ def make_up(rng):
 
 
 def feed(evaluator, found):
-    """Hand the detections to the evaluator, picture by picture."""
+    """Hand the detections to the evaluator, image by image."""
     order = np.argsort(found[1], kind="stable")
     boxes, images, classes, scores = (torch.from_numpy(column[order]) for column in found)
-    bounds = np.searchsorted(images.numpy(), np.arange(1, NUM_PICTURES + 2))
-    for i in range(NUM_PICTURES):
+    bounds = np.searchsorted(images.numpy(), np.arange(1, NUM_IMAGES + 2))
+    for i in range(NUM_IMAGES):
         rows = slice(int(bounds[i]), int(bounds[i + 1]))
         evaluator.process(i + 1, BoxList(from_xywh(boxes[rows]), SIZE, classes[rows], scores[rows]))
 
@@ -93,13 +95,15 @@ def main():
     names = [category["name"] for category in tree["categories"]]
     evaluator = CocoEvaluator(tree, ids, names, [image["id"] for image in tree["images"]])
     feed(evaluator, found)
-    truths, detections = evaluator.truths, evaluator.numbered_results()
+    ground_truth, detections = evaluator.ground_truth, evaluator.numbered_results()
     libraries = [library for library in BACKENDS if library == "pycocotools" or has(library)]
 
     def run(library):
-        return measure(library, evaluator.tested_ids, ids, truths, detections)
+        return measure(library, evaluator.tested_ids, ids, ground_truth, detections)
 
-    print(f"{NUM_PICTURES} pictures, {len(truths)} objects, {len(detections)} detections; {repeats} repeats")
+    print(
+        f"{NUM_IMAGES} images, {len(ground_truth)} objects, {len(detections)} detections; {repeats} repeats"
+    )
     referee = run("pycocotools")
     times = medians([lambda library=library: run(library) for library in libraries], device, repeats)
     slowest = times[libraries.index("pycocotools")]
@@ -116,12 +120,10 @@ def main():
     metrics = evaluator.evaluate()
     middle = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.jpg"
+        path = Path(folder) / "image.jpg"
         noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(picture)
-        source = PictureSource(
-            lambda _: Image.open(picture), {i["id"]: i["file_name"] for i in tree["images"]}
-        )
+        Image.fromarray(noise).save(path)
+        source = ImageSource(lambda _: Image.open(path), {i["id"]: i["file_name"] for i in tree["images"]})
         page = build_report(ReportInput("made up", evaluator, metrics, source))
     end = time.perf_counter()
     print(f"evaluate {middle - start:.1f} s, report {end - middle:.1f} s, {len(page) / 1e6:.2f} MB")

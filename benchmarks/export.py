@@ -2,8 +2,8 @@
 
 Weights are the random ones of tests/golden.py, which keep activations in range and detect a great deal; so
 the comparison is harder than with trained weights, where few boxes compete. Each model is written as ONNX,
-OpenVINO and torch.export file with NMS inside, and compared with the detector on two pictures of different
-sizes and on both as one padded batch, all of which one file takes. Latency is that of the first picture.
+OpenVINO and torch.export file with NMS inside, and compared with the detector on two images of different
+sizes and on both as one padded batch, all of which one file takes. Latency is that of the first image.
 
     python benchmarks/export.py [--side 256] [--repeats 5] [CONFIG ...]
 """
@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for the weights
 
 from atss_core.config import load_cfg  # noqa: E402
-from atss_core.export import TARGETS, build_description, build_graph, build_prover, files_of  # noqa: E402
+from atss_core.export import TARGETS, build_description, build_graph, build_parity_check, files_of  # noqa: E402
 from tests.golden import detector  # noqa: E402
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs" / "atss").glob("*.yaml"))
-PICTURES = [ROOT / "demo" / "images" / name for name in ("shapes_14.jpg", "shapes_19.jpg")]
+IMAGES = [ROOT / "demo" / "images" / name for name in ("shapes_14.jpg", "shapes_19.jpg")]
 HEAD = (
-    "| model | file | equal | detections | steady | matched | extra | box px | score | MB | export s "
+    "| model | file | equal | detections | stable | matched | extra | box px | score | MB | export s "
     "| detector ms | file ms | ratio |"
 )
 
@@ -43,8 +43,8 @@ def row(config, model, name, side, repeats, folder):
     start = time.perf_counter()
     TARGETS[name].write(build_graph(cfg, model), True, path, build_description(cfg, names, "inside"))
     seconds = time.perf_counter() - start
-    report = build_prover(cfg, model, PICTURES, repeats=repeats)(path)
-    sums = [sum(getattr(c, key) for c in report.comparisons) for key in ("detections", "steady", "matched")]
+    report = build_parity_check(cfg, model, IMAGES, repeats=repeats)(path)
+    sums = [sum(getattr(c, key) for c in report.comparisons) for key in ("detections", "stable", "matched")]
     extra = sum(c.extra for c in report.comparisons)
     worst = [max(getattr(c, f"{key}_difference") for c in report.comparisons) for key in ("box", "score")]
     size = sum(file.stat().st_size for file in files_of(path)) / 1e6
@@ -65,7 +65,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("configs", nargs="*", metavar="CONFIG")
-    parser.add_argument("--side", type=int, default=256, help="short side of the pictures")
+    parser.add_argument("--side", type=int, default=256, help="short side of the images")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # of the tracer

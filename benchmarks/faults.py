@@ -33,8 +33,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.data import write_shapes
-from atss_core.utils.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_ITERS, PERIOD = 40, 10

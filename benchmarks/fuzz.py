@@ -37,21 +37,21 @@ import yaml
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
+from atss_core.apps.check.checks import check_images
+from atss_core.checkpoint.checkpointer import Checkpointer
+from atss_core.checkpoint.weights import load_initial_weights
 from atss_core.cli.check import main as check
 from atss_core.cli.check import quick_defects
-from atss_core.cli.common import USER_ERRORS, in_own_words
+from atss_core.cli.common import USER_ERRORS, user_message
 from atss_core.cli.datasets import open_dataset
-from atss_core.cli.test import write_results
+from atss_core.cli.evaluate import write_results
 from atss_core.config import key_names, load_cfg
 from atss_core.data import build_train_dataset, build_train_loader
-from atss_core.data.check import check_pictures
-from atss_core.data.pictures import picture_size, read_image
+from atss_core.data.images import image_size, read_image
 from atss_core.engine.build import build_inference
 from atss_core.modeling import build_detector
 from atss_core.solver import build_optimizer, build_scheduler
 from atss_core.structures import BoxList
-from atss_core.utils.checkpoint import Checkpointer
-from atss_core.utils.weights import load_initial_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "quick" / "atss_R_18_own_data.yaml"
@@ -174,7 +174,7 @@ def make_image(seed):
 
 def is_short(error):
     """Tell whether a user error is what a command prints in one line, control characters escaped."""
-    message = in_own_words(error)
+    message = user_message(error)
     return 0 < len(message) <= LONGEST_MESSAGE and "Traceback" not in message
 
 
@@ -274,7 +274,7 @@ def use_dataset(place, folder, rng):
     cfg = load_cfg(CONFIG, ["DATASETS.TRAIN", f"('{place}',)", "SOLVER.IMS_PER_BATCH", "1"])
     dataset = open_dataset(cfg, place)
     quick_defects(cfg, dataset)
-    check_pictures(dataset)
+    check_images(dataset)
     results = {}
     for index, image_id in enumerate(dataset.image_ids):
         target = dataset.target(index)
@@ -320,7 +320,7 @@ class ImageKind:
         """Read a mutated image."""
         name = rng.choice(list(self.contents))
         (folder / name).write_bytes(mutate_bytes(self.contents[name], rng))
-        for read in (lambda p: read_image(p, False), picture_size):
+        for read in (lambda p: read_image(p, False), image_size):
             with refusal_allowed():
                 read(folder / name)
         read_image(folder / name, True)

@@ -1,9 +1,9 @@
-"""Can it learn? Train the quick model on 16 real pictures and test it on the same 16.
+"""Can it learn? Train the quick model on 16 real images and test it on the same 16.
 
     python benchmarks/overfit.py [KEY VALUE ...]
 
-Needs COCO in ``datasets/coco`` (any part of it: the first 16 pictures with objects are taken). Writes a data
-set of these pictures, the run and a picture of its detections to ``training_dir/overfit``.
+Needs COCO in ``datasets/coco`` (any part of it: the first 16 images with objects are taken). Writes a data
+set of these images, the run and an image of its detections to ``training_dir/overfit``.
 """
 
 import argparse
@@ -16,24 +16,24 @@ import torch
 
 from atss_core.cli import quickstart
 from atss_core.cli.common import run
-from atss_core.cli.test import test_detector
+from atss_core.cli.evaluate import test_detector
 from atss_core.cli.train import train_detector
 from atss_core.config import load_cfg
 from atss_core.config.catalog import find_dataset
-from atss_core.data.annotations import read_coco_json
+from atss_core.data.datasets.coco import read_coco_json
 from atss_core.utils.files import atomic_write
 
 CONFIG = "configs/quick/atss_R_18_coco.yaml"
 FOLDER = Path("training_dir/overfit")
-NUM_PICTURES = 16
+NUM_IMAGES = 16
 
 
 def write_subset(data_dir, folder):
-    """Write the first pictures with objects as training and as test set, in COCO's layout."""
+    """Write the first images with objects as training and as test set, in COCO's layout."""
     entry = find_dataset("coco_2017_train", data_dir)
     content = read_coco_json(entry.name, entry.annotations)
     with_objects = {a["image_id"] for a in content["annotations"] if not a["iscrowd"]}
-    images = [image for image in content["images"] if image["id"] in with_objects][:NUM_PICTURES]
+    images = [image for image in content["images"] if image["id"] in with_objects][:NUM_IMAGES]
     ids = {image["id"] for image in images}
     subset = {
         "images": images,
@@ -64,13 +64,13 @@ def main(argv=None):
     trained = train_detector(cfg)
     metrics = test_detector(trained.cfg, trained.detector, trained.device, is_final=True)["coco_2017_val"]
     minutes = (time.perf_counter() - start) / 60
-    title = f"{NUM_PICTURES} pictures, trained and tested on"
-    quickstart.draw_detections(cfg, FOLDER / "detections.png", NUM_PICTURES, title)
+    title = f"{NUM_IMAGES} images, trained and tested on"
+    quickstart.draw_detections(cfg, FOLDER / "detections.png", NUM_IMAGES, title)
     quickstart.draw_detections(cfg, FOLDER / "boxes.png", 4, title, blank=True)
     found = metrics.overall
     print(f"torch {torch.__version__}, {trained.device}, {torch.get_num_threads()} threads")
     print(
-        f"AP {found['AP']:.3f}, AP50 {found['AP50']:.3f} on {NUM_PICTURES} pictures after "
+        f"AP {found['AP']:.3f}, AP50 {found['AP50']:.3f} on {NUM_IMAGES} images after "
         f"{cfg.SOLVER.MAX_ITER} iterations, {minutes:.1f} min; see {FOLDER / 'detections.png'}"
     )
 

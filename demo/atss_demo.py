@@ -1,4 +1,4 @@
-"""Detect objects in pictures and draw them; see ``atss_core/cli/demo.py``."""
+"""Detect objects in images and draw them; see ``atss_core/cli/demo.py``."""
 
 from atss_core.cli import demo
 from atss_core.cli.common import run

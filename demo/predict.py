@@ -28,7 +28,7 @@ def path(text: str) -> Path:
 parser = argparse.ArgumentParser(description="Go through the Python API.")
 parser.add_argument("--config", default="atss_R_18_shapes")
 parser.add_argument("--weights", default="training_dir/quickstart/model_final.pth")
-parser.add_argument("--pictures", default="demo/images", type=path, help="a folder")
+parser.add_argument("--images", default="demo/images", type=path, help="a folder")
 parser.add_argument("--output-dir", default="demo/output", type=path)
 parser.add_argument("opts", nargs="*", metavar="KEY VALUE")
 arguments, _ = parser.parse_known_args()  # notebooks have words of their own
@@ -36,8 +36,8 @@ arguments, _ = parser.parse_known_args()  # notebooks have words of their own
 predictor = Predictor.from_config(arguments.config, weights=arguments.weights, opts=arguments.opts)
 print("classes:", ", ".join(predictor.class_names))
 
-# %% One picture
-files = sorted(arguments.pictures.glob("*.jpg"))
+# %% One image
+files = sorted(arguments.images.glob("*.jpg"))
 found = predictor(files[0]).above(0.5)
 print(repr(found))
 for name, score, (x1, y1, x2, y2) in found.rows():
@@ -46,29 +46,29 @@ for name, score, (x1, y1, x2, y2) in found.rows():
 # %% Boxes as tensors: inclusive (x1, y1, x2, y2) in pixels, labels from 1
 print(found.boxes.shape, found.scores.shape, found.labels.tolist())
 
-# %% Drawn; small pictures are enlarged so that text is readable
+# %% Drawn; small images are enlarged so that text is readable
 drawn = found.draw(scale=3)
 outputs = [arguments.output_dir / name for name in ("predict.png", "predict.json")]
-refuse_overwriting(outputs, Path(arguments.pictures).iterdir(), "Give another --output-dir.")
+refuse_overwriting(outputs, Path(arguments.images).iterdir(), "Give another --output-dir.")
 arguments.output_dir.mkdir(parents=True, exist_ok=True)
 drawn.save(arguments.output_dir / "predict.png")
 drawn  # noqa: B018, which a notebook shows
 
-# %% Whatever holds a picture
-picture = Image.open(files[0]).convert("RGB")
-bgr = np.asarray(picture)[:, :, ::-1]  # as cv2.imread returns it
-tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (3, H, W), RGB
+# %% Whatever holds an image
+image = Image.open(files[0]).convert("RGB")
+bgr = np.asarray(image)[:, :, ::-1]  # as cv2.imread returns it
+tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W), RGB
 content = files[0].read_bytes()  # of an upload, say; encoded, as in the file
-for same in (picture, bgr, tensor, tensor / 255, content):
+for same in (image, bgr, tensor, tensor / 255, content):
     print(type(same).__name__, predictor(same).above(0.5))
 
-# %% Several pictures
-for found in predictor([files[0], picture, bgr], batch_size=3):
+# %% Several images
+for found in predictor([files[0], image, bgr], batch_size=3):
     print(found.path, found.above(0.5))
 
 # %% A folder, however large: one batch is in memory at a time
 results = []
-for image_id, (_, found) in enumerate(predictor.stream(arguments.pictures, batch_size=4), start=1):
+for image_id, (_, found) in enumerate(predictor.stream(arguments.images, batch_size=4), start=1):
     print(f"{found.path}: {found.above(0.5)}")
     results += found.to_coco(image_id)
 print(len(predictor.skipped), "files cannot be read")

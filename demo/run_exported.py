@@ -1,6 +1,6 @@
 """Detect objects with a file of ``atss export``: needs numpy, Pillow and what runs the file, nothing else.
 
-python run_exported.py model.onnx|model.xml|model.pt2 picture.jpg [drawn.png]
+python run_exported.py model.onnx|model.xml|model.pt2 image.jpg [drawn.png]
 """
 
 import importlib
@@ -74,15 +74,15 @@ def read(path):
     return image if turn is None else image.transpose(turn)
 
 
-def main(path, picture, drawn=None):
-    """Print what is in a picture, and draw it."""
-    inputs = [file for file in (path, picture) if os.path.exists(file)]
+def main(path, image_path, drawn=None):
+    """Print what is in an image, and draw it."""
+    inputs = [file for file in (path, image_path) if os.path.exists(file)]
     if drawn and os.path.exists(drawn) and any(os.path.samefile(drawn, file) for file in inputs):
         print(f"error: {drawn} would be overwritten, but it is an input. Give another file.", file=sys.stderr)
         sys.exit(2)
     run, about = load(path)
     about = json.loads(about)
-    image = read(picture)
+    image = read(image_path)
     short, long = sorted(image.size)
     side = min(about["min_size"], max(round(about["max_size"] * short / long), 1))
     long_side = min(int(side * long / short), about["max_size"] + 16)

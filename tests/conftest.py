@@ -85,9 +85,9 @@ def own_shapes(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder with two pictures."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """A folder with two images."""
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (80, 60), "red").save(folder / "a.jpg")
     Image.new("L", (60, 80), 128).save(folder / "b.png")

@@ -19,7 +19,7 @@ SHARED = ROOT.parent / "shared"
 SEED = 20206
 
 needs_coco_tiny = pytest.mark.skipif(
-    not (SHARED / "coco_tiny").is_dir(), reason="needs the COCO pictures in ../shared/coco_tiny"
+    not (SHARED / "coco_tiny").is_dir(), reason="needs the COCO images in ../shared/coco_tiny"
 )
 
 # The gain of a convolution's weights, by the first of these that its key contains; 1 for the others.
@@ -73,10 +73,10 @@ def detector(config, **atss):
 
 
 def images():
-    """Both golden pictures, normalised in BGR and padded, as the published code does it."""
+    """Both golden images, normalised in BGR and padded, as the published code does it."""
     mean = torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
-    pictures = arrays("images")
-    planes = [torch.from_numpy(pictures[k]).permute(2, 0, 1).flip(0) for k in ("img0", "img1")]
+    pixels = arrays("images")
+    planes = [torch.from_numpy(pixels[k]).permute(2, 0, 1).flip(0) for k in ("img0", "img1")]
     return ImageList.from_tensors([plane.float() - mean for plane in planes], size_divisibility=32)
 
 

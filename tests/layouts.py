@@ -17,8 +17,8 @@ CONTENT = {
 }
 
 
-def write_pictures(folder, content=None, size=SIZE, suffix=".png"):
-    """Write a noise picture for each name."""
+def write_images(folder, content=None, size=SIZE, suffix=".png"):
+    """Write a noise image for each name."""
     for number, name in enumerate(content or CONTENT):
         noise = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
         path = folder / f"{name}{suffix}"
@@ -43,11 +43,11 @@ def coco_tree(content=None, names=NAMES, size=SIZE, suffix=".png"):
 
 
 def write_coco(folder, **options):
-    """Write train.json, val.json and pictures; returns the places of both."""
-    write_pictures(folder / "pictures", options.get("content"))
+    """Write train.json, val.json and images; returns the places of both."""
+    write_images(folder / "images", options.get("content"))
     for split in ("train", "val"):
         (folder / f"{split}.json").write_text(json.dumps(coco_tree(**options)), encoding="utf-8")
-    return [f"{folder / split}.json@{folder / 'pictures'}" for split in ("train", "val")]
+    return [f"{folder / split}.json@{folder / 'images'}" for split in ("train", "val")]
 
 
 def voc_xml(stem, objects, names=NAMES, size=SIZE, suffix=".png"):
@@ -71,7 +71,7 @@ def voc_xml(stem, objects, names=NAMES, size=SIZE, suffix=".png"):
 def write_voc(folder, content=None, names=NAMES, image_folder="JPEGImages"):
     """Write a VOC folder with the splits train and val; returns the places of both."""
     content = content or CONTENT
-    write_pictures(folder / image_folder, content)
+    write_images(folder / image_folder, content)
     for stem, objects in content.items():
         path = folder / "Annotations" / f"{stem}.xml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def write_yolo(folder, content=None, names=NAMES, layout="images/{split}"):
     height, width = SIZE
     for split in ("train", "val"):
         images = folder / layout.format(split=split)
-        write_pictures(images, content)
+        write_images(images, content)
         labels = folder / layout.format(split=split).replace("images", "labels")
         for stem, objects in (content or CONTENT).items():
             path = labels / f"{stem}.txt"

@@ -1,7 +1,7 @@
-"""Test a detector; see ``atss_core/cli/test.py``."""
+"""Test a detector; see ``atss_core/cli/evaluate.py``."""
 
-from atss_core.cli import test
+from atss_core.cli import evaluate
 from atss_core.cli.common import run
 
 if __name__ == "__main__":
-    run(test.main)
+    run(evaluate.main)

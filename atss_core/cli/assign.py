@@ -14,10 +14,7 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from atss_core.cli.datasets import add_dataset_arguments, keep_datasets, open_datasets
-from atss_core.cli.parser import CommandParser
-from atss_core.data import DetectionDataset, UnreadablePictureError, check_same_classes, resize_size
-from atss_core.data.assignment import (
+from atss_core.apps.assign.assignment import (
     SIZES,
     THRESHOLD_EDGES,
     AssignedObjects,
@@ -26,15 +23,7 @@ from atss_core.data.assignment import (
     summarize_positives,
     summarize_thresholds,
 )
-from atss_core.data.assignment_report import ATSS, COLUMNS, column_of_rules, describe, to_html
-from atss_core.data.dataset import NOTHING_TO_LEARN
-from atss_core.modeling.anchors import Anchors
-from atss_core.modeling.assigners import Assigner, AtssAssigner
-from atss_core.modeling.build import build_anchor_generator, build_assigner
-from atss_core.structures import BoxList
-from atss_core.structures.boxes import area, centers, widths_heights
-from atss_core.utils import html
-from atss_core.utils.assignment_pictures import (
+from atss_core.apps.assign.images import (
     CANDIDATE,
     LOST,
     OUTSIDE,
@@ -45,16 +34,27 @@ from atss_core.utils.assignment_pictures import (
     draw_positives,
     draw_summary,
 )
+from atss_core.apps.assign.report import ATSS, COLUMNS, column_of_rules, describe, to_html
+from atss_core.cli.datasets import add_dataset_arguments, keep_datasets, open_datasets
+from atss_core.cli.parser import CommandParser
+from atss_core.data import DetectionDataset, UnreadableImageError, check_same_classes, resize_size
+from atss_core.data.dataset import NOTHING_TO_LEARN
+from atss_core.modeling.anchors import Anchors
+from atss_core.modeling.assigners import Assigner, AtssAssigner
+from atss_core.modeling.build import build_anchor_generator, build_assigner
+from atss_core.structures import BoxList
+from atss_core.structures.boxes import area, centers, widths_heights
 from atss_core.utils.files import atomic_write
 from atss_core.utils.progress import progress
 from atss_core.utils.text import printable
-from atss_core.utils.visualize import contact_sheet, draw_boxes, save_image
+from atss_core.visualization import html
+from atss_core.visualization.boxes import draw_boxes, image_grid, save_image
 
 SERVED = "ATSS + AT_LEAST_ONE"
-OBJECTS_A_PICTURE = 6  # whose candidates are drawn
+OBJECTS_PER_IMAGE = 6  # whose candidates are drawn
 
 EXAMPLE = """
-atss assign cells/train.json@cells/pictures
+atss assign cells/train.json@cells/images
 atss assign datasets/bccd@test --config-file atss_R_18_own_data
 atss assign --config-file my.yaml MODEL.ATSS.TOPK 15   (DATASETS.TRAIN and TEST of it)
 """
@@ -65,20 +65,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("atss assign", __doc__, EXAMPLE)
     add_dataset_arguments(parser, output_dir=Path("training_dir/assign"))
     parser.add_argument(
-        "--num-pictures",
+        "--num-images",
         metavar="N",
         type=int,
         default=500,
-        help="pictures that are counted, a random sample of larger sets (default %(default)s)",
+        help="images that are counted, a random sample of larger sets (default %(default)s)",
     )
     parser.add_argument(
-        "--num-drawn", metavar="N", type=int, default=6, help="pictures that are drawn (default %(default)s)"
+        "--num-drawn", metavar="N", type=int, default=6, help="images that are drawn (default %(default)s)"
     )
     arguments = parser.parse_args(argv)
-    if arguments.num_pictures < 1 or arguments.num_drawn < 0:
+    if arguments.num_images < 1 or arguments.num_drawn < 0:
         raise ValueError(
-            f"expected --num-pictures of at least 1 and --num-drawn of at least 0, got "
-            f"{arguments.num_pictures} and {arguments.num_drawn}"
+            f"expected --num-images of at least 1 and --num-drawn of at least 0, got "
+            f"{arguments.num_images} and {arguments.num_drawn}"
         )
     cfg, datasets = open_datasets(arguments)
     for dataset in datasets:
@@ -86,18 +86,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_datasets(datasets, (file for d in datasets for file in outputs_of(arguments.output_dir / d.name)))
     for dataset in datasets:
         folder = arguments.output_dir / dataset.name
-        Viewer(cfg, dataset).write(folder, arguments.num_pictures, arguments.num_drawn)
+        Viewer(cfg, dataset).write(folder, arguments.num_images, arguments.num_drawn)
 
 
 def outputs_of(folder: Path) -> list[Path]:
     """Return what a run replaces or removes in its folder."""
-    pictures = folder / "pictures"
-    return [folder / "report.json", folder / "index.html", pictures / "summary.png", *drawings_of(pictures)]
+    images = folder / "images"
+    return [folder / "report.json", folder / "index.html", images / "summary.png", *drawings_of(images)]
 
 
-def drawings_of(pictures: Path) -> list[Path]:
+def drawings_of(images: Path) -> list[Path]:
     """Return the drawings of an earlier run."""
-    return [file for name in ("[0-9]*_rule*.jpg", "[0-9]*_object_*.jpg") for file in pictures.glob(name)]
+    return [file for name in ("[0-9]*_rule*.jpg", "[0-9]*_object_*.jpg") for file in images.glob(name)]
 
 
 def build_rules(cfg: CfgNode) -> dict[str, Assigner]:
@@ -121,7 +121,7 @@ def build_rules(cfg: CfgNode) -> dict[str, Assigner]:
 
 
 class Viewer:
-    """Assign anchors on the pictures of a data set, count and draw.
+    """Assign anchors on the images of a data set, count and draw.
 
     Args:
         cfg: for the size of the network's input, anchors and rules.
@@ -134,38 +134,36 @@ class Viewer:
         self.generator = build_anchor_generator(cfg)
         self.rules = build_rules(cfg)
 
-    def write(self, folder: Path, num_pictures: int, num_drawn: int) -> None:
-        """Print the table, and write ``report.json``, ``index.html`` and its pictures.
+    def write(self, folder: Path, num_images: int, num_drawn: int) -> None:
+        """Print the table, and write ``report.json``, ``index.html`` and its images.
 
         Raises:
-            ValueError: if no picture has an object, or one cannot be read.
+            ValueError: if no image has an object, or one cannot be read.
         """
-        indices = self._sample(num_pictures)
+        indices = self._sample(num_images)
         title = f"anchors on {self.dataset.name}"
         counted = {index: self._count(index) for index in progress(indices, title)}
         objects = join(list(counted.values()))
         report = self._report(objects, len(indices))
         print("\n".join(map(printable, describe(report))))
-        drawn = choose_pictures(
-            {i: int((c.positives[ATSS] == 0).sum()) for i, c in counted.items()}, num_drawn
-        )
-        pictures = folder / "pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
-        for old in drawings_of(pictures):  # an earlier run may have drawn more
+        drawn = choose_images({i: int((c.positives[ATSS] == 0).sum()) for i, c in counted.items()}, num_drawn)
+        images = folder / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        for old in drawings_of(images):  # an earlier run may have drawn more
             old.unlink()
-        parts = [part for number, i in enumerate(drawn, start=1) for part in self._draw(i, number, pictures)]
+        parts = [part for number, i in enumerate(drawn, start=1) for part in self._draw(i, number, images)]
         positives, shares = (column_of_rules(report, key) for key in COLUMNS)
         histograms = {size: report["thresholds"][size]["histogram"] for size in SIZES}
         summary = draw_summary(positives, shares, histograms, THRESHOLD_EDGES)
-        save_image(summary, pictures / "summary.png")
+        save_image(summary, images / "summary.png")
         with atomic_write(folder / "report.json", "w") as file:
             json.dump(report, file, indent=2, ensure_ascii=False)
         with atomic_write(folder / "index.html", "w") as file:
             file.write(to_html(report, summary.size, parts))
-        print(f"  report and pictures: {folder / 'index.html'}\n")
+        print(f"  report and images: {folder / 'index.html'}\n")
 
     def _sample(self, most: int) -> list[int]:
-        """Choose pictures with objects, the same ones each time."""
+        """Choose images with objects, the same ones each time."""
         indices = list(range(len(self.dataset)))
         Random(0).shuffle(indices)
         found: list[int] = []
@@ -178,7 +176,7 @@ class Viewer:
         return sorted(found)
 
     def _target(self, index: int) -> tuple[Anchors, BoxList]:
-        """Return anchors and objects of a picture in the size of the network's input."""
+        """Return anchors and objects of an image in the size of the network's input."""
         target = self.dataset.target(index)
         size = resize_size(target.image_size, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         return self.generator.for_image(size), target.resize(size)
@@ -200,13 +198,13 @@ class Viewer:
         assert isinstance(rule, AtssAssigner)
         return rule
 
-    def _report(self, objects: AssignedObjects, num_pictures: int) -> dict[str, Any]:
+    def _report(self, objects: AssignedObjects, num_images: int) -> dict[str, Any]:
         atss = self.cfg.MODEL.ATSS
         return {
             "name": self.dataset.name,
             "layout": self.dataset.layout,
             "path": str(self.dataset.path),
-            "num_pictures": num_pictures,
+            "num_images": num_images,
             "num_objects": len(objects),
             "settings": {
                 "MIN_SIZE_TEST": self.cfg.INPUT.MIN_SIZE_TEST,
@@ -219,17 +217,17 @@ class Viewer:
         }
 
     def _draw(self, index: int, number: int, folder: Path) -> list[str]:
-        """Draw a picture and some of its objects; returns parts of the page, none if it is to be skipped."""
+        """Draw an image and some of its objects; returns parts of the page, none if it is to be skipped."""
         try:
             image = self.dataset.load_image(index)
-        except UnreadablePictureError:
+        except UnreadableImageError:
             if self.cfg.DATALOADER.SKIP_CORRUPT:
                 return []
             raise
         anchors, target = self._target(index)
         matched = {name: rule(anchors, [target.boxes])[0] for name, rule in self.rules.items()}
         counts = count_positives(matched[ATSS], len(target))
-        chosen = choose_objects(area(target.boxes).numpy(), counts, OBJECTS_A_PICTURE)
+        chosen = choose_objects(area(target.boxes).numpy(), counts, OBJECTS_PER_IMAGE)
         tiles = [("objects", self._draw_objects(image, target, chosen))]
         for name, owner in matched.items():
             tiles.append((_caption(name, owner, len(target)), _draw_rule(image, anchors, target, owner)))
@@ -237,7 +235,7 @@ class Viewer:
         panels = [(view.title, draw_object(image, target.image_size, view)) for view in views]
         rows = [tiles[:3], tiles[3:]]
         file_name = str(self.dataset.image_info(index)["file_name"])
-        save_image(contact_sheet(rows, title=file_name), folder / f"{number}_rules.jpg")
+        save_image(image_grid(rows, title=file_name), folder / f"{number}_rules.jpg")
         return [
             html.text("h2", file_name),
             html.grid(_figures(tiles, folder, f"{number}_rule"), 300),
@@ -258,7 +256,7 @@ class Viewer:
         return self.dataset.class_names[int(target.labels[i]) - 1]
 
     def _view(self, anchors: Anchors, target: BoxList, matched: Tensor, i: int) -> ObjectView:
-        """Look at one object of a picture by ATSS."""
+        """Look at one object of an image by ATSS."""
         found = self._atss.candidates(anchors, [target.boxes])
         candidates = found.anchors[0, i]
         reaches = found.ious[0, i] >= found.threshold[0, i]
@@ -287,11 +285,11 @@ def count_positives(matched: Tensor, num_objects: int) -> np.ndarray:
     return torch.bincount(matched[matched >= 0], minlength=num_objects).numpy()
 
 
-def choose_pictures(num_without: Mapping[int, int], most: int) -> list[int]:
-    """Choose half of the pictures for their objects without a positive, and the others by chance.
+def choose_images(num_without: Mapping[int, int], most: int) -> list[int]:
+    """Choose half of the images for their objects without a positive, and the others by chance.
 
     Args:
-        num_without: picture -> objects without a positive.
+        num_without: image -> objects without a positive.
         most: how many to choose.
     """
     worst = sorted((i for i in num_without if num_without[i]), key=lambda i: (-num_without[i], i))[
@@ -313,7 +311,7 @@ def _draw_rule(image: Image.Image, anchors: Anchors, target: BoxList, owner: Ten
 
 
 def _figures(tiles: Sequence[tuple[str, Image.Image]], folder: Path, stem: str) -> list[str]:
-    """Save pictures to a folder and return them with their captions in HTML."""
+    """Save images to a folder and return them with their captions in HTML."""
     parts = []
     for number, (caption, tile) in enumerate(tiles, start=1):
         name = f"{stem}_{number}.jpg"

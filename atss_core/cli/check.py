@@ -10,6 +10,23 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
+from atss_core.apps.check.charts import plot_objects
+from atss_core.apps.check.checks import (
+    Defect,
+    ambiguous_orientations,
+    check_images,
+    nothing_to_learn,
+    quick_check,
+    refuse_fatal,
+)
+from atss_core.apps.check.image_grids import draw_defects, draw_sample
+from atss_core.apps.check.statistics import (
+    Statistics,
+    count_objects,
+    crowded_images,
+    network_sides,
+    unfit_objects,
+)
 from atss_core.cli.datasets import add_dataset_arguments, keep_datasets, open_datasets
 from atss_core.cli.parser import CommandParser
 from atss_core.data import (
@@ -17,33 +34,16 @@ from atss_core.data import (
     check_same_classes,
     resize_size,
 )
-from atss_core.data.annotations import some
-from atss_core.data.check import (
-    Defect,
-    ambiguous_orientations,
-    check_pictures,
-    nothing_to_learn,
-    quick_check,
-    refuse_fatal,
-)
-from atss_core.data.sheets import draw_defects, draw_sample
-from atss_core.data.statistics import (
-    Statistics,
-    count_objects,
-    crowded_images,
-    network_sides,
-    unfit_objects,
-)
+from atss_core.data.datasets.coco import some
 from atss_core.evaluation.matching import MOST_OF_A_CLASS
 from atss_core.modeling.build import build_anchor_generator, build_assigner
 from atss_core.structures.boxes import widths_heights
-from atss_core.utils.charts import plot_objects
 from atss_core.utils.files import atomic_write
 from atss_core.utils.progress import progress
 from atss_core.utils.text import printable
-from atss_core.utils.visualize import save_image
+from atss_core.visualization.boxes import save_image
 
-# Pictures that anchors are assigned on; more would take minutes and tell the same.
+# Images that anchors are assigned on; more would take minutes and tell the same.
 LARGEST_SAMPLE = 1000
 # Headers that training reads before it begins; more would keep it waiting on a network disk.
 NUM_HEADERS = 500
@@ -53,7 +53,7 @@ FILES = ("report.json", "objects.png", "sample.jpg", "defects.jpg")
 MOST_CLASSES = 40  # lines of the table of classes
 
 EXAMPLE = """
-atss check cells/train.json@cells/pictures cells/val.json@cells/pictures
+atss check cells/train.json@cells/images cells/val.json@cells/images
 atss check datasets/bccd@trainval datasets/bccd@test
 atss check --config-file my.yaml          (DATASETS.TRAIN and DATASETS.TEST of it)
 """
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="only what annotations, file names and some headers tell: no pictures",
+        help="only what annotations, file names and some headers tell: no images",
     )
     arguments = parser.parse_args(argv)
     cfg, datasets = open_datasets(arguments)
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = [
         check(cfg, dataset, arguments.output_dir / dataset.name, arguments.quick) for dataset in datasets
     ]
-    print_shared_pictures(datasets)
+    print_shared_images(datasets)
     for dataset in datasets:
         check_same_classes(dataset, datasets[0].class_names, datasets[0].name)
     for dataset, defects in zip(datasets, found, strict=True):
@@ -82,20 +82,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) -> list[Defect]:
-    """Check a data set, print a report and write it with pictures to a folder; returns what is wrong.
+    """Check a data set, print a report and write it with images to a folder; returns what is wrong.
 
     Args:
         cfg: the configuration, for sizes and anchors.
         dataset: opened for testing.
         folder: receives ``report.json``, ``objects.png``, ``sample.jpg`` and ``defects.jpg``.
-        quick: leave out what reads the pictures, and all that draws them.
+        quick: leave out what reads the images, and all that draws them.
     """
     sides = network_sides(dataset, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     statistics = count_objects(dataset, sides)
     num_headers = NUM_HEADERS if quick else len(dataset)
     found = [*quick_defects(cfg, dataset, num_headers), *nothing_to_learn(dataset)]
     if not quick:
-        found += [*check_pictures(dataset), *objects_without_anchor(cfg, dataset)]
+        found += [*check_images(dataset), *objects_without_anchor(cfg, dataset)]
     print("\n".join(map(printable, describe(dataset, statistics, found))))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "report.json", "w") as file:
@@ -108,7 +108,7 @@ def check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) ->
         (folder / "defects.jpg").unlink(missing_ok=True)  # of an earlier check
         if sheet is not None:
             save_image(sheet, folder / "defects.jpg")
-    print(f"  report and pictures: {folder}\n")
+    print(f"  report and images: {folder}\n")
     return found
 
 
@@ -140,7 +140,7 @@ def sides_of_anchors(cfg: CfgNode) -> np.ndarray:
 
 
 def objects_without_anchor(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
-    """Assign anchors on pictures of the network's size, and report the objects that get none."""
+    """Assign anchors on images of the network's size, and report the objects that get none."""
     generator, assigner = build_anchor_generator(cfg), build_assigner(cfg)
     indices = range(len(dataset))
     if len(indices) > LARGEST_SAMPLE:
@@ -162,7 +162,7 @@ def objects_without_anchor(cfg: CfgNode, dataset: DetectionDataset) -> list[Defe
     message = (
         f"{num_without} of {num_objects} objects get no anchor by POSITIVE_TYPE "
         f"{cfg.MODEL.ATSS.POSITIVE_TYPE} and are not learned: too small for the grid, or behind others (in "
-        f"{where}); larger pictures (INPUT.MIN_SIZE_TRAIN) or other anchors help"
+        f"{where}); larger images (INPUT.MIN_SIZE_TRAIN) or other anchors help"
     )
     return [Defect("objects without an anchor", message, tuple(images))]
 
@@ -173,9 +173,9 @@ def describe(dataset: DetectionDataset, statistics: Statistics, defects: Sequenc
     crowds = {"VOC": "difficult"}.get(dataset.layout, "crowds or ignore regions")
     lines = [
         f"{dataset.name} ({dataset.layout} layout, {dataset.path})",
-        f"  {statistics.num_images} pictures of {low_w}x{low_h} to {high_w}x{high_h} pixels, "
+        f"  {statistics.num_images} images of {low_w}x{low_h} to {high_w}x{high_h} pixels, "
         f"{statistics.num_empty} of them empty; {statistics.num_objects} objects of {dataset.num_classes} "
-        f"class(es), at most {statistics.most_in_image} in a picture; {statistics.num_crowds} {crowds}",
+        f"class(es), at most {statistics.most_in_image} in an image; {statistics.num_crowds} {crowds}",
         "  classes",
         *_bars(dict(list(statistics.objects.items())[:MOST_CLASSES])),
     ]
@@ -197,7 +197,7 @@ def _bars(counts: dict[str, int]) -> list[str]:
 
 
 def to_json(dataset: DetectionDataset, statistics: Statistics, defects: Sequence[Defect]) -> dict:
-    """Return the report for programs: counts, and every picture and annotation of each defect."""
+    """Return the report for programs: counts, and every image and annotation of each defect."""
     images = dataset.coco_dict["images"]
     return {
         "name": dataset.name,
@@ -222,15 +222,15 @@ def to_json(dataset: DetectionDataset, statistics: Statistics, defects: Sequence
     }
 
 
-def print_shared_pictures(datasets: Sequence[DetectionDataset]) -> None:
-    """Say which data sets have pictures in common: a detector must not be tested on what it has learned."""
+def print_shared_images(datasets: Sequence[DetectionDataset]) -> None:
+    """Say which data sets have images in common: a detector must not be tested on what it has learned."""
     seen: dict[Path, str] = {}
     for dataset in datasets:
         paths = [dataset.image_path(index).resolve() for index in range(len(dataset))]
         shared = [path for path in paths if path in seen]
         if shared:
             print(
-                f"{len(shared)} pictures of {dataset.name} are in {seen[shared[0]]} as well, such as "
-                f"{shared[0].name}: a test on pictures of the training set says nothing"
+                f"{len(shared)} images of {dataset.name} are in {seen[shared[0]]} as well, such as "
+                f"{shared[0].name}: a test on images of the training set says nothing"
             )
         seen.update(dict.fromkeys(paths, dataset.name))

@@ -49,7 +49,7 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
     except (*USER_ERRORS, RuntimeError) as error:
         if error is getattr(sys.stdout, "error", None):
             raise  # for the console
-        message = in_own_words(error)
+        message = user_message(error)
         if os.environ.get("ATSS_TRACEBACK") or not message:
             raise
         logger.debug("stopped by an error", exc_info=True)  # in the log file alone
@@ -58,7 +58,7 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
         sys.exit(2)
 
 
-def in_own_words(error: Exception) -> str:
+def user_message(error: Exception) -> str:
     """Return what to tell the user about an error; nothing if it is a fault of the program."""
     if dist.is_lost_connection(error):
         return (

@@ -35,19 +35,19 @@ def add_dataset_arguments(parser: CommandParser, output_dir: Path) -> None:
         metavar="DIR",
         type=expanded_path,
         default=output_dir,
-        help="report and pictures, a folder a data set (default %(default)s)",
+        help="report and images, a folder a data set (default %(default)s)",
     )
     parser.add_argument(
         "words",
         nargs="*",
         metavar="PLACE | KEY VALUE",
-        help="data sets: names, or annotations.json@pictures, folder@split, data.yaml@split; then overrides "
+        help="data sets: names, or annotations.json@images, folder@split, data.yaml@split; then overrides "
         "such as INPUT.MIN_SIZE_TEST 400",
     )
 
 
 def open_datasets(arguments: argparse.Namespace) -> tuple[CfgNode, list[DetectionDataset]]:
-    """Return the configuration and the data sets that the arguments name, with all their pictures.
+    """Return the configuration and the data sets that the arguments name, with all their images.
 
     Raises:
         ValueError: if there are none, two have one name, or one is faulty.
@@ -57,7 +57,7 @@ def open_datasets(arguments: argparse.Namespace) -> tuple[CfgNode, list[Detectio
     names = places or list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     if not names:
         raise ValueError(
-            "there is no data set to look at: give its place, such as train.json@pictures, or a "
+            "there is no data set to look at: give its place, such as train.json@images, or a "
             "--config-file that names some in DATASETS.TRAIN"
         )
     datasets = [open_dataset(cfg, name) for name in names]
@@ -74,7 +74,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def open_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
-    """Open a data set with all its pictures, by name or place."""
+    """Open a data set with all its images, by name or place."""
     entry = find_dataset(name, cfg.DATASETS.DATA_DIR, cfg.DATASETS.REGISTER)
     dataset = DetectionDataset(
         entry,

@@ -14,25 +14,25 @@ from pathlib import Path
 from PIL import Image, ImageShow
 from tqdm import tqdm
 
+from atss_core.checkpoint.download import is_url, locate
+from atss_core.checkpoint.imagenet import is_imagenet_backbone
 from atss_core.cli.common import add_config_arguments
 from atss_core.cli.demo_video import annotate_video, camera_file, video_files
 from atss_core.cli.parser import CommandParser, expanded_path
-from atss_core.data import UnreadablePictureError, read_image
+from atss_core.data import UnreadableImageError, read_image
 from atss_core.engine import Predictor
 from atss_core.engine.inference import now
-from atss_core.engine.sources import find_pictures
-from atss_core.utils.download import is_url, locate
+from atss_core.engine.sources import find_images
 from atss_core.utils.extras import require
 from atss_core.utils.files import refuse_overwriting
-from atss_core.utils.imagenet import is_imagenet_body
 from atss_core.utils.text import printable
-from atss_core.utils.video import Source, UnreadableVideoError, camera_source, file_source
-from atss_core.utils.visualize import readable_scale, save_image
+from atss_core.visualization.boxes import readable_scale, save_image
+from atss_core.visualization.video import Source, UnreadableVideoError, camera_source, file_source
 
 RELEASES = "https://github.com/sfzhang15/ATSS"
 
 EXAMPLE = """
-atss demo --weights ATSS_R_50_FPN_1x.pth --images-dir my_pictures
+atss demo --weights ATSS_R_50_FPN_1x.pth --images-dir my_images
 atss demo --weights ATSS_R_50_FPN_1x.pth --video street.mp4
 """
 
@@ -40,7 +40,7 @@ atss demo --weights ATSS_R_50_FPN_1x.pth --video street.mp4
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with command-line words, by default those of this process."""
     arguments = build_parser().parse_args(argv)
-    is_named = is_url(arguments.weights) or is_imagenet_body(arguments.weights)  # Predictor sees to those
+    is_named = is_url(arguments.weights) or is_imagenet_backbone(arguments.weights)  # Predictor sees to those
     if not is_named and not locate(arguments.weights).is_file():
         raise FileNotFoundError(
             f"no weights at {arguments.weights}: get {Path(arguments.weights).name} from {RELEASES} (model "
@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         opts += ["INPUT.MIN_SIZE_TEST", str(arguments.min_image_size)]
     folder = arguments.output_dir
     videos = find_videos(arguments, folder)
-    pictures = [] if videos else find_pictures(arguments.images_dir)
-    outputs = [file for _, file in videos] + [folder / path.name for path in pictures]
-    inputs = [*pictures, *arguments.video, arguments.weights]
+    images = [] if videos else find_images(arguments.images_dir)
+    outputs = [file for _, file in videos] + [folder / path.name for path in images]
+    inputs = [*images, *arguments.video, arguments.weights]
     refuse_overwriting(outputs, inputs, "Give another --output-dir.")
     predictor = Predictor.from_config(arguments.config_file, arguments.weights, opts)
     num_skipped = 0
@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             annotate_video(predictor, source, file, threshold=arguments.score_threshold, show=arguments.show)
         except UnreadableVideoError as error:
             num_skipped += skip(error, len(videos))
-    if pictures:
+    if images:
         num_skipped += annotate(
-            predictor, pictures, folder, threshold=arguments.score_threshold, show=arguments.show
+            predictor, images, folder, threshold=arguments.score_threshold, show=arguments.show
         )
     if num_skipped == len(outputs):
         raise ValueError(f"none of the {num_skipped} files can be read; give --images-dir or --video others")
@@ -92,7 +92,7 @@ def build_parser() -> CommandParser:
     )
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument(
-        "--images-dir", metavar="DIR", default="demo/images", help="folder of pictures (default %(default)s)"
+        "--images-dir", metavar="DIR", default="demo/images", help="folder of images (default %(default)s)"
     )
     sources.add_argument(
         "--video", metavar="FILE", action="append", default=[], help="video file; may be given several times"
@@ -141,27 +141,27 @@ def find_videos(arguments: argparse.Namespace, folder: Path) -> list[tuple[Sourc
 
 
 def annotate(
-    predictor: Predictor, pictures: Sequence[Path], folder: Path, *, threshold: float, show: bool
+    predictor: Predictor, images: Sequence[Path], folder: Path, *, threshold: float, show: bool
 ) -> int:
     """Detect, draw and save, and print how long detection took.
 
     Args:
         predictor: the detector.
-        pictures: files to read.
+        images: files to read.
         folder: receives annotated copies under the same names.
         threshold: detections below this score are not drawn.
-        show: open a window for each picture.
+        show: open a window for each image.
 
     Returns:
         How many files cannot be read.
     """
     milliseconds: list[float] = []
     num_skipped = 0
-    for path in tqdm(pictures, desc="demo", unit="picture", disable=None):
+    for path in tqdm(images, desc="demo", unit="image", disable=None):
         try:
             image = read_image(path, apply_exif=True, max_pixels=predictor.max_pixels)
-        except UnreadablePictureError as error:
-            num_skipped += skip(error, len(pictures))
+        except UnreadableImageError as error:
+            num_skipped += skip(error, len(images))
             continue
         if not milliseconds:
             predictor(image)  # the first run warms up and does not count
@@ -175,18 +175,18 @@ def annotate(
             show_window(drawn)
     if milliseconds:
         print(
-            f"{statistics.median(milliseconds):.0f} ms a picture (median of {len(milliseconds)}, resizing "
-            f"included, without loading and warm-up); annotated pictures are in {folder}"
+            f"{statistics.median(milliseconds):.0f} ms per image (median of {len(milliseconds)}, resizing "
+            f"included, without loading and warm-up); annotated images are in {folder}"
         )
     return num_skipped
 
 
 def show_window(image: Image.Image) -> None:
-    """Open a picture in the desktop's viewer.
+    """Open an image in the desktop's viewer.
 
     Raises:
         ValueError: if there is no viewer to open it.
     """
     if not ImageShow._viewers:
-        raise ValueError("--show needs a desktop; without it the pictures are written all the same")
+        raise ValueError("--show needs a desktop; without it the images are written all the same")
     image.show()

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from atss_core.engine import Predictor
 from atss_core.engine.inference import now
 from atss_core.utils.text import printable
-from atss_core.utils.video import Source, VideoReader, VideoWriter
-from atss_core.utils.visualize import readable_scale
-from atss_core.utils.window import Window
+from atss_core.visualization.boxes import readable_scale
+from atss_core.visualization.video import Source, VideoReader, VideoWriter
+from atss_core.visualization.window import Window
 
 
 @dataclass

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 
 from atss_core import __version__
+from atss_core.checkpoint.download import cache_root
 from atss_core.cli.parser import CommandParser
 from atss_core.config import get_cfg
 from atss_core.config.catalog import DATASETS, find_dataset
 from atss_core.config.shipped import shipped_configs
-from atss_core.utils.download import cache_root
 from atss_core.utils.extras import EXTRAS, has
 
 EXAMPLE = """

@@ -1,6 +1,6 @@
 """Export a detector as ONNX, OpenVINO or torch.export file, and prove that the file detects the same.
 
-Pictures go through the detector and through the file; unless they find the same the command fails.
+Images go through the detector and through the file; unless they find the same the command fails.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from tempfile import TemporaryDirectory
 
 from yacs.config import CfgNode
 
+from atss_core.checkpoint.weights import load_trained, read_detector
 from atss_core.cli.common import add_config_arguments
 from atss_core.cli.datasets import open_dataset
+from atss_core.cli.evaluate import find_weights_to_test
 from atss_core.cli.parser import CommandParser, did_you_mean, expanded_path
-from atss_core.cli.test import find_weights_to_test
 from atss_core.config import load_cfg
-from atss_core.data import UnreadablePictureError, fill_num_classes, pixel_limit, read_image
+from atss_core.data import UnreadableImageError, fill_num_classes, pixel_limit, read_image
 from atss_core.engine.predictor import default_class_names
-from atss_core.engine.sources import find_pictures
+from atss_core.engine.sources import find_images
 from atss_core.export import (
     TARGETS,
     build_description,
     build_graph,
-    build_prover,
+    build_parity_check,
     check_exportable,
     files_of,
 )
@@ -34,7 +35,6 @@ from atss_core.modeling import Detector, build_detector
 from atss_core.utils.extras import require
 from atss_core.utils.files import atomic_write, refuse_overwriting
 from atss_core.utils.text import printable
-from atss_core.utils.weights import load_trained, read_detector
 
 EXAMPLE = """
 atss export --config-file atss_R_50_FPN_1x --weights ATSS_R_50_FPN_1x.pth \\
@@ -42,7 +42,7 @@ atss export --config-file atss_R_50_FPN_1x --weights ATSS_R_50_FPN_1x.pth \\
 """
 
 # That the proof takes of a folder.
-MAX_PICTURES = 8
+MAX_IMAGES = 8
 # Of the working folder, and of the checkout of this package.
 DEMO_IMAGES = (Path("demo/images"), Path(__file__).resolve().parents[2] / "demo" / "images")
 
@@ -74,16 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_exportable(cfg)
     output = arguments.output or Path(cfg.OUTPUT_DIR) / "export"
     formats = choose_formats(arguments.format, output)
-    pictures = choose_pictures(cfg, arguments.images)
+    images = choose_images(cfg, arguments.images)
     for package in dict.fromkeys(package for name in formats for package in TARGETS[name].packages):
         require(package)
     cfg, detector, class_names, source = load_detector(cfg, arguments.weights)
     stem = Path(str(source).split("?")[0]).stem
     paths = [output if output.suffix in SUFFIXES else output / f"{stem}{TARGETS[n].suffix}" for n in formats]
     outputs = [file for path in paths for file in (*files_of(path), report_of(path))]
-    refuse_overwriting(outputs, [source, arguments.config_file, *pictures], "Give another --output.")
+    refuse_overwriting(outputs, [source, arguments.config_file, *images], "Give another --output.")
     for name, path in zip(formats, paths, strict=True):
-        export(cfg, detector, class_names, name, path, pictures, nms=arguments.nms)
+        export(cfg, detector, class_names, name, path, images, nms=arguments.nms)
 
 
 def choose_formats(words: str | None, output: Path) -> list[str]:
@@ -113,17 +113,17 @@ def choose_formats(words: str | None, output: Path) -> list[str]:
     return formats
 
 
-def choose_pictures(cfg: CfgNode, folder: str | None) -> list[Path]:
+def choose_images(cfg: CfgNode, folder: str | None) -> list[Path]:
     """Return the images of the proof: of a folder, or else of the test set, or else those of the demo.
 
     Raises:
         ValueError: if none can be read.
     """
-    files = test_set_pictures(cfg) if folder is None else find_pictures(folder)
+    files = test_set_images(cfg) if folder is None else find_images(folder)
     demo = next((each for each in DEMO_IMAGES if each.is_dir()), None)
     if not files and demo:
-        files = find_pictures(demo)
-    found = list(islice(readable(files, pixel_limit(cfg)), MAX_PICTURES))
+        files = find_images(demo)
+    found = list(islice(readable(files, pixel_limit(cfg)), MAX_IMAGES))
     if not found:
         raise ValueError(
             f"--images: expected images for the proof, got none that can be read in "
@@ -132,7 +132,7 @@ def choose_pictures(cfg: CfgNode, folder: str | None) -> list[Path]:
     return found
 
 
-def test_set_pictures(cfg: CfgNode) -> list[Path]:
+def test_set_images(cfg: CfgNode) -> list[Path]:
     """Return images with objects of the first test set, none if it is not there or cannot be opened."""
     try:
         dataset = open_dataset(cfg, cfg.DATASETS.TEST[0])
@@ -142,7 +142,7 @@ def test_set_pictures(cfg: CfgNode) -> list[Path]:
         print(f"images of the demo instead of the test set: {printable(str(error))}", file=sys.stderr)
         return []
     with_objects = (dataset.image_path(i) for i in range(len(dataset)) if len(dataset.target(i)))
-    return list(islice(with_objects, 2 * MAX_PICTURES))
+    return list(islice(with_objects, 2 * MAX_IMAGES))
 
 
 def readable(files: Iterable[Path], max_pixels: int) -> Iterator[Path]:
@@ -150,7 +150,7 @@ def readable(files: Iterable[Path], max_pixels: int) -> Iterator[Path]:
     for file in files:
         try:
             read_image(file, apply_exif=True, max_pixels=max_pixels)
-        except UnreadablePictureError as error:
+        except UnreadableImageError as error:
             print(f"skipped: {printable(str(error))}", file=sys.stderr)
         else:
             yield file
@@ -173,7 +173,7 @@ def export(
     class_names: Sequence[str],
     name: str,
     path: Path,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     *,
     nms: str,
 ) -> None:
@@ -192,7 +192,7 @@ def export(
         draft = Path(folder) / path.name
         description = build_description(cfg, class_names, nms)
         target.write(build_graph(cfg, detector), nms == "inside", draft, description)
-        report = build_prover(cfg, detector, pictures)(draft)
+        report = build_parity_check(cfg, detector, images)(draft)
         with atomic_write(report_of(draft), "w") as file:
             json.dump(report.to_dict(), file, indent=1)
         print(report.table(), flush=True)

@@ -15,8 +15,8 @@ from atss_core.utils.text import printable
 COMMANDS = {
     "quickstart": ("quickstart", "make a small data set, train on it, test, and draw what is found"),
     "train": ("train", "train a detector, or go on where a run stopped"),
-    "test": ("test", "measure a detector with the metrics of COCO and VOC, and write a report"),
-    "demo": ("demo", "draw what a detector finds in pictures, videos or before a camera"),
+    "test": ("evaluate", "measure a detector with the metrics of COCO and VOC, and write a report"),
+    "demo": ("demo", "draw what a detector finds in images, videos or before a camera"),
     "check": ("check", "find what is wrong with data sets, before training"),
     "assign": ("assign", "show which anchors each object gets, by ATSS and by other rules"),
     "plot": ("plot", "draw the curves of trainings side by side"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from atss_core.cli.parser import CommandParser, expanded_path
 from atss_core.utils.files import refuse_overwriting
-from atss_core.utils.run_curves import names_of, plot_runs
+from atss_core.visualization.run_curves import names_of, plot_runs
 
 EXAMPLE = """
 atss plot training_dir/first training_dir/second --output curves.png
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--output",
         metavar="FILE",
         type=expanded_path,
-        help="the picture, .png, .svg or .pdf (default: curves.png in the folder of a single run, else here)",
+        help="the image, .png, .svg or .pdf (default: curves.png in the folder of a single run, else here)",
     )
     arguments = parser.parse_args(argv)
     files = [metrics_file(run) for run in dict.fromkeys(arguments.runs)]

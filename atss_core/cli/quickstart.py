@@ -11,21 +11,21 @@ import torch
 from PIL import Image
 from yacs.config import CfgNode
 
+from atss_core.cli.evaluate import test_detector
 from atss_core.cli.parser import CommandParser
-from atss_core.cli.test import test_detector
 from atss_core.cli.train import train_detector
 from atss_core.config import load_cfg
 from atss_core.config.catalog import find_dataset
 from atss_core.data import DetectionDataset, build_test_loaders, write_shapes
 from atss_core.structures import BoxList
-from atss_core.utils.curves import plot_curves
 from atss_core.utils.files import auxiliary
-from atss_core.utils.visualize import contact_sheet, draw_boxes, readable_scale, save_image
+from atss_core.visualization.boxes import draw_boxes, image_grid, readable_scale, save_image
+from atss_core.visualization.curves import plot_curves
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "configs/quick/atss_R_18_shapes.yaml"
-NUM_PICTURES = 12  # on the sheet, two pairs in a row
+NUM_IMAGES = 12  # on the sheet, two pairs in a row
 SCORE_THRESHOLD = 0.5
 
 EXAMPLE = """
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with auxiliary(folder / "loss_curves.png"):
         plot_curves(folder / "metrics.jsonl", folder / "loss_curves.png")
     with auxiliary(folder / "detections.png"):
-        draw_detections(cfg, folder / "detections.png", NUM_PICTURES)
+        draw_detections(cfg, folder / "detections.png", NUM_IMAGES)
     for name, found in metrics.items():
         logger.info("%s: AP %.3f, AP50 %.3f", name, found.overall["AP"], found.overall["AP50"])
     logger.info("Detections beside the ground truth: %s", folder / "detections.png")
@@ -54,17 +54,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     logger.info("Metrics: %s", folder / "inference" / cfg.DATASETS.TEST[0] / "metrics.json")
 
 
-def draw_detections(
-    cfg: CfgNode, path: Path, num_pictures: int, title: str = "", blank: bool = False
-) -> None:
-    """Draw the first test pictures, ground truth beside the saved detections, on one sheet.
+def draw_detections(cfg: CfgNode, path: Path, num_images: int, title: str = "", blank: bool = False) -> None:
+    """Draw the first test images, ground truth beside the saved detections, on one sheet.
 
     Args:
         cfg: the configuration of the run that saved the detections.
         path: the sheet.
-        num_pictures: how many, an even number.
+        num_images: how many, an even number.
         title: over the sheet, by default the name of the data set.
-        blank: draw the boxes on grey, for documents that must not show the pictures themselves.
+        blank: draw the boxes on grey, for documents that must not show the images themselves.
     """
     dataset = build_test_loaders(cfg)[0].dataset
     assert isinstance(dataset, DetectionDataset)
@@ -72,20 +70,20 @@ def draw_detections(
         Path(cfg.OUTPUT_DIR) / "inference" / dataset.name / "predictions.pth", weights_only=True
     )
     pairs = []
-    for index in range(num_pictures):
+    for index in range(num_images):
         image = dataset.load_image(index)
         canvas = Image.new("RGB", image.size, "gainsboro") if blank else image
         pairs.append(draw_pair(canvas, dataset, index, predictions[dataset.image_ids[index]]))
     rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
     save_image(
-        contact_sheet(rows, title=f"{title or dataset.name}: ground truth, and detections beside it"), path
+        image_grid(rows, title=f"{title or dataset.name}: ground truth, and detections beside it"), path
     )
 
 
 def draw_pair(
     image: Image.Image, dataset: DetectionDataset, index: int, prediction: dict[str, Any]
 ) -> list[tuple[str, Image.Image]]:
-    """Return captions and pictures: the ground truth of an image, and its detections."""
+    """Return captions and images: the ground truth of an image, and its detections."""
     scale = readable_scale((image.height, image.width), short_side=256)
     result = BoxList(
         prediction["boxes"],

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from atss_core.checkpoint.checkpointer import read_checkpoint
+from atss_core.checkpoint.download import is_url, locate
+from atss_core.checkpoint.tensor_file import to_safetensors
+from atss_core.checkpoint.weights import weights_of
 from atss_core.cli.parser import CommandParser, expanded_path
-from atss_core.utils.checkpoint import read_checkpoint
-from atss_core.utils.download import is_url, locate
 from atss_core.utils.files import atomic_write
-from atss_core.utils.tensor_file import to_safetensors
-from atss_core.utils.weights import weights_of
 
 EXAMPLE = """
 atss remove-solver-states --model training_dir/atss_R_50_FPN_1x/model_final.pth

@@ -14,6 +14,9 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from atss_core.apps.check.checks import refuse_fatal
+from atss_core.checkpoint.checkpointer import Checkpointer
+from atss_core.checkpoint.weights import load_initial_weights
 from atss_core.cli.check import quick_defects
 from atss_core.cli.common import (
     add_config_arguments,
@@ -21,8 +24,8 @@ from atss_core.cli.common import (
     load_config,
     start,
 )
+from atss_core.cli.evaluate import test_detector
 from atss_core.cli.parser import CommandParser
-from atss_core.cli.test import test_detector
 from atss_core.data import (
     DetectionDataset,
     JoinedDataset,
@@ -33,20 +36,17 @@ from atss_core.data import (
     check_same_classes,
     fill_num_classes,
 )
-from atss_core.data.check import refuse_fatal
 from atss_core.engine import TrainingStep, train
 from atss_core.engine.build import move_detector
-from atss_core.engine.periodic_test import PeriodicTest
+from atss_core.engine.periodic_evaluation import PeriodicTest
+from atss_core.engine.tensorboard import Board
 from atss_core.evaluation import choose_backend
 from atss_core.modeling import Detector, build_detector
-from atss_core.solver import build_average, build_optimizer, build_scheduler
+from atss_core.solver import build_ema, build_optimizer, build_scheduler
 from atss_core.utils import dist
-from atss_core.utils.board import Board
-from atss_core.utils.checkpoint import Checkpointer
 from atss_core.utils.env import seed_everything
 from atss_core.utils.files import atomic_write, refuse_overwriting
 from atss_core.utils.lock import lock_folder
-from atss_core.utils.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.skip_test and not trained.is_tested:
         test_detector(trained.cfg, trained.detector, trained.device, is_final=True)
     if dist.is_main():
-        logger.info(what_next(Path(cfg.OUTPUT_DIR)))
+        logger.info(next_steps(Path(cfg.OUTPUT_DIR)))
 
 
-def what_next(folder: Path) -> str:
+def next_steps(folder: Path) -> str:
     """Return the commands that use what a training has left in its folder."""
     config, weights = (shlex.quote(str(folder / name)) for name in ("config.yml", "model_final.pth"))
     commands = {
         "measure": f"atss test --config-file {config} MODEL.WEIGHT {weights}",
-        "draw": f"atss demo --config-file {config} --weights {weights} --images-dir PICTURES",
+        "draw": f"atss demo --config-file {config} --weights {weights} --images-dir IMAGES",
         "curves": f"atss plot {shlex.quote(str(folder))}",
         "export": f"atss export --config-file {config} --weights {weights} --format onnx",
     }
@@ -130,7 +130,7 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
     optimizer = build_optimizer(cfg, detector)
     scheduler = build_scheduler(cfg, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "float16")
-    average = build_average(cfg, detector)
+    average = build_ema(cfg, detector)
     checkpointer = Checkpointer(
         folder, detector, optimizer, scheduler, dataset.class_names, scaler=scaler, average=average
     )
@@ -171,9 +171,9 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
     board = Board(folder / "tensorboard", start_iter)
     tested = checkpointer.tested_model
     assert isinstance(tested, Detector)
-    periodic_test = None
+    periodic_evaluation = None
     if cfg.TEST.EVAL_PERIOD:
-        periodic_test = PeriodicTest(
+        periodic_evaluation = PeriodicTest(
             lambda iteration: test_detector(
                 cfg, tested, device, is_final=iteration == cfg.SOLVER.MAX_ITER, test_sets=test_sets
             ),
@@ -187,9 +187,9 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
         )
     if is_trained:
         logger.info("%s is trained already (%d iterations); remove it to train anew", folder, start_iter)
-        is_due = periodic_test is not None and periodic_test.is_due(start_iter)
-        if periodic_test is not None and is_due:
-            periodic_test(start_iter)
+        is_due = periodic_evaluation is not None and periodic_evaluation.is_due(start_iter)
+        if periodic_evaluation is not None and is_due:
+            periodic_evaluation(start_iter)
         return Trained(tested, device, is_due, cfg)
 
     train(
@@ -204,9 +204,9 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
         log_period=cfg.SOLVER.LOG_PERIOD,
         metrics_file=folder / "metrics.jsonl",
         board=board,
-        periodic_test=periodic_test,
+        periodic_evaluation=periodic_evaluation,
     )
-    return Trained(tested, device, periodic_test is not None, cfg)
+    return Trained(tested, device, periodic_evaluation is not None, cfg)
 
 
 def check_settings(cfg: CfgNode) -> None:

@@ -21,7 +21,7 @@ class DatasetEntry:
 
     Attributes:
         name: for messages and for the folder of its results.
-        images: the folder with the pictures of a COCO file; None where the layout tells it (VOC, YOLO).
+        images: the folder with the images of a COCO file; None where the layout tells it (VOC, YOLO).
         annotations: a COCO JSON file, the folder of a VOC or YOLO data set, or a ``data.yaml``.
         split: the part of a VOC or YOLO data set, such as "train"; empty for all of it.
         class_names: the classes in the order of their labels; empty if the data set tells them.
@@ -78,8 +78,8 @@ WEIGHTS = {
     ),
 }
 
-# torchvision://NAME: the models of torchvision that are plain ResNet or ResNeXt bodies
-TORCHVISION_BODIES = (
+# torchvision://NAME: the models of torchvision that are plain ResNet or ResNeXt backbones
+TORCHVISION_BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
 )
@@ -113,7 +113,7 @@ def find_dataset(name: str, data_dir: str | Path, register: Mapping[str, str] | 
         return parse_place(name)
     raise ValueError(
         f"unknown data set {shorten(name)}; {_nearest(name, {**DATASETS, **own})} For your own data give "
-        f"its place, such as path/to/train.json@path/to/pictures"
+        f"its place, such as path/to/train.json@path/to/images"
     )
 
 
@@ -138,7 +138,7 @@ def parse_place(
     """Read where a data set is.
 
     Args:
-        place: ``annotations.json@pictures`` for COCO (without ``@pictures`` they are beside the file),
+        place: ``annotations.json@images`` for COCO (without ``@images`` they are beside the file),
             ``folder@split`` for VOC and YOLO, ``data.yaml@split`` for YOLO.
         name: of the data set; by default made of the last parts of the path.
         root: what the paths start from, by default the current folder.
@@ -150,7 +150,7 @@ def parse_place(
     text, part = _split_place(place, root or Path())
     if not text:
         raise ValueError(
-            f"{shorten(place)} is not the place of a data set: expected annotations.json@pictures, "
+            f"{shorten(place)} is not the place of a data set: expected annotations.json@images, "
             f"folder@split or data.yaml@split"
         )
     path = (root or Path()) / os.path.expanduser(text)

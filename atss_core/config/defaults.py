@@ -68,7 +68,7 @@ def _model() -> Node:
             "WEIGHT_PARTIAL": False,
             # (new) Store weights with the channels last, which activations then follow; suits tensor cores.
             "CHANNELS_LAST": False,
-            # (new) Compile body, FPN and head with torch.compile; the first iterations then take minutes.
+            # (new) Compile backbone, FPN and head with torch.compile; the first iterations then take minutes.
             "COMPILE": False,
             # Turn the trainable batch norms into synchronised ones when several processes train.
             "USE_SYNCBN": False,
@@ -78,13 +78,13 @@ def _model() -> Node:
                     "CONV_BODY": "R-50-C4",
                     # Stages from the stem on whose weights stay fixed: 0 none, 1 stem, 2 stem and layer1, ...
                     "FREEZE_CONV_BODY_AT": 2,
-                    # GroupNorm in the body, whatever TRANS_FUNC and STEM_FUNC say.
+                    # GroupNorm in the backbone, whatever TRANS_FUNC and STEM_FUNC say.
                     "USE_GN": False,
                 }
             ),
             # GroupNorm, and a ReLU, after each convolution of the FPN.
             "FPN": Node({"USE_GN": False, "USE_RELU": False}),
-            # GroupNorm of body and FPN. Give NUM_GROUPS, or DIM_PER_GP channels a group with NUM_GROUPS -1.
+            # GroupNorm of backbone and FPN: NUM_GROUPS, or DIM_PER_GP channels per group with NUM_GROUPS -1.
             "GROUP_NORM": Node({"DIM_PER_GP": -1, "NUM_GROUPS": 32, "EPSILON": 1e-5}),
             "RESNETS": _resnets(),
             "ATSS": _atss(),
@@ -110,7 +110,7 @@ def _resnets() -> Node:
             "RES5_DILATION": 1,
             # Channels of every FPN level and of the head.
             "BACKBONE_OUT_CHANNELS": 256 * 4,
-            # Output channels of layer1 of a bottleneck body; each later stage doubles them.
+            # Output channels of layer1 of a bottleneck backbone; each later stage doubles them.
             "RES2_OUT_CHANNELS": 256,
             # Output channels of the stem.
             "STEM_OUT_CHANNELS": 64,
@@ -196,7 +196,7 @@ def _input() -> Node:
             "MIN_SIZE_TEST": 800,
             # Cap of the long side in testing.
             "MAX_SIZE_TEST": 1333,
-            # (new) Probability of mirroring a training picture; 0.5 is built into the published code.
+            # (new) Probability of mirroring a training image; 0.5 is built into the published code.
             "HORIZONTAL_FLIP_PROB_TRAIN": 0.5,
             # Pixel statistics, in the order and range that TO_BGR255 chooses: BGR in 0..255 or RGB in 0..1.
             "PIXEL_MEAN": [102.9801, 115.9465, 122.7717],
@@ -212,11 +212,11 @@ def _datasets() -> Node:
     return Node(
         {
             # Each a name from config/catalog.py or REGISTER, or (new) where the data set is:
-            # "annotations.json@pictures" (COCO), "folder@split" (VOC, YOLO) or "data.yaml@split" (YOLO).
+            # "annotations.json@images" (COCO), "folder@split" (VOC, YOLO) or "data.yaml@split" (YOLO).
             "TRAIN": (),
             "TEST": (),
             # (new) Own names for such places, which start from the current folder:
-            # REGISTER: {cells_train: "cells/train.json@cells/pictures"}.
+            # REGISTER: {cells_train: "cells/train.json@cells/images"}.
             "REGISTER": Node(),
             # (new) The folder that the paths of the catalogue start from.
             "DATA_DIR": "datasets",
@@ -231,12 +231,12 @@ def _dataloader() -> Node:
             "NUM_WORKERS": 4,
             # Padded sides are multiples of this; 0 leaves them as they are.
             "SIZE_DIVISIBILITY": 0,
-            # Batches hold either wide (height < width) or tall and square pictures.
+            # Batches hold either wide (height < width) or tall and square images.
             "ASPECT_RATIO_GROUPING": True,
-            # (new) Leave out of training the pictures without any object; if False they are trained on as
+            # (new) Leave out of training the images without any object; if False they are trained on as
             # background. Those with only crowds or boxes without area are left out in either case.
             "FILTER_EMPTY_ANNOTATIONS": True,
-            # (new) Count and skip pictures that cannot be read, instead of stopping.
+            # (new) Count and skip images that cannot be read, instead of stopping.
             "SKIP_CORRUPT": False,
         }
     )
@@ -245,7 +245,7 @@ def _dataloader() -> Node:
 def _solver() -> Node:
     return Node(
         {
-            # Iterations, pictures an iteration over all processes.
+            # Iterations, images an iteration over all processes.
             "MAX_ITER": 40000,
             "IMS_PER_BATCH": 16,
             # Learning rate after the warm-up.
@@ -267,7 +267,7 @@ def _solver() -> Node:
             # (new) "step" is the published schedule; "cosine" falls to 0 at MAX_ITER (arXiv 1608.03983).
             # Both begin with the warm-up.
             "SCHEDULE": "step",
-            # (new) If above 0, BASE_LR is meant for so many pictures a batch: the rate is
+            # (new) If above 0, BASE_LR is meant for so many images a batch: the rate is
             # BASE_LR * IMS_PER_BATCH / LR_REFERENCE_BATCH. Nothing else ever changes it.
             "LR_REFERENCE_BATCH": 0,
             # (new) Parts that each process splits its share of a batch into, one after the other, to save
@@ -295,9 +295,9 @@ def _test() -> Node:
             # than SIGMA_TOL std from the mean are reported.
             "EXPECTED_RESULTS": [],
             "EXPECTED_RESULTS_SIGMA_TOL": 4,
-            # Pictures a batch over all processes, at least one for each.
+            # Images a batch over all processes, at least one for each.
             "IMS_PER_BATCH": 8,
-            # Most detections of a picture, the best.
+            # Most detections of an image, the best.
             "DETECTIONS_PER_IMG": 100,
             # (new) Iterations between tests during training, 0 for none; model_best.pth is the best of them
             # by BEST_METRIC (AP, AP50, ...) on the first data set of DATASETS.TEST.
@@ -315,7 +315,7 @@ def _test() -> Node:
 
 
 def _bbox_aug() -> Node:
-    """Return the keys of multi-scale testing, which looks at a picture in several sizes, one at a time."""
+    """Return the keys of multi-scale testing, which looks at an image in several sizes, one at a time."""
     return Node(
         {
             # Look in several sizes.
@@ -324,11 +324,11 @@ def _bbox_aug() -> Node:
             # below 800 at INPUT.MAX_SIZE_TEST.
             "SCALES": (),
             "MAX_SIZE": 4000,
-            # Look at the mirrored picture as well: at INPUT.MIN_SIZE_TEST, and at each of SCALES.
+            # Look at the flipped image as well: at INPUT.MIN_SIZE_TEST, and at each of SCALES.
             "H_FLIP": False,
             "SCALE_H_FLIP": False,
             # If true, each size has its own NMS, keeps DETECTIONS_PER_IMG, and MERGE_TYPE merges what they
-            # found, at most PRE_NMS_TOP_N a picture: "vote" averages boxes of an IoU from VOTE_TH on,
+            # found, at most PRE_NMS_TOP_N an image: "vote" averages boxes of an IoU from VOTE_TH on,
             # "soft-vote" keeps the averaged ones as well, rescored, "nms" keeps the best. If false, one NMS
             # over the candidates of all sizes leaves DETECTIONS_PER_IMG.
             "VOTE": False,

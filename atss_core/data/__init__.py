@@ -1,4 +1,4 @@
-"""Pictures and boxes, from files to batches."""
+"""Images and boxes, from files to batches."""
 
 from atss_core.data.batch import Batch, Sample, collate
 from atss_core.data.build import (
@@ -18,24 +18,24 @@ from atss_core.data.build import (
     pixel_limit,
 )
 from atss_core.data.dataset import DetectionDataset
-from atss_core.data.pictures import UnreadablePictureError, read_image, to_rgb
-from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler
-from atss_core.data.shapes import write_shapes
+from atss_core.data.datasets.shapes import write_shapes
+from atss_core.data.images import UnreadableImageError, read_image, to_rgb
+from atss_core.data.samplers import EvalBatchSampler, SampleKey, TrainBatchSampler
 from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, resize_size
 
 __all__ = [
     "Batch",
     "Compose",
     "DetectionDataset",
+    "EvalBatchSampler",
     "JoinedDataset",
     "Normalize",
     "RandomHorizontalFlip",
     "Resize",
     "Sample",
     "SampleKey",
-    "TestBatchSampler",
     "TrainBatchSampler",
-    "UnreadablePictureError",
+    "UnreadableImageError",
     "build_collate",
     "build_datasets",
     "build_pixel_format",

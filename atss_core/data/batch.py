@@ -13,13 +13,13 @@ from atss_core.structures import BoxList, ImageList
 
 
 class Sample(NamedTuple):
-    """One transformed picture with its objects.
+    """One transformed image with its objects.
 
     Attributes:
-        image: normalised, shape (3, h, w); None if the picture could not be read and is left out.
+        image: normalised, shape (3, h, w); None if the image could not be read and is left out.
         target: the objects, in pixels of ``image``.
         image_id: its id in the annotation file.
-        skipped: a message for each unreadable picture that was skipped on the way.
+        skipped: a message for each unreadable image that was skipped on the way.
     """
 
     image: Tensor | None
@@ -30,13 +30,13 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures that go through the detector together.
+    """Images that go through the detector together.
 
     Attributes:
-        images: N padded pictures; N is 0 if all pictures of a test batch were skipped.
-        targets: the objects of each picture.
-        image_ids: the id of each picture in its annotation file.
-        skipped: a message for each unreadable picture, for the main process to count and log.
+        images: N padded images; N is 0 if all images of a test batch were skipped.
+        targets: the objects of each image.
+        image_ids: the id of each image in its annotation file.
+        skipped: a message for each unreadable image, for the main process to count and log.
     """
 
     images: ImageList
@@ -62,7 +62,7 @@ def collate(samples: Sequence[Sample], size_divisibility: int) -> Batch:
     """Pad samples to one size.
 
     Args:
-        samples: one or more; those without a picture only count as skipped.
+        samples: one or more; those without an image only count as skipped.
         size_divisibility: padded sides are multiples of this; 0 leaves them as they are.
     """
     images = [sample.image for sample in samples if sample.image is not None]

@@ -23,7 +23,7 @@ from atss_core.config.catalog import find_dataset
 from atss_core.data.batch import Batch, Sample, collate
 from atss_core.data.dataset import DetectionDataset
 from atss_core.data.loader import WatchedLoader
-from atss_core.data.samplers import SampleKey, TestBatchSampler, TrainBatchSampler
+from atss_core.data.samplers import EvalBatchSampler, SampleKey, TrainBatchSampler
 from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Step, to_pixels
 from atss_core.utils.pixels import PixelFormat
 
@@ -67,7 +67,7 @@ class JoinedDataset(Dataset[Sample]):
 
 
 def build_transform(cfg: CfgNode, training: bool) -> Compose:
-    """Build what happens to a picture between its file and the batch, in the published order.
+    """Build what happens to an image between its file and the batch, in the published order.
 
     Multi-scale testing resizes for itself and gets the pixels as they are.
     """
@@ -84,12 +84,12 @@ def build_transform(cfg: CfgNode, training: bool) -> Compose:
 
 
 def build_test_transform(cfg: CfgNode, min_size: int, max_size: int) -> Compose:
-    """Build the way from a picture to the network at a short side, with a cap of the long one, in pixels."""
+    """Build the way from an image to the network at a short side, with a cap of the long one, in pixels."""
     return Compose([Resize([min_size], max_size)], build_normalize(cfg))
 
 
 def build_normalize(cfg: CfgNode) -> Normalize:
-    """Build what makes a normalised tensor of a picture."""
+    """Build what makes a normalised tensor of an image."""
     settings = cfg.INPUT
     return Normalize(mean=settings.PIXEL_MEAN, std=settings.PIXEL_STD, to_bgr255=settings.TO_BGR255)
 
@@ -101,7 +101,7 @@ def build_pixel_format(cfg: CfgNode) -> PixelFormat:
 
 
 def pixel_limit(cfg: CfgNode) -> int:
-    """Return how many pixels a picture may have."""
+    """Return how many pixels per image may have."""
     return int(cfg.INPUT.MAX_PIXELS)
 
 
@@ -230,18 +230,18 @@ def build_test_loaders(
     Args:
         cfg: the configuration.
         rank: of this process.
-        world_size: number of processes, which share TEST.IMS_PER_BATCH, at least one picture each.
+        world_size: number of processes, which share TEST.IMS_PER_BATCH, at least one image each.
         datasets: those of DATASETS.TEST if they are open already.
 
     Raises:
         ValueError: as ``build_datasets``.
     """
-    share = max(cfg.TEST.IMS_PER_BATCH // world_size, 1)  # each picture is tested once in any case
+    share = max(cfg.TEST.IMS_PER_BATCH // world_size, 1)  # each image is tested once in any case
     if cfg.TEST.BBOX_AUG.ENABLED:
-        share = 1  # it looks at one picture at a time in any case, and so do the loader and the progress bar
+        share = 1  # it looks at one image at a time in any case, and so do the loader and the progress bar
     loaders = []
     for dataset in build_datasets(cfg, training=False) if datasets is None else datasets:
-        sampler = TestBatchSampler(_aspect_groups(cfg, dataset), share, rank=rank, world_size=world_size)
+        sampler = EvalBatchSampler(_aspect_groups(cfg, dataset), share, rank=rank, world_size=world_size)
         loaders.append(_build_loader(cfg, dataset, sampler))
     return loaders
 
@@ -281,7 +281,7 @@ def _wait_for_termination() -> None:
 
 
 def _aspect_groups(cfg: CfgNode, dataset: DetectionDataset | JoinedDataset) -> list[int]:
-    """Return the aspect group of each picture: 0 wide, 1 tall or square."""
+    """Return the aspect group of each image: 0 wide, 1 tall or square."""
     if not cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         return [0] * len(dataset)
     return (dataset.aspect_ratios >= 1).astype(int).tolist()

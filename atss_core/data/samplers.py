@@ -1,4 +1,4 @@
-"""Which pictures are in which batch.
+"""Which images are in which batch.
 
 Batches are lists of ``SampleKey``. They depend on the seed and the position in training alone, not on the
 number of processes or workers, nor on where an earlier run stopped.
@@ -16,10 +16,10 @@ from torch.utils.data import Sampler
 
 
 class SampleKey(NamedTuple):
-    """A picture and the seed of its augmentation.
+    """An image and the seed of its augmentation.
 
     Attributes:
-        index: of the picture in the data set.
+        index: of the image in the data set.
         seed: of its random choices.
     """
 
@@ -28,13 +28,13 @@ class SampleKey(NamedTuple):
 
 
 class TrainBatchSampler(Sampler[list[SampleKey]]):
-    """Batches for a number of iterations, each of one group; every picture comes once an epoch.
+    """Batches for a number of iterations, each of one group; every image comes once an epoch.
 
     What is left of a group at the end of an epoch waits for the next one, so batches are always full.
 
     Args:
-        groups: group of each picture, such as wide or tall.
-        batch_size: pictures an iteration over all processes.
+        groups: group of each image, such as wide or tall.
+        batch_size: images an iteration over all processes.
         num_iters: iterations in all.
         start_iter: iterations done before; their batches are skipped.
         seed: of the order and of the sample seeds.
@@ -43,7 +43,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         num_parts: lists that a share is split into, which come one after the other.
 
     Raises:
-        ValueError: if there are no pictures, or processes and parts cannot share a batch evenly.
+        ValueError: if there are no images, or processes and parts cannot share a batch evenly.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         num_parts: int = 1,
     ) -> None:
         if not len(groups):
-            raise ValueError("the training set has no pictures with usable annotations")
+            raise ValueError("the training set has no images with usable annotations")
         if num_parts < 1:
             raise ValueError(f"SOLVER.GRAD_ACCUM_STEPS must be at least 1, got {num_parts}")
-        share = divide_batch(batch_size, world_size, "pictures in SOLVER.IMS_PER_BATCH", num_parts)
+        share = divide_batch(batch_size, world_size, "images in SOLVER.IMS_PER_BATCH", num_parts)
         self.groups = [int(group) for group in groups]
         self.batch_size = batch_size
         self.num_iters = num_iters
@@ -94,12 +94,12 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             yield from torch.randperm(len(self.groups), generator=generator).tolist()
 
 
-class TestBatchSampler(Sampler[list[SampleKey]]):
-    """Every picture once over all processes, in fixed order, each batch of one group.
+class EvalBatchSampler(Sampler[list[SampleKey]]):
+    """Every image once over all processes, in fixed order, each batch of one group.
 
     Args:
-        groups: group of each picture.
-        batch_size: pictures a batch of one process.
+        groups: group of each image.
+        batch_size: images a batch of one process.
         rank: of this process, which gets every ``world_size``-th batch.
         world_size: number of processes.
     """
@@ -111,7 +111,7 @@ class TestBatchSampler(Sampler[list[SampleKey]]):
         for index, group in enumerate(groups):
             members[int(group)].append(SampleKey(index))
         batches = [k[i : i + batch_size] for k in members.values() for i in range(0, len(k), batch_size)]
-        # In order of their first picture, as published; which pictures share padding changes GroupNorm.
+        # In order of their first image, as published; which images share padding changes GroupNorm.
         self.batches = sorted(batches)[rank::world_size]
         self.num_images = sum(map(len, self.batches))
 
@@ -123,7 +123,7 @@ class TestBatchSampler(Sampler[list[SampleKey]]):
 
 
 def divide_batch(batch_size: int, world_size: int, what: str, num_parts: int = 1) -> int:
-    """Return how many pictures of a batch a process takes at a time.
+    """Return how many images of a batch a process takes at a time.
 
     Raises:
         ValueError: if processes and parts cannot share it evenly; ``what`` names the key in the message.

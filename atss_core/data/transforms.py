@@ -1,6 +1,6 @@
-"""From a picture and its boxes to what the network takes.
+"""From an image and its boxes to what the network takes.
 
-A transform is called with the picture, its target (None for a picture without one) and a random generator,
+A transform is called with the image, its target (None for an image without one) and a random generator,
 from which all its chance comes.
 """
 
@@ -25,7 +25,7 @@ EXCESS = 16
 
 
 class Compose:
-    """Change a picture step by step, then turn it into a tensor.
+    """Change an image step by step, then turn it into a tensor.
 
     Args:
         steps: called one after the other.
@@ -49,7 +49,7 @@ class Resize:
     """Bring the short side to a size, unless the long side then exceeds its cap.
 
     Args:
-        min_sizes: short sides in pixels; one is drawn for each picture.
+        min_sizes: short sides in pixels; one is drawn for each image.
         max_size: cap of the long side in pixels.
 
     Raises:
@@ -67,7 +67,7 @@ class Resize:
     def __call__(
         self, image: Image.Image, target: BoxList | None, rng: random.Random
     ) -> tuple[Image.Image, BoxList | None]:
-        """Return the picture at its new size and the target in its pixels."""
+        """Return the image at its new size and the target in its pixels."""
         size = resize_size((image.height, image.width), rng.choice(self.min_sizes), self.max_size)
         resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         return resized, None if target is None else target.resize(size)
@@ -88,21 +88,21 @@ class RandomHorizontalFlip:
     def __call__(
         self, image: Image.Image, target: BoxList | None, rng: random.Random
     ) -> tuple[Image.Image, BoxList | None]:
-        """Return picture and target, both mirrored or both as they are."""
+        """Return image and target, both flipped or both as they are."""
         if rng.random() >= self.probability:
             return image, target
-        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return mirrored, None if target is None else target.flip_horizontal()
+        flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return flipped, None if target is None else target.flip_horizontal()
 
 
 def resize_size(image_size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """Return the (height, width) that the published code resizes a picture to.
+    """Return the (height, width) that the published code resizes an image to.
 
     The cap of the long side lowers the short side, which is rounded; the long side follows by truncation and
     so can exceed the cap by a few pixels, here by at most ``EXCESS``.
 
     Args:
-        image_size: (height, width) of the picture.
+        image_size: (height, width) of the image.
         min_size: wanted short side in pixels.
         max_size: cap of the long side in pixels.
     """
@@ -115,7 +115,7 @@ def resize_size(image_size: tuple[int, int], min_size: int, max_size: int) -> tu
 
 
 class Normalize:
-    """Turn an RGB picture into the tensor that the network takes.
+    """Turn an RGB image into the tensor that the network takes.
 
     Args:
         mean: subtracted from the channels.
@@ -150,10 +150,10 @@ class Normalize:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return an RGB picture as it is, uint8, shape (3, h, w)."""
+    """Return an RGB image as it is, uint8, shape (3, h, w)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def from_pixels(pixels: Tensor) -> Image.Image:
-    """Return the RGB picture of uint8 pixels (3, h, w) on the CPU."""
+    """Return the RGB image of uint8 pixels (3, h, w) on the CPU."""
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())

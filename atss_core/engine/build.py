@@ -75,7 +75,7 @@ def build_views(cfg: CfgNode) -> list[View]:
             f"the {len(aug.SCALES)} sizes in SCALES, got {aug.SCALE_RANGES}"
         )
     usual = build_test_transform(cfg, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    views = [View(usual, is_mirrored=aug.H_FLIP)]
+    views = [View(usual, is_flipped=aug.H_FLIP)]
     for i, size in enumerate(aug.SCALES):
         max_size = cfg.INPUT.MAX_SIZE_TEST if size < USUAL_SHORT_SIDE else aug.MAX_SIZE
         transform = build_test_transform(cfg, size, max_size)

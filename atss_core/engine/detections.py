@@ -1,4 +1,4 @@
-"""What a detector found in one picture, with the names of the classes."""
+"""What a detector found in one image, with the names of the classes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from atss_core.engine.sources import Picture, to_picture
+from atss_core.engine.sources import ImageLike, to_image
 from atss_core.structures import BoxList
 from atss_core.structures.boxes import to_exclusive, to_xywh
 from atss_core.utils.extras import require
-from atss_core.utils.visualize import draw_boxes
+from atss_core.visualization.boxes import draw_boxes
 
 
 class Detection(NamedTuple):
@@ -25,7 +25,7 @@ class Detection(NamedTuple):
     Attributes:
         name: of its class.
         score: in [0, 1].
-        box: inclusive (x1, y1, x2, y2) pixels of the picture.
+        box: inclusive (x1, y1, x2, y2) pixels of the image.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Detection(NamedTuple):
 
 
 class Detections(BoxList):
-    """The objects of one picture: a ``BoxList`` that knows its class names and can be shown and passed on.
+    """The objects of one image: a ``BoxList`` that knows its class names and can be shown and passed on.
 
     Args:
-        found: boxes with labels in 1..C and scores, in pixels of the picture.
+        found: boxes with labels in 1..C and scores, in pixels of the image.
         class_names: the name of label l is ``class_names[l - 1]``.
-        path: the file of the picture, if it has one.
+        path: the file of the image, if it has one.
 
     Raises:
         ValueError: if labels or scores are missing.
@@ -83,7 +83,7 @@ class Detections(BoxList):
         """Return COCO results, as ``json.dump`` and ``COCO.loadRes`` take them.
 
         Args:
-            image_id: of the picture in the annotation file.
+            image_id: of the image in the annotation file.
             category_ids: label l means the category ``category_ids[l - 1]``; by default it is l. COCO's own
                 80 ids have gaps, so for COCO's files give the sorted ids of their categories.
 
@@ -99,22 +99,22 @@ class Detections(BoxList):
             for box, label, score in zip(boxes, self.labels.tolist(), self.scores.tolist(), strict=True)
         ]
 
-    def draw(self, picture: Picture | None = None, threshold: float = 0.5, scale: float = 1.0) -> Image.Image:
-        """Draw the objects on a copy of the picture.
+    def draw(self, image: ImageLike | None = None, threshold: float = 0.5, scale: float = 1.0) -> Image.Image:
+        """Draw the objects on a copy of the image.
 
         Args:
-            picture: whatever the predictor takes, in any size; by default the file the objects were found in.
+            image: whatever the predictor takes, in any size; by default the file the objects were found in.
             threshold: objects with a lower score are left out.
-            scale: enlarges the picture first, which keeps lines and text of small pictures crisp.
+            scale: enlarges the image first, which keeps lines and text of small images crisp.
 
         Raises:
-            ValueError: if the picture is not a file and is not given.
+            ValueError: if the image is not a file and is not given.
         """
-        source = self.path if picture is None else picture
+        source = self.path if image is None else image
         if source is None:
-            raise ValueError("these objects were not found in a file: give the picture, draw(picture)")
-        picture = to_picture(source, max_pixels=sys.maxsize)  # the limit was that of the predictor
-        return draw_boxes(picture, self, self.class_names, threshold, scale)
+            raise ValueError("these objects were not found in a file: give the image, draw(image)")
+        image = to_image(source, max_pixels=sys.maxsize)  # the limit was that of the predictor
+        return draw_boxes(image, self, self.class_names, threshold, scale)
 
     def to_supervision(self) -> Any:
         """Return ``supervision.Detections``, for its zones and annotators, and for the package trackers.

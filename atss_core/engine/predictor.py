@@ -1,4 +1,4 @@
-"""The Python API: a configuration, weights and a picture in; detections out."""
+"""The Python API: a configuration, weights and an image in; detections out."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atss_core.checkpoint.weights import load_trained, read_detector
 from atss_core.config import load_cfg
 from atss_core.config.catalog import COCO_CLASSES
 from atss_core.data import (
     Batch,
     Sample,
-    UnreadablePictureError,
+    UnreadableImageError,
     build_collate,
     build_transform,
     fill_num_classes,
     pixel_limit,
 )
-from atss_core.data.pictures import MAX_PIXELS
+from atss_core.data.images import MAX_PIXELS
 from atss_core.data.transforms import Transform
 from atss_core.engine.build import build_device, build_inference, move_detector, skips_unreadable
 from atss_core.engine.detections import Detections
 from atss_core.engine.inference import Inference
-from atss_core.engine.sources import Picture, each_source, is_folder, is_one_picture, path_of, to_picture
+from atss_core.engine.sources import ImageLike, each_source, is_folder, is_single_image, path_of, to_image
 from atss_core.modeling import build_detector
 from atss_core.structures import BoxList, ImageList
-from atss_core.utils.weights import load_trained, read_detector
 
 logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """Detect objects in pictures.
+    """Detect objects in images.
 
     Args:
         inference: the detector with its weights, as ``build_inference`` returns.
-        transform: makes a tensor of a picture, as ``build_transform`` returns.
+        transform: makes a tensor of an image, as ``build_transform`` returns.
         collate: pads it, as ``build_collate`` returns.
         class_names: the name of label i at i - 1.
-        max_pixels: files of larger pictures are refused.
+        max_pixels: files of larger images are refused.
         skip_unreadable: skip images that cannot be read in lists and streams as well, not only in folders.
 
     Attributes:
@@ -69,7 +69,7 @@ class Predictor:
         self.class_names = class_names
         self.max_pixels = max_pixels
         self.skip_unreadable = skip_unreadable
-        self.skipped: list[UnreadablePictureError] = []
+        self.skipped: list[UnreadableImageError] = []
 
     @classmethod
     def from_config(
@@ -124,46 +124,46 @@ class Predictor:
     def __call__(self, source: str | Path, batch_size: int = 1) -> Any: ...  # a file, or a folder
     @overload
     def __call__(
-        self, source: Sequence[Picture] | Iterator[Picture], batch_size: int = 1
+        self, source: Sequence[ImageLike] | Iterator[ImageLike], batch_size: int = 1
     ) -> list[Detections]: ...
     def __call__(
-        self, source: Picture | Iterable[Picture], batch_size: int = 1
+        self, source: ImageLike | Iterable[ImageLike], batch_size: int = 1
     ) -> Detections | list[Detections]:
-        """Detect objects in a picture, or in several.
+        """Detect objects in an image, or in several.
 
         Args:
-            source: a picture as ``to_picture`` takes it (path, encoded bytes, open file, Pillow picture,
-                OpenCV's array, tensor); or a list of them, or a folder, whose pictures are taken by name.
-            batch_size: how many pictures are taken at a time; see ``stream``.
+            source: an image as ``to_image`` takes it (path, encoded bytes, open file, Pillow image,
+                OpenCV's array, tensor); or a list of them, or a folder, whose images are taken by name.
+            batch_size: how many images are taken at a time; see ``stream``.
 
         Returns:
-            Detections by falling score in pixels of the picture, on the CPU; a list of them for a list and
+            Detections by falling score in pixels of the image, on the CPU; a list of them for a list and
             for a folder.
         """
         found = [detections for _, detections in self.stream(source, batch_size)]
-        return found[0] if is_one_picture(source) else found
+        return found[0] if is_single_image(source) else found
 
     def stream(
-        self, sources: Picture | Iterable[Picture], batch_size: int = 1
+        self, sources: ImageLike | Iterable[ImageLike], batch_size: int = 1
     ) -> Iterator[tuple[Image.Image, Detections]]:
-        """Detect objects in any number of pictures, of which one batch is in memory at a time.
+        """Detect objects in any number of images, of which one batch is in memory at a time.
 
-        Pictures go through the network together if they have the same size once they are resized and padded.
+        Images go through the network together if they have the same size once they are resized and padded.
         Padding to a larger neighbour would be seen by convolutions and GroupNorm; so no result depends on the
         batch but for rounding, and batches pay where sizes repeat, as in videos.
 
         Args:
             sources: a folder, or any iterable of what ``__call__`` takes, such as a generator.
-            batch_size: how many pictures are taken at a time.
+            batch_size: how many images are taken at a time.
 
         Yields:
-            Each picture in RGB with its detections, in order.
+            Each image in RGB with its detections, in order.
 
         Files of a folder that cannot be read are skipped, with a warning each, and are in ``skipped``. In a
         list or iterable, where results are matched by position, they raise, unless DATALOADER.SKIP_CORRUPT.
 
         Raises:
-            UnreadablePictureError: if an image cannot be read and is not skipped.
+            UnreadableImageError: if an image cannot be read and is not skipped.
             ValueError: if a source is none, or a folder has no images.
         """
         if batch_size < 1:
@@ -171,39 +171,39 @@ class Predictor:
         self.skipped = []
         remaining = self._read(sources)
         while batch := list(islice(remaining, batch_size)):
-            found = self._detect([picture for _, picture in batch])
-            for (path, picture), boxes in zip(batch, found, strict=True):
-                yield picture, Detections(boxes, self.class_names, path)
+            found = self._detect([image for _, image in batch])
+            for (path, image), boxes in zip(batch, found, strict=True):
+                yield image, Detections(boxes, self.class_names, path)
 
-    def _read(self, sources: Picture | Iterable[Picture]) -> Iterator[tuple[Path | None, Image.Image]]:
+    def _read(self, sources: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[Path | None, Image.Image]]:
         """Yield images with their files, and skip what cannot be read and may be skipped."""
-        may_skip = is_folder(sources) or (self.skip_unreadable and not is_one_picture(sources))
+        may_skip = is_folder(sources) or (self.skip_unreadable and not is_single_image(sources))
         for source in each_source(sources):
             try:
-                picture = to_picture(source, self.max_pixels)
-            except UnreadablePictureError as error:
+                image = to_image(source, self.max_pixels)
+            except UnreadableImageError as error:
                 if not may_skip:
                     raise
                 logger.warning("Skipped: %s", error)
                 self.skipped.append(error)
             else:
-                yield path_of(source), picture
+                yield path_of(source), image
 
     @torch.inference_mode()
-    def _detect(self, pictures: Sequence[Image.Image]) -> list[BoxList]:
-        """Return what is in RGB pictures, in their pixels, on the CPU."""
-        inputs = [self.collate([self._sample(picture)]).images for picture in pictures]
+    def _detect(self, images: Sequence[Image.Image]) -> list[BoxList]:
+        """Return what is in RGB images, in their pixels, on the CPU."""
+        inputs = [self.collate([self._sample(image)]).images for image in images]
         found: dict[int, BoxList] = {}
         for indices in group_by([images.tensors.shape for images in inputs]):
             sizes = [size for i in indices for size in inputs[i].image_sizes]
             batch = ImageList(torch.cat([inputs[i].tensors for i in indices]), sizes)
             detections = self.inference.detect(self.inference.predict(batch), sizes)
             found |= dict(zip(indices, detections, strict=True))
-        return [found[i].to("cpu").resize((p.height, p.width)) for i, p in enumerate(pictures)]
+        return [found[i].to("cpu").resize((p.height, p.width)) for i, p in enumerate(images)]
 
-    def _sample(self, picture: Image.Image) -> Sample:
-        nothing = BoxList(torch.zeros(0, 4), (picture.height, picture.width))
-        tensor, _ = self.transform(picture, nothing, random.Random(0))
+    def _sample(self, image: Image.Image) -> Sample:
+        nothing = BoxList(torch.zeros(0, 4), (image.height, image.width))
+        tensor, _ = self.transform(image, nothing, random.Random(0))
         return Sample(tensor, nothing, image_id=0)
 
 

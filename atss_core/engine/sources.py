@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from atss_core.data import read_image, to_rgb
-from atss_core.data.pictures import MAX_PIXELS, SUFFIXES
+from atss_core.data.images import MAX_PIXELS, SUFFIXES
 from atss_core.data.transforms import from_pixels
 from atss_core.utils.text import shorten
 
-Picture: TypeAlias = (
+ImageLike: TypeAlias = (
     "str | Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor"
 )
 
@@ -29,25 +29,25 @@ EXPECTED = "expected a path, encoded bytes, a file opened with 'rb', a Pillow im
 TOLERANCE = 1e-3
 
 
-def each_source(sources: Picture | Iterable[Picture]) -> Iterator[Picture]:
-    """Yield single pictures, those of a folder by name.
+def each_source(sources: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
+    """Yield single images, those of a folder by name.
 
     Raises:
-        ValueError: if a folder has no pictures, or a source is none.
+        ValueError: if a folder has no images, or a source is none.
     """
     if is_folder(sources):
-        yield from find_pictures(sources)
-    elif is_one_picture(sources):
+        yield from find_images(sources)
+    elif is_single_image(sources):
         yield sources
     elif isinstance(sources, Mapping) or not isinstance(sources, Iterable):
         raise ValueError(f"{EXPECTED}, got {type(sources).__name__}")
     else:
-        for source in cast("Iterable[Picture]", sources):
+        for source in cast("Iterable[ImageLike]", sources):
             yield from each_source(source)
 
 
-def find_pictures(folder: str | Path) -> list[Path]:
-    """Return the pictures of a folder, by name.
+def find_images(folder: str | Path) -> list[Path]:
+    """Return the images of a folder, by name.
 
     Raises:
         ValueError: if there are none, or no such folder.
@@ -57,19 +57,19 @@ def find_pictures(folder: str | Path) -> list[Path]:
     # macOS adds files that begin with ._ to archives.
     found = [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith("._")]
     if not found:
-        raise ValueError(f"no pictures in {folder}: expected a folder with files such as *.jpg or *.png")
+        raise ValueError(f"no images in {folder}: expected a folder with files such as *.jpg or *.png")
     return found
 
 
-def is_one_picture(source: Picture | Iterable[Picture]) -> TypeGuard[Picture]:
-    """Tell whether a source stands for one picture, and not for a list or folder of them."""
+def is_single_image(source: ImageLike | Iterable[ImageLike]) -> TypeGuard[ImageLike]:
+    """Tell whether a source stands for one image, and not for a list or folder of them."""
     if isinstance(source, (str, Path)):
         return not is_folder(source)
     is_encoded = isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
     return is_encoded or isinstance(source, (Image.Image, np.ndarray, Tensor))
 
 
-def is_folder(source: Picture | Iterable[Picture]) -> TypeGuard[str | Path]:
+def is_folder(source: ImageLike | Iterable[ImageLike]) -> TypeGuard[str | Path]:
     """Tell whether a source is the path of a folder.
 
     Raises:
@@ -83,23 +83,23 @@ def is_folder(source: Picture | Iterable[Picture]) -> TypeGuard[str | Path]:
     return os.path.isdir(os.path.expanduser(source))  # False where the name is too long for a file
 
 
-def path_of(source: Picture) -> Path | None:
-    """Return the file of a picture, None for one in memory."""
+def path_of(source: ImageLike) -> Path | None:
+    """Return the file of an image, None for one in memory."""
     return Path(os.path.expanduser(source)) if isinstance(source, (str, Path)) else None
 
 
-def to_picture(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return a source as an RGB picture.
+def to_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a source as an RGB image.
 
     Args:
-        source: the path of a picture, or the bytes of such a file, or the file opened in binary mode: these
-            are turned upright as their EXIF data says; a picture of any mode;
+        source: the path of an image, or the bytes of such a file, or the file opened in binary mode: these
+            are turned upright as their EXIF data says; an image of any mode;
             an array as OpenCV has it, uint8 (H, W, 3) in BGR, (H, W, 4) in BGRA or grey (H, W); a tensor
             (3, H, W) in RGB, uint8 or floats in 0..1, on any device.
-        max_pixels: files of larger pictures are refused.
+        max_pixels: files of larger images are refused.
 
     Raises:
-        UnreadablePictureError: if a file or bytes cannot be read.
+        UnreadableImageError: if a file or bytes cannot be read.
         ValueError: if it is something else, or its shape, type or range is.
     """
     if isinstance(source, (str, Path)):
@@ -118,7 +118,7 @@ def to_picture(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def from_bytes(content: bytes | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the RGB image whose file has these bytes; see ``to_picture``."""
+    """Return the RGB image whose file has these bytes; see ``to_image``."""
     if isinstance(content, str):
         raise ValueError(f"{EXPECTED}, got a file opened as text. Open it with 'rb'.")
     if not content:
@@ -127,12 +127,12 @@ def from_bytes(content: bytes | str, max_pixels: int = MAX_PIXELS) -> Image.Imag
 
 
 def from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    """Return the RGB picture of OpenCV's array; see ``to_picture``."""
+    """Return the RGB image of OpenCV's array; see ``to_image``."""
     shape = array.shape
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3, 4))):
         raise ValueError(
             f"an array must be uint8 of shape (H, W, 3) in BGR, (H, W, 4) in BGRA or (H, W) in grey, as "
-            f"OpenCV reads pictures, got {array.dtype} of shape {shape}; a tensor may have floats in 0..1"
+            f"OpenCV reads images, got {array.dtype} of shape {shape}; a tensor may have floats in 0..1"
         )
     check_not_empty(shape[:2])
     if array.ndim == 2 or shape[2] == 1:
@@ -141,7 +141,7 @@ def from_array(array: np.ndarray[Any, Any]) -> Image.Image:
 
 
 def from_tensor(tensor: Tensor) -> Image.Image:
-    """Return the RGB picture of a tensor, rounded to 8 bits as files are; see ``to_picture``."""
+    """Return the RGB image of a tensor, rounded to 8 bits as files are; see ``to_image``."""
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ValueError(
             f"a tensor must have shape (3, H, W) in RGB, got {tuple(tensor.shape)}; pass a batch as a list"
@@ -161,6 +161,6 @@ def from_tensor(tensor: Tensor) -> Image.Image:
 
 
 def check_not_empty(image_size: Sequence[int]) -> None:
-    """Refuse a picture without pixels."""
+    """Refuse an image without pixels."""
     if 0 in image_size:
-        raise ValueError(f"a picture needs pixels, got (height, width) {tuple(image_size)}")
+        raise ValueError(f"an image needs pixels, got (height, width) {tuple(image_size)}")

@@ -67,7 +67,7 @@ class TrainingStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            update_average(self.average, self.detector)
+            update_ema(self.average, self.detector)
         return {name: torch.stack([losses[name] for losses in terms]).sum() for name in terms[0]}
 
     def _add_gradients(self, part: Batch, normalizers: Tensor | None) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class TrainingStep:
 
 
 @torch.no_grad()
-def update_average(average: AveragedModel, model: nn.Module) -> None:
+def update_ema(average: AveragedModel, model: nn.Module) -> None:
     """Do what ``average.update_parameters`` does, which would copy a counter to the GPU and wait for that."""
     own = [*average.module.parameters(), *average.module.buffers()]
     new = [*model.parameters(), *model.buffers()]

@@ -10,14 +10,14 @@ from pathlib import Path
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from atss_core.checkpoint.checkpointer import Checkpointer, set_iteration
 from atss_core.data import Batch
-from atss_core.engine.periodic_test import PeriodicTest
+from atss_core.engine.periodic_evaluation import PeriodicTest
 from atss_core.engine.step import TrainingStep
+from atss_core.engine.tensorboard import Board
 from atss_core.engine.termination import TerminatedError, Termination
 from atss_core.engine.training_log import TrainingLog
 from atss_core.utils import dist
-from atss_core.utils.board import Board
-from atss_core.utils.checkpoint import Checkpointer, set_iteration
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def train(
     log_period: int,
     metrics_file: Path,
     board: Board | None = None,
-    periodic_test: PeriodicTest | None = None,
+    periodic_evaluation: PeriodicTest | None = None,
 ) -> None:
     """Train from ``start_iter`` to ``max_iter`` and save ``model_final.pth``.
 
@@ -53,7 +53,7 @@ def train(
         log_period: iterations between log lines.
         metrics_file: receives a JSON line every ``log_period`` iterations and at checkpoints.
         board: receives the same numbers.
-        periodic_test: tests in between, each time right after a checkpoint.
+        periodic_evaluation: tests in between, each time right after a checkpoint.
 
     Raises:
         NonFiniteLossError: if a loss is NaN or infinite; no checkpoint is written after that iteration.
@@ -80,9 +80,9 @@ def train(
 
         def test_if_due(iteration: int) -> None:
             """Test if it is time, and leave the model in training mode in any case."""
-            if periodic_test is not None and periodic_test.is_due(iteration):
+            if periodic_evaluation is not None and periodic_evaluation.is_due(iteration):
                 with termination.at_once(STOPPED.format(iteration)):
-                    periodic_test(iteration)
+                    periodic_evaluation(iteration)
             step.model.train()
 
         test_if_due(start_iter)  # the run may have been stopped before that test
@@ -101,7 +101,7 @@ def train(
             bar.update()
             is_last = iteration == max_iter
             is_terminated = termination.is_due(wait=is_last)
-            is_tested = periodic_test is not None and periodic_test.is_due(iteration)
+            is_tested = periodic_evaluation is not None and periodic_evaluation.is_due(iteration)
             is_saved = is_last or is_terminated or is_tested or iteration % checkpoint_period == 0
             # Also at checkpoints, so that the lines of a resumed run are those of an uninterrupted one.
             if log.is_due(iteration) or is_saved:
@@ -119,7 +119,7 @@ def train(
 
 
 def report_skipped(batch: Batch, num_before: int) -> int:
-    """Log the pictures of a batch that could not be read, with their count so far; returns how many."""
+    """Log the images of a batch that could not be read, with their count so far; returns how many."""
     for number, message in enumerate(batch.skipped, start=num_before + 1):
-        logger.warning("Skipped picture %d: %s", number, message)
+        logger.warning("Skipped image %d: %s", number, message)
     return len(batch.skipped)

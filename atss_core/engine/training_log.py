@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from atss_core.engine.tensorboard import Board
 from atss_core.utils import dist
-from atss_core.utils.board import Board
 from atss_core.utils.env import peak_memory
 from atss_core.utils.files import append_json, keep_lines
 

@@ -1,4 +1,4 @@
-"""Multi-scale testing: look at a picture in several sizes, and mirrored, and merge what was found."""
+"""Multi-scale testing: look at an image in several sizes, and flipped, and merge what was found."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from atss_core.structures import boxes as box_ops
 
 @dataclass(frozen=True)
 class View:
-    """A size to look at a picture in.
+    """A size to look at an image in.
 
     Attributes:
-        transform: resizes and normalises the picture.
-        is_mirrored: whether to look at the mirrored picture as well.
+        transform: resizes and normalises the image.
+        is_flipped: whether to look at the flipped image as well.
         side_range: detections must have a square root of area between these, in pixels of this view; None for
             all.
     """
 
     transform: Transform
-    is_mirrored: bool = False
+    is_flipped: bool = False
     side_range: tuple[float, float] | None = None
 
 
 class MultiScale:
-    """Detect objects in several views of each picture; ``SingleScale`` is its plain twin.
+    """Detect objects in several views of each image; ``SingleScale`` is its plain twin.
 
-    Pictures and views go through the network one at a time, so that memory is that of the largest view, and
-    no result depends on which pictures share a batch. While one view is on the device, a thread prepares the
+    Images and views go through the network one at a time, so that memory is that of the largest view, and
+    no result depends on which images share a batch. While one view is on the device, a thread prepares the
     next one.
 
     Args:
         detector: on ``device``.
         views: at least one; boxes are merged in the pixels of the first.
-        merge: makes the detections of a picture out of those of all its views.
+        merge: makes the detections of an image out of those of all its views.
         is_nms_joint: if true, the views deliver all candidates, for ``merge`` to suppress; if false, each
             view has its own NMS.
         size_divisibility: padded sides are multiples of this; 0 leaves them as they are.
@@ -69,38 +69,38 @@ class MultiScale:
         self.device = device
 
     def predict(self, images: ImageList) -> list[BoxList]:
-        """Look at each picture in all views.
+        """Look at each image in all views.
 
         Args:
-            images: RGB pictures in their own size on the CPU, uint8.
+            images: RGB images in their own size on the CPU, uint8.
 
         Returns:
-            For each picture what all its views found, in pixels of the first view.
+            For each image what all its views found, in pixels of the first view.
         """
-        pictures = zip(images.tensors, images.image_sizes, strict=True)
-        return [join(list(self._look(pixels[:, :height, :width]))) for pixels, (height, width) in pictures]
+        pairs = zip(images.tensors, images.image_sizes, strict=True)
+        return [join(list(self._look(pixels[:, :height, :width]))) for pixels, (height, width) in pairs]
 
     def detect(self, found: Sequence[BoxList], image_sizes: Sequence[tuple[int, int]]) -> list[BoxList]:
         """Merge what ``predict`` returned; boxes stay in pixels of the first view."""
         return [self.merge(boxes) for boxes in found]
 
     def _look(self, pixels: Tensor) -> Iterator[BoxList]:
-        """Yield what each view finds, mirrored ones after their twins, in pixels of the view."""
+        """Yield what each view finds, flipped ones after their twins, in pixels of the view."""
         for view, image in self._inputs(pixels):
             image = image.to(self.device, non_blocking=True)
             yield in_range(self._detect(image), view.side_range)
-            if view.is_mirrored:
+            if view.is_flipped:
                 yield in_range(self._detect(image.flip(-1)).flip_horizontal(), view.side_range)
 
     def _inputs(self, pixels: Tensor) -> Iterator[tuple[View, Tensor]]:
         """Yield the views with their inputs (3, h, w), of which at most two exist at a time."""
-        picture, rng = from_pixels(pixels), random.Random(0)
+        original, rng = from_pixels(pixels), random.Random(0)
         with ThreadPoolExecutor(max_workers=1) as thread:
-            upcoming = thread.submit(self.views[0].transform, picture, None, rng)
+            upcoming = thread.submit(self.views[0].transform, original, None, rng)
             for view, following in zip_longest(self.views, self.views[1:]):
                 image, _ = upcoming.result()
                 if following is not None:
-                    upcoming = thread.submit(following.transform, picture, None, rng)
+                    upcoming = thread.submit(following.transform, original, None, rng)
                 yield view, image
 
     def _detect(self, image: Tensor) -> BoxList:
@@ -121,7 +121,7 @@ def vote(found: BoxList, *, threshold: float, soft: bool, max_detections: int) -
     """Average the boxes of all views that agree (box voting, arXiv 1505.01749, section 5).
 
     Args:
-        found: detections of one picture.
+        found: detections of one image.
         threshold: IoU from which on boxes of a class agree.
         soft: also keep the averaged boxes, rescored.
         max_detections: detections to keep; ties with the last one stay as well.
@@ -139,7 +139,7 @@ def suppress(found: BoxList, *, threshold: float, max_detections: int) -> BoxLis
     """Keep the best of the boxes that overlap.
 
     Args:
-        found: detections of one picture.
+        found: detections of one image.
         threshold: IoU of the class-wise NMS.
         max_detections: detections to keep; ties with the last one stay as well.
 

@@ -1,20 +1,15 @@
-"""From detections to numbers: the metrics of COCO and VOC, their tables and files, and the report."""
+"""From detections to numbers: the metrics of COCO and VOC, their tables and files."""
 
 from atss_core.evaluation.backends import choose_backend
 from atss_core.evaluation.coco import CocoEvaluator, save_results
 from atss_core.evaluation.metrics import METRIC_NAMES, CocoMetrics, check_expected_results
-from atss_core.evaluation.report import ReportInput, build_report
-from atss_core.evaluation.report_pictures import PictureSource
 from atss_core.evaluation.voc import VocMetrics, evaluate_voc
 
 __all__ = [
     "METRIC_NAMES",
     "CocoEvaluator",
     "CocoMetrics",
-    "PictureSource",
-    "ReportInput",
     "VocMetrics",
-    "build_report",
     "check_expected_results",
     "choose_backend",
     "evaluate_voc",

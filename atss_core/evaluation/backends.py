@@ -32,7 +32,7 @@ class Measured:
     """What COCOeval measures; -1 where there is no ground truth to measure against.
 
     T are the ten IoU thresholds, R the 101 recalls 0, 0.01, ..., 1, C the classes by ascending category id;
-    the four areas are ``AREAS``. All but ``stats`` is with up to 100 detections of a class in a picture.
+    the four areas are ``AREAS``. All but ``stats`` is with up to 100 detections of a class in an image.
 
     Attributes:
         stats: the twelve numbers, shape (12,).
@@ -68,15 +68,19 @@ def choose_backend(name: str) -> str:
 
 
 def measure(
-    backend: str, image_ids: Sequence[int], category_ids: Sequence[int], truths: Entries, detections: Entries
+    backend: str,
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    ground_truth: Entries,
+    detections: Entries,
 ) -> Measured:
     """Measure detections with a library.
 
     Args:
         backend: one of ``BACKENDS``.
-        image_ids: the pictures that count.
+        image_ids: the images that count.
         category_ids: the classes that count.
-        truths: annotations with "id" (not 0), "image_id", "category_id", "bbox", "area" and "iscrowd".
+        ground_truth: annotations with "id" (not 0), "image_id", "category_id", "bbox", "area" and "iscrowd".
         detections: the same with "score".
     """
     if not all(math.isfinite(entry["score"]) for entry in detections):
@@ -91,7 +95,9 @@ def measure(
     categories = [{"id": number, "name": str(number)} for number in class_numbers.values()]
     trees = [
         {"images": images, "categories": categories, "annotations": numbered}
-        for numbered in (_numbered(entries, image_numbers, class_numbers) for entries in (truths, detections))
+        for numbered in (
+            _numbered(entries, image_numbers, class_numbers) for entries in (ground_truth, detections)
+        )
     ]
     with _log_stdout():
         evaluation = BACKENDS[backend](*trees)
@@ -139,20 +145,20 @@ def _is_proven(library: str) -> bool:
     return False
 
 
-def _hotcoco(truths: dict[str, Any], detections: dict[str, Any]) -> Any:
+def _hotcoco(ground_truth: dict[str, Any], detections: dict[str, Any]) -> Any:
     library = require("hotcoco")
-    return library.COCOeval(library.COCO(truths), library.COCO(detections), "bbox")
+    return library.COCOeval(library.COCO(ground_truth), library.COCO(detections), "bbox")
 
 
-def _faster_coco_eval(truths: dict[str, Any], detections: dict[str, Any]) -> Any:
+def _faster_coco_eval(ground_truth: dict[str, Any], detections: dict[str, Any]) -> Any:
     library = require("faster_coco_eval")
-    indexed = (_indexed(library.COCO(), tree) for tree in (truths, detections))
+    indexed = (_indexed(library.COCO(), tree) for tree in (ground_truth, detections))
     return library.COCOeval_faster(*indexed, "bbox", print_function=lambda *_: None)
 
 
-def _pycocotools(truths: dict[str, Any], detections: dict[str, Any]) -> Any:
+def _pycocotools(ground_truth: dict[str, Any], detections: dict[str, Any]) -> Any:
     # Not COCO.loadRes: it fails on an empty list.
-    return COCOeval(_indexed(COCO(), truths), _indexed(COCO(), detections), "bbox")
+    return COCOeval(_indexed(COCO(), ground_truth), _indexed(COCO(), detections), "bbox")
 
 
 def _indexed(coco: Any, tree: dict[str, Any]) -> Any:

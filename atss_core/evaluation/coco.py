@@ -28,7 +28,7 @@ class CocoEvaluator:
         coco_dict: the parsed COCO JSON: "images" and, to measure, "annotations". It is not changed.
         category_ids: label l in 1..C means the category ``category_ids[l - 1]``.
         class_names: the name of each label, in the same order.
-        image_ids: the pictures of the data set.
+        image_ids: the images of the data set.
         backend: the library that measures, see ``choose_backend``.
 
     Attributes:
@@ -71,16 +71,16 @@ class CocoEvaluator:
         self.measured: Measured | None = None
 
     def process(self, image_id: int, result: BoxList) -> None:
-        """Take the detections of one picture.
+        """Take the detections of one image.
 
-        A picture that comes twice, as padded distributed samplers cause, counts once: the last one stays.
+        An image that comes twice, as padded distributed samplers cause, counts once: the last one stays.
 
         Args:
-            image_id: the id of the picture in the JSON.
+            image_id: the id of the image in the JSON.
             result: boxes, labels in 1..C and scores, in pixels of the network input, on any device.
 
         Raises:
-            ValueError: if the picture or a label is not in the data set, or labels or scores are missing.
+            ValueError: if the image or a label is not in the data set, or labels or scores are missing.
         """
         if image_id not in self.image_sizes:
             raise ValueError(
@@ -97,17 +97,17 @@ class CocoEvaluator:
 
     @property
     def tested_ids(self) -> list[int]:
-        """Return the pictures that were processed, in the order of the data set."""
+        """Return the images that were processed, in the order of the data set."""
         return [i for i in self.image_sizes if i in self._results]
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """Return all detections as COCO results, by picture in the order of the data set."""
+        """Return all detections as COCO results, by image in the order of the data set."""
         return [result for i in self.image_sizes for result in self._results.get(i, [])]
 
     @property
-    def truths(self) -> list[dict[str, Any]]:
-        """Return the annotations of the pictures that were processed, with what the box metrics need.
+    def ground_truth(self) -> list[dict[str, Any]]:
+        """Return the annotations of the images that were processed, with what the box metrics need.
 
         What hand-made files leave out or set to null has its default; "ignore" makes a crowd, as in training.
         """
@@ -126,10 +126,10 @@ class CocoEvaluator:
         ]
 
     def evaluate(self) -> CocoMetrics:
-        """Measure the detections on the pictures that were processed.
+        """Measure the detections on the images that were processed.
 
         Raises:
-            ValueError: if the data set has no annotations or no picture was processed.
+            ValueError: if the data set has no annotations or no image was processed.
         """
         if not self._annotations:
             raise ValueError(
@@ -137,11 +137,11 @@ class CocoEvaluator:
                 " save the results and send them to whoever holds the ground truth"
             )
         if not self._results:
-            raise ValueError("expected detections of at least one picture, got none; call process() first")
+            raise ValueError("expected detections of at least one image, got none; call process() first")
         if len(self._results) < len(self.image_sizes):
-            logger.warning("measuring %d of %d pictures", len(self._results), len(self.image_sizes))
+            logger.warning("measuring %d of %d images", len(self._results), len(self.image_sizes))
         self.measured = measure(
-            self.backend, list(self._results), self.category_ids, self.truths, self.numbered_results()
+            self.backend, list(self._results), self.category_ids, self.ground_truth, self.numbered_results()
         )
         logger.info("measured with %s", self.measured.backend)
         return self._collect(self.measured)

@@ -13,7 +13,7 @@ from atss_core.utils.text import printable
 logger = logging.getLogger(__name__)
 
 # In the order of COCOeval.stats. AP and AR100 average over IoU 0.5 to 0.95; s, m, l are object areas up to
-# 32^2, up to 96^2 and above, in square pixels of the original picture.
+# 32^2, up to 96^2 and above, in square pixels of the original image.
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 TABLE_WIDTH = 100
 

@@ -69,17 +69,17 @@ def evaluate_voc(
         category_ids: of the classes.
         class_names: in the same order.
     """
-    truth_boxes, truth_images, truth_classes = _columns(annotations)
+    gt_boxes, gt_images, gt_classes = _columns(annotations)
     flags = [bool(entry.get("iscrowd") or entry.get("ignore")) for entry in annotations]
     is_difficult = np.array(flags, dtype=bool)
     boxes, images, classes = _columns(results)
     scores = np.array([entry["score"] for entry in results], dtype=np.float64)
-    owner = _match(boxes, images, classes, truth_boxes, truth_images, truth_classes)
+    owner = _match(boxes, images, classes, gt_boxes, gt_images, gt_classes)
     counts = ~np.append(is_difficult, False)[owner]  # owner -1 is the one that was appended
     order = np.argsort(-scores, kind="stable")
     eleven_point, area = {}, {}
     for category_id, name in zip(category_ids, class_names, strict=True):
-        num_objects = int(np.count_nonzero((truth_classes == category_id) & ~is_difficult))
+        num_objects = int(np.count_nonzero((gt_classes == category_id) & ~is_difficult))
         ranked = order[(classes[order] == category_id) & counts[order]]
         curve = _curve(owner[ranked], num_objects)
         eleven_point[name], area[name] = _eleven_point(*curve), _area(*curve)
@@ -97,22 +97,22 @@ def _match(
     boxes: np.ndarray,
     images: np.ndarray,
     classes: np.ndarray,
-    truth_boxes: np.ndarray,
-    truth_images: np.ndarray,
-    truth_classes: np.ndarray,
+    gt_boxes: np.ndarray,
+    gt_images: np.ndarray,
+    gt_classes: np.ndarray,
 ) -> np.ndarray:
     """Return the object that each detection belongs to, -1 for none; int64 (detections,)."""
     owner = np.full(len(boxes), -1, dtype=np.int64)
-    by_image, truth_by_image = _rows_by_image(images), _rows_by_image(truth_images)
+    by_image, truth_by_image = _rows_by_image(images), _rows_by_image(gt_images)
     for image_id, rows in by_image.items():
-        truths = truth_by_image.get(image_id)
-        if truths is None:
+        ground_truth = truth_by_image.get(image_id)
+        if ground_truth is None:
             continue
-        ious = _iou(boxes[rows][:, None], truth_boxes[truths])
-        ious = np.where(classes[rows][:, None] == truth_classes[truths], ious, -1.0)
+        ious = _iou(boxes[rows][:, None], gt_boxes[ground_truth])
+        ious = np.where(classes[rows][:, None] == gt_classes[ground_truth], ious, -1.0)
         best = ious.argmax(axis=1)
         is_match = ious[np.arange(len(rows)), best] >= IOU_THRESHOLD
-        owner[rows[is_match]] = truths[best[is_match]]
+        owner[rows[is_match]] = ground_truth[best[is_match]]
     return owner
 
 

@@ -1,6 +1,6 @@
 """A detector as a file that runs without this package, and the proof that it detects the same."""
 
-from atss_core.export.build import build_description, build_graph, build_prover, check_exportable
+from atss_core.export.build import build_description, build_graph, build_parity_check, check_exportable
 from atss_core.export.parity import Report
 from atss_core.export.targets import TARGETS, files_of
 
@@ -9,7 +9,7 @@ __all__ = [
     "Report",
     "build_description",
     "build_graph",
-    "build_prover",
+    "build_parity_check",
     "check_exportable",
     "files_of",
 ]

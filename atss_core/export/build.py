@@ -12,7 +12,7 @@ from atss_core.data import build_collate, build_transform
 from atss_core.data.transforms import Resize
 from atss_core.export.description import Description
 from atss_core.export.graph import DetectorGraph
-from atss_core.export.prove import Prover
+from atss_core.export.parity_check import Prover
 from atss_core.modeling import Detector
 from atss_core.utils.pixels import PixelFormat
 
@@ -25,7 +25,7 @@ def check_exportable(cfg: CfgNode) -> None:
     """
     if cfg.TEST.BBOX_AUG.ENABLED:
         raise ValueError(
-            "TEST.BBOX_AUG.ENABLED True looks at a picture in several sizes, but an exported file detects in "
+            "TEST.BBOX_AUG.ENABLED True looks at an image in several sizes, but an exported file detects in "
             "one; set it to False"
         )
 
@@ -63,14 +63,14 @@ def build_description(cfg: CfgNode, class_names: Sequence[str], nms: str) -> Des
     )
 
 
-def build_prover(cfg: CfgNode, detector: Detector, pictures: Sequence[Path], repeats: int = 5) -> Prover:
-    """Build what compares exported files with the detector on pictures, as the configuration resizes them."""
+def build_parity_check(cfg: CfgNode, detector: Detector, images: Sequence[Path], repeats: int = 5) -> Prover:
+    """Build what compares exported files with the detector on images, as the configuration resizes them."""
     return Prover(
         detector,
         build_transform(cfg, training=False),
         Resize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST),
         build_collate(cfg),
-        pictures,
+        images,
         repeats=repeats,
         max_pixels=cfg.INPUT.MAX_PIXELS,
     )

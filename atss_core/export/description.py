@@ -21,7 +21,7 @@ class Description:
 
     Attributes:
         class_names: the name of label i at i - 1.
-        min_size: short side in pixels that pictures are resized to.
+        min_size: short side in pixels that images are resized to.
         max_size: cap of their long side.
         nms: "inside" or "outside".
         nms_threshold: IoU above which a box of the same class goes.

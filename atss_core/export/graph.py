@@ -1,7 +1,7 @@
 """The detector as one function of tensors, which ``torch.export`` can trace.
 
 Everything that is computed is computed by the modules that the detector itself uses; here is only what they
-take from outside: pixels, the sizes of the pictures, and the suppression of a target.
+take from outside: pixels, the sizes of the images, and the suppression of a target.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class DetectorGraph(nn.Module):
         """Detect objects in a batch.
 
         Args:
-            images: RGB in 0..255, uint8, shape (N, 3, H, W); pictures of different sizes lie at the top left.
-            image_sizes: (height, width) in pixels of each picture before padding, int64, shape (N, 2).
+            images: RGB in 0..255, uint8, shape (N, 3, H, W); images of different sizes lie at the top left.
+            image_sizes: (height, width) in pixels of each image before padding, int64, shape (N, 2).
 
         Returns:
             Without a suppression boxes (N, M, 4), scores (N, M), labels (N, M), where a score of -1 is no

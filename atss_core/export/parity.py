@@ -1,9 +1,9 @@
 """Compare what an exported file finds with what the detector finds.
 
 Another runtime rounds otherwise, and a rounding can decide who of two equal candidates suppresses the other,
-or which detection is the hundredth. So the detector is asked again with its head outputs shaken at random by
-a few times that rounding: what it finds each time alike is steady, and an exported file must find all of
-that, to the tolerances. Of what is not steady it may find others, but not more than there are.
+or which detection is the hundredth. So the detector runs again with its head outputs perturbed at random by
+a few times that rounding: what it finds each time alike is stable, and an exported file must find all of
+that, to the tolerances. Unstable detections may differ, up to their number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from atss_core.modeling import Detector
 from atss_core.modeling.head import HeadOutputs
 from atss_core.structures import BoxList, ImageList
 
-# Head outputs are shaken by up to this much, some ten times what runtimes differ by.
+# Head outputs are perturbed by up to this much, some ten times what runtimes differ by.
 SHAKE = 1e-4
 NUM_SHAKES = 8
 
@@ -30,7 +30,7 @@ class Tolerance:
     """What two detections may differ by and still be the same.
 
     Attributes:
-        box: each coordinate, in pixels of the resized picture.
+        box: each coordinate, in pixels of the resized image.
         score: scores.
     """
 
@@ -40,15 +40,15 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the detections of pictures compare.
+    """How the detections of images compare.
 
     Attributes:
-        name: of the picture, or of those in a batch.
+        name: of the image, or of those in a batch.
         size: (height, width) in pixels of the batch.
         detections: that the detector found.
-        steady: of these, those that do not depend on rounding.
-        matched: of the steady ones, those that the exported file found.
-        extra: detections of the file alone, which the detector does not find when shaken either.
+        stable: of these, those that do not depend on rounding.
+        matched: of the stable ones, those that the exported file found.
+        extra: detections of the file alone, which the detector does not find when perturbed either.
         box_difference: largest among the matched, in pixels.
         score_difference: largest among the matched.
     """
@@ -56,7 +56,7 @@ class Comparison:
     name: str
     size: tuple[int, int]
     detections: int
-    steady: int
+    stable: int
     matched: int
     extra: int
     box_difference: float
@@ -64,8 +64,8 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether all steady detections were found and others only in place of what is not steady."""
-        return self.matched == self.steady and self.extra <= self.detections - self.steady
+        """Whether all stable detections were found and others only in place of what is not stable."""
+        return self.matched == self.stable and self.extra <= self.detections - self.stable
 
 
 @dataclass
@@ -76,10 +76,10 @@ class Report:
         file: its name.
         runtime: what ran it.
         tolerance: that was applied.
-        comparisons: one for each picture, and for a batch of two.
-        detector_ms: median milliseconds of the detector for one picture.
+        comparisons: one for each image, and for a batch of two.
+        detector_ms: median milliseconds of the detector for one image.
         exported_ms: the same of the file.
-        latency_size: (height, width) in pixels of that picture.
+        latency_size: (height, width) in pixels of that image.
         threads: of both.
         repeats: how often each ran, in turns.
     """
@@ -97,33 +97,33 @@ class Report:
     @property
     def failure(self) -> str:
         """Why the file does not count as equal; nothing if it does."""
-        total, steady = (sum(getattr(c, name) for c in self.comparisons) for name in ("detections", "steady"))
+        total, stable = (sum(getattr(c, name) for c in self.comparisons) for name in ("detections", "stable"))
         unequal = [c.name for c in self.comparisons if not c.is_equal]
         if unequal:
             return f"it does not detect what the detector detects in {', '.join(unequal)}"
         if not total:
             return (
-                "nothing was detected in the pictures, which proves nothing; give --images a folder of "
-                "pictures with objects, or lower MODEL.ATSS.INFERENCE_TH"
+                "nothing was detected in the images, which proves nothing; give --images a folder of "
+                "images with objects, or lower MODEL.ATSS.INFERENCE_TH"
             )
-        if 2 * steady < total:
+        if 2 * stable < total:
             return (
-                f"only {steady} of {total} detections do not depend on rounding, which proves nothing; give "
-                f"--images other pictures, or weights of a trained detector"
+                f"only {stable} of {total} detections do not depend on rounding, which proves nothing; give "
+                f"--images other images, or weights of a trained detector"
             )
         return ""
 
     def table(self) -> str:
         """Return the figures as lines for a terminal."""
-        width = max(len("picture"), *(len(c.name) for c in self.comparisons))
+        width = max(len("image"), *(len(c.name) for c in self.comparisons))
         lines = [
-            f"{'picture':{width}}  {'size':>9}  detections  steady  matched  extra   box px  score diff.",
+            f"{'image':{width}}  {'size':>9}  detections  stable  matched  extra   box px  score diff.",
             *(
-                f"{c.name:{width}}  {c.size[0]:>4}x{c.size[1]:<4}  {c.detections:>10}  {c.steady:>6}  "
+                f"{c.name:{width}}  {c.size[0]:>4}x{c.size[1]:<4}  {c.detections:>10}  {c.stable:>6}  "
                 f"{c.matched:>7}  {c.extra:>5}  {c.box_difference:>7.1e}  {c.score_difference:>11.1e}"
                 for c in self.comparisons
             ),
-            f"a picture of {self.latency_size[0]}x{self.latency_size[1]}: detector {self.detector_ms:.1f} ms,"
+            f"an image of {self.latency_size[0]}x{self.latency_size[1]}: detector {self.detector_ms:.1f} ms,"
             f" {self.runtime} {self.exported_ms:.1f} ms (medians of {self.repeats} in turns, "
             f"{self.threads} threads)",
         ]
@@ -139,18 +139,18 @@ def expect(detector: Detector, images: ImageList) -> tuple[list[BoxList], list[l
     """Return the detections of each image, and those of each shaking."""
     outputs = detector.predict(images)
     generator = torch.Generator().manual_seed(0)
-    shaken = [detector.detect(shake(outputs, generator), images.image_sizes) for _ in range(NUM_SHAKES)]
-    return detector.detect(outputs, images.image_sizes), shaken
+    perturbed = [detector.detect(shake(outputs, generator), images.image_sizes) for _ in range(NUM_SHAKES)]
+    return detector.detect(outputs, images.image_sizes), perturbed
 
 
 def shake(outputs: HeadOutputs, generator: torch.Generator) -> HeadOutputs:
     """Return head outputs with uniform noise of ``SHAKE`` either way."""
 
-    def shaken(levels: Sequence[Tensor]) -> list[Tensor]:
+    def perturbed(levels: Sequence[Tensor]) -> list[Tensor]:
         return [x + SHAKE * (2 * torch.rand(x.shape, generator=generator) - 1) for x in levels]
 
-    centerness = None if outputs.centerness is None else shaken(outputs.centerness)
-    return HeadOutputs(shaken(outputs.cls_logits), shaken(outputs.box_codes), centerness)
+    centerness = None if outputs.centerness is None else perturbed(outputs.centerness)
+    return HeadOutputs(perturbed(outputs.cls_logits), perturbed(outputs.box_codes), centerness)
 
 
 def detections_of(
@@ -176,30 +176,30 @@ def compare(
     size: tuple[int, int],
     found: Sequence[BoxList],
     expected: Sequence[BoxList],
-    shaken: Sequence[Sequence[BoxList]],
+    perturbed: Sequence[Sequence[BoxList]],
     tolerance: Tolerance,
 ) -> Comparison:
     """Compare the detections of a file with those of the detector, for each image of a batch."""
-    detections = num_steady = num_matched = num_extra = 0
+    detections = num_stable = num_matched = num_extra = 0
     box_difference = score_difference = 0.0
     for i, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
-        again = [results[i] for results in shaken]
-        steady = torch.ones(len(ours), dtype=torch.bool)
+        again = [results[i] for results in perturbed]
+        stable = torch.ones(len(ours), dtype=torch.bool)
         known = has_partner(theirs, ours, tolerance)
         for result in again:
-            steady &= has_partner(ours, result, tolerance)
+            stable &= has_partner(ours, result, tolerance)
             known |= has_partner(theirs, result, tolerance)
         is_same, boxes, scores = pairs(ours, theirs, tolerance)
-        matched = steady & is_same.any(dim=1)
+        matched = stable & is_same.any(dim=1)
         is_same &= matched[:, None]
         detections += len(ours)
-        num_steady += int(steady.sum())
+        num_stable += int(stable.sum())
         num_matched += int(matched.sum())
         num_extra += int((~known).sum())
         box_difference = max([box_difference, *boxes[is_same].tolist()])
         score_difference = max([score_difference, *scores[is_same].tolist()])
     return Comparison(
-        name, size, detections, num_steady, num_matched, num_extra, box_difference, score_difference
+        name, size, detections, num_stable, num_matched, num_extra, box_difference, score_difference
     )
 
 

@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 
 def trace(graph: DetectorGraph) -> ExportedProgram:
-    """Trace a graph for any number of pictures of any size.
+    """Trace a graph for any number of images of any size.
 
     Source lines, which would put the paths of this machine into the file, are left out.
     """
@@ -121,7 +121,7 @@ def read_deform_conv(node: Any) -> list[Any]:
         mask=inputs[4] if len(inputs) > 4 else None,
         group=node.get_attribute("group"),
         deformable_group=node.get_attribute("offset_group"),
-        bilinear_interpolation_pad=True,  # zeros outside of the picture take part, as in torchvision
+        bilinear_interpolation_pad=True,  # zeros outside of the image take part, as in torchvision
     )
     by_channel = operators.reshape(bias, operators.constant([1, -1, 1, 1]), special_zero=False)
     return [operators.add(convolved, by_channel).output(0)]

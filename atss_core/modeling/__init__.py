@@ -1,7 +1,7 @@
 """The model.
 
-Shape letters used throughout: N images, L levels, A anchors a place, C classes without background, H W grid,
-K anchors of an image, G ground truths of an image, P positives.
+Shape letters used throughout: N images, L levels, A anchors per location, C classes without background,
+H W grid, K anchors of an image, G ground truth of an image, P positives.
 """
 
 from atss_core.modeling.build import build_assigner, build_detector

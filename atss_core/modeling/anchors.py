@@ -22,14 +22,14 @@ class Anchors:
     Attributes:
         boxes: inclusive pixels, shape (K, 4).
         grid_sizes: (height, width) of each level in cells.
-        strides: pixels a cell of each level.
-        per_place: anchors that share a centre (A).
+        strides: stride of each level, in pixels.
+        num_anchors: anchors that share a centre (A).
     """
 
     boxes: Tensor
     grid_sizes: tuple[tuple[int, int], ...]
     strides: tuple[int, ...]
-    per_place: int
+    num_anchors: int
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -37,7 +37,7 @@ class Anchors:
     @property
     def counts(self) -> list[int]:
         """Number of anchors on each level."""
-        return [height * width * self.per_place for height, width in self.grid_sizes]
+        return [height * width * self.num_anchors for height, width in self.grid_sizes]
 
 
 class CellAnchors(nn.Module):
@@ -57,7 +57,7 @@ class AnchorGenerator(nn.Module):
 
     Args:
         sizes: anchor side in pixels on each level, or several, before octave scales.
-        strides: pixels a cell of each level.
+        strides: stride of each level, in pixels.
         aspect_ratios: height / width.
         scales_per_octave: number of scales n of a size; scale i has side ``size * octave ** (i / n)``.
         octave: factor between the scales of a whole octave.
@@ -88,7 +88,7 @@ class AnchorGenerator(nn.Module):
             raise ValueError("anchor sizes, strides, ratios, scales and octave must be positive")
         scales = [octave ** (i / scales_per_octave) for i in range(scales_per_octave)]
         self.strides = tuple(strides)
-        self.per_place = len(aspect_ratios) * len(scales) * len(per_level[0])
+        self.num_anchors = len(aspect_ratios) * len(scales) * len(per_level[0])
         self.cell_anchors = CellAnchors(
             [
                 cell_anchors(
@@ -111,7 +111,7 @@ class AnchorGenerator(nn.Module):
             for size, stride, cell in zip(grid_sizes, self.strides, self.cell_anchors, strict=True)
         ]
         sizes = tuple((height, width) for height, width in grid_sizes)
-        return Anchors(torch.cat(boxes), sizes, self.strides, self.per_place)
+        return Anchors(torch.cat(boxes), sizes, self.strides, self.num_anchors)
 
     def for_image(self, image_size: tuple[int, int]) -> Anchors:
         """Return the anchors of a padded image of (height, width) pixels, the last cells possibly cut."""

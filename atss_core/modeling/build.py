@@ -12,15 +12,15 @@ from yacs.config import CfgNode
 from atss_core.layers import FrozenBatchNorm2d, group_norm
 from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.assigners import Assigner, AtssAssigner, IouAssigner, SscAssigner, TopkAssigner
+from atss_core.modeling.backbone.fpn import FPN
+from atss_core.modeling.backbone.resnet import DEPTHS, Norm, ResNet
 from atss_core.modeling.box_coder import BoxCoder, Coder, PointCoder
 from atss_core.modeling.box_loss import BoxLoss, GiouLoss, SmoothL1Loss
 from atss_core.modeling.detector import DenseStage, Detector
-from atss_core.modeling.fpn import FPN
 from atss_core.modeling.head import AtssHead, tower_group_norm
 from atss_core.modeling.loss import AtssLoss
 from atss_core.modeling.postprocess import PostProcessor
 from atss_core.modeling.registry import Registry
-from atss_core.modeling.resnet import DEPTHS, Norm, ResNet
 from atss_core.utils.text import shorten
 
 BACKBONES = Registry("MODEL.BACKBONE.CONV_BODY")
@@ -41,7 +41,7 @@ def build_detector(cfg: CfgNode) -> Detector:
     return Detector(
         backbone=BACKBONES.build(cfg.MODEL.BACKBONE.CONV_BODY, cfg),
         rpn=DenseStage(
-            head=build_head(cfg, num_anchors=anchor_generator.per_place),
+            head=build_head(cfg, num_anchors=anchor_generator.num_anchors),
             anchor_generator=anchor_generator,
             loss=AtssLoss(
                 build_assigner(cfg),
@@ -114,7 +114,7 @@ def build_group_norm(cfg: CfgNode) -> Callable[[int], nn.GroupNorm]:
 
 @BACKBONES.register(*(f"R-{depth}-FPN-RETINANET" for depth in DEPTHS))
 def build_resnet_fpn(cfg: CfgNode) -> nn.Sequential:
-    """Build a ResNet or ResNeXt body with an FPN from P3 to P7."""
+    """Build a ResNet or ResNeXt backbone with an FPN from P3 to P7."""
     resnets = cfg.MODEL.RESNETS
     body = ResNet(
         depth=int(cfg.MODEL.BACKBONE.CONV_BODY.split("-")[1]),
@@ -141,7 +141,7 @@ def build_resnet_fpn(cfg: CfgNode) -> nn.Sequential:
 
 
 def build_head(cfg: CfgNode, num_anchors: int) -> AtssHead:
-    """Build the dense head for ``num_anchors`` anchors a place."""
+    """Build the dense head for ``num_anchors`` anchors per location."""
     atss = cfg.MODEL.ATSS
     return AtssHead(
         in_channels=cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS,
@@ -261,9 +261,9 @@ def _box(cfg: CfgNode) -> BoxCoder:
 @BOX_CODERS.register("POINT")
 def _point(cfg: CfgNode) -> PointCoder:
     generator = build_anchor_generator(cfg)
-    if generator.per_place != 1:
+    if generator.num_anchors != 1:
         raise ValueError(
             f"MODEL.ATSS.REGRESSION_TYPE POINT needs one anchor a place, but ANCHOR_SIZES, ASPECT_RATIOS and "
-            f"SCALES_PER_OCTAVE make {generator.per_place}; use BOX"
+            f"SCALES_PER_OCTAVE make {generator.num_anchors}; use BOX"
         )
     return PointCoder(anchor_scale=cfg.MODEL.ATSS.ANCHOR_SIZES[0] / cfg.MODEL.ATSS.ANCHOR_STRIDES[0])

@@ -93,7 +93,7 @@ class AtssLoss:
         assert (outputs.centerness is not None) == self.use_centerness, "head and loss must agree"
         wanted = self.targets(anchors, targets)
         num_positives, total_weight = self.normalizers([wanted]) if normalizers is None else normalizers
-        num_classes = outputs.cls_logits[0].shape[1] // anchors.per_place
+        num_classes = outputs.cls_logits[0].shape[1] // anchors.num_anchors
         logits = flatten_levels(outputs.cls_logits, num_classes)
         codes = flatten_levels(outputs.box_codes, 4)
 

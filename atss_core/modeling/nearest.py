@@ -20,10 +20,10 @@ def nearest_anchors(anchors: Anchors, points: Tensor, topk: int) -> Tensor:
         Anchor indices, int64, shape (..., M) with M = A * sum over levels of min(topk, H * W).
     """
     found, start = [], 0
-    in_place = torch.arange(anchors.per_place, device=points.device)
+    in_place = torch.arange(anchors.num_anchors, device=points.device)
     for grid_size, stride, count in zip(anchors.grid_sizes, anchors.strides, anchors.counts, strict=True):
         cells = nearest_cells(points / stride - 0.5, grid_size, topk)
-        found.append((cells[..., None] * anchors.per_place + in_place).flatten(-2) + start)
+        found.append((cells[..., None] * anchors.num_anchors + in_place).flatten(-2) + start)
         start += count
     return torch.cat(found, dim=-1)
 

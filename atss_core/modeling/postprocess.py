@@ -73,7 +73,7 @@ class PostProcessor:
             anchors.boxes.split(anchors.counts),
             strict=True,
         )
-        candidates = [self._select(*level, anchors.per_place) for level in levels]
+        candidates = [self._select(*level, anchors.num_anchors) for level in levels]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
         return boxes, scores, labels
 
@@ -83,14 +83,14 @@ class PostProcessor:
         box_codes: Tensor,
         centerness: Tensor | None,
         anchors: Tensor,
-        per_place: int,
+        num_anchors: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (N, M, 4), scores (N, M) and labels (N, M) of a level; score -1 is no candidate.
 
         A score is the root of class probability times centerness, or the class probability alone if there is
         no centerness.
         """
-        num_classes = cls_logits.shape[1] // per_place
+        num_classes = cls_logits.shape[1] // num_anchors
         probabilities = flatten_level(cls_logits, num_classes).float().sigmoid()
         products = probabilities
         if centerness is not None:

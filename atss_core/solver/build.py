@@ -61,7 +61,7 @@ def build_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LambdaLR:
     return LambdaLR(optimizer, factor)
 
 
-def build_average(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
+def build_ema(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
     """Build the moving average of weights and batch-norm statistics, None where SOLVER.EMA_DECAY is 0."""
     decay = cfg.SOLVER.EMA_DECAY
     if decay == 0:

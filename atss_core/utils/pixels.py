@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Published configurations give all Caffe2 bodies the mean of the first of them, and those of the others are a
+# Published configurations give all Caffe2 backbones the mean of the first of them; those of the others are a
 # few grey levels away. What is further away is a mistake, such as the mean of pixels in 0..1.
 GREY_LEVELS = 20.0
 
@@ -16,7 +16,7 @@ class PixelFormat:
     """Pixels that a network takes, as INPUT.PIXEL_MEAN, PIXEL_STD and TO_BGR255 say it.
 
     Attributes:
-        mean: subtracted, for each channel in the order and range of the picture.
+        mean: subtracted, for each channel in the order and range of the image.
         std: divided by, likewise.
         is_bgr255: BGR in 0..255 if true, RGB in 0..1 if false.
     """

@@ -35,8 +35,8 @@ TITLES = {
     4: "Candidates a level (k)",
     5: "Side of the anchors",
     6: "Aspect ratio of the anchors",
-    7: "Several anchors a place",
-    8: "Other bodies and longer training, on test-dev",
+    7: "Several anchors per location",
+    8: "Other backbones and longer training, on test-dev",
 }
 
 HEADER = """<!-- Written by make_index.py from the YAML files here; change those, and run it again. -->
@@ -56,7 +56,7 @@ Train and test one from the root of the project, with COCO in `datasets/coco`:
 
     python tools/train_net.py --config-file configs/paper/atss_k3.yaml
 
-The schedule is meant for 16 pictures a batch. At its end a run compares what it measured with
+The schedule is meant for 16 images a batch. At its end a run compares what it measured with
 `TEST.EXPECTED_RESULTS`, which holds the numbers below with a standard deviation of 0.2 points. That is a
 tolerance of ours for the noise between seeds, not a number of the paper; what is off by more than
 `TEST.EXPECTED_RESULTS_SIGMA_TOL` (4) of these is reported.

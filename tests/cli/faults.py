@@ -50,27 +50,27 @@ def remove(*files):
 
 
 def shrink(folder):
-    Image.new("RGB", (30, 30)).save(folder / "pictures" / "a.png")
+    Image.new("RGB", (30, 30)).save(folder / "images" / "a.png")
 
 
-def turn(picture):
-    """Mark a picture as upside down."""
+def turn(image):
+    """Mark an image as upside down."""
 
     def spoil(folder):
         exif = Image.Exif()
         exif[0x0112] = 3
-        Image.open(folder / picture).save(folder / picture, exif=exif)
+        Image.open(folder / image).save(folder / image, exif=exif)
 
     return spoil
 
 
 def put_pipe(folder):
-    (folder / "pictures" / "a.png").unlink()
-    os.mkfifo(folder / "pictures" / "a.png")
+    (folder / "images" / "a.png").unlink()
+    os.mkfifo(folder / "images" / "a.png")
 
 
 def truncate(folder):
-    file = folder / "pictures" / "a.png"
+    file = folder / "images" / "a.png"
     file.write_bytes(file.read_bytes()[:500])
 
 
@@ -117,8 +117,8 @@ COCO_DEFECTS = {
         ["annotation 2 must have 4 finite numbers", "[1, 5, 5]"],
     ),
     "no area": (in_annotation(bbox=[1, 5, 0, 5]), ["1 box(es) have a width or height of 0", "2 in a.png"]),
-    "outside": (in_annotation(bbox=[99, 5, 9, 5]), ["1 box(es) lie wholly outside their picture", "a.png"]),
-    "reaching out": (in_annotation(bbox=[50, 5, 30, 30]), ["1 box(es) reach out of their picture", "a.png"]),
+    "outside": (in_annotation(bbox=[99, 5, 9, 5]), ["1 box(es) lie wholly outside their image", "a.png"]),
+    "reaching out": (in_annotation(bbox=[50, 5, 30, 30]), ["1 box(es) reach out of their image", "a.png"]),
     "one pixel": (in_annotation(bbox=[5, 5, 1, 30]), ["1 box(es) are at most one pixel wide", "a.png"]),
     "box twice": (
         in_json(lambda tree: tree["annotations"].append({**tree["annotations"][0], "id": 50})),
@@ -126,7 +126,7 @@ COCO_DEFECTS = {
     ),
     "no object": (
         in_json(lambda tree: tree.update(annotations=[])),
-        ["train.json: no picture has an object to learn from"],
+        ["train.json: no image has an object to learn from"],
     ),
     "class without objects": (
         in_json(lambda tree: [a.update(category_id=1) for a in tree["annotations"]] and None),
@@ -138,23 +138,23 @@ COCO_DEFECTS = {
         in_annotation(bbox=[5, 5, 3, 3]),
         ["1 object(s), 16.7%, are far from every anchor size"],
     ),
-    "no picture": (remove("pictures/a.png"), ["1 of 4 pictures are not in", "pictures: a.png; restore"]),
-    "no folder": (remove("pictures"), ["needs the folder", "pictures with the pictures of"]),
-    "half a picture": (truncate, ["a.png cannot be read as a picture"]),
-    "text for a picture": (write_over("pictures/a.png", b"hello"), ["a.png cannot be read as a picture"]),
-    "pipe for a picture": (put_pipe, ["a.png cannot be read as a picture", "got a pipe"]),
+    "no image": (remove("images/a.png"), ["1 of 4 images are not in", "images: a.png; restore"]),
+    "no folder": (remove("images"), ["needs the folder", "images with the images of"]),
+    "half an image": (truncate, ["a.png cannot be read as an image"]),
+    "text for an image": (write_over("images/a.png", b"hello"), ["a.png cannot be read as an image"]),
+    "pipe for an image": (put_pipe, ["a.png cannot be read as an image", "got a pipe"]),
     "too large": (
         lambda folder: ["INPUT.MAX_PIXELS", "3071"],
-        ["4 of 4 pictures have more than 3071 pixels, the first 64x48: a.png", "raise INPUT.MAX_PIXELS"],
+        ["4 of 4 images have more than 3071 pixels, the first 64x48: a.png", "raise INPUT.MAX_PIXELS"],
     ),
     "turned in place": (
-        turn("pictures/a.png"),
-        ["1 of 4 pictures looked at are turned or mirrored", "a.png; look at the boxes that atss check"],
+        turn("images/a.png"),
+        ["1 of 4 images looked at are turned or flipped", "a.png; look at the boxes that atss check"],
     ),
     "other size": (shrink, ["a.png is 30x30 pixels", "annotations of image 1 are for 64x48"]),
     "listed twice": (
         in_json(lambda tree: tree["images"][1].update(file_name="a.png")),
-        ["1 picture(s) are listed more than once: a.png"],
+        ["1 image(s) are listed more than once: a.png"],
     ),
     "class count": (
         lambda folder: ["MODEL.ATSS.NUM_CLASSES", "81"],
@@ -216,13 +216,13 @@ VOC_DEFECTS = {
     ),
     "turned in place": (
         turn("JPEGImages/a.png"),
-        ["1 of 4 pictures looked at are turned or mirrored", "a.png"],
+        ["1 of 4 images looked at are turned or flipped", "a.png"],
     ),
     "too large": (
         lambda folder: ["INPUT.MAX_PIXELS", "3000"],
-        ["4 of 4 pictures have more than 3000 pixels", "raise INPUT.MAX_PIXELS"],
+        ["4 of 4 images have more than 3000 pixels", "raise INPUT.MAX_PIXELS"],
     ),
-    "no pictures": (remove("JPEGImages"), ["no folder JPEGImages or images"]),
+    "no images": (remove("JPEGImages"), ["no folder JPEGImages or images"]),
     "not a data set": (remove("Annotations"), ["is not a data set; expected a COCO file"]),
 }
 YOLO_DEFECTS = {
@@ -249,27 +249,27 @@ YOLO_DEFECTS = {
         ["must be 0, 1, 2, ..., got [0, 2]"],
     ),
     "name twice": (replace("data.yaml", "dog", "cat"), ["every category needs a name of its own", "cat"]),
-    "no labels": (remove("labels"), ["none of 4 pictures has a label file", "labels/train/a.txt"]),
-    "no split": (remove("images/train"), ["has no pictures for 'train'", "there is no", "images/train"]),
-    "half a picture": (
+    "no labels": (remove("labels"), ["none of 4 images has a label file", "labels/train/a.txt"]),
+    "no split": (remove("images/train"), ["has no images for 'train'", "there is no", "images/train"]),
+    "half an image": (
         lambda folder: (folder / "images/train/a.png").write_bytes(b"hello"),
-        ["1 of 4 pictures cannot be read", "images/train/a.png", "SKIP_CORRUPT"],
+        ["1 of 4 images cannot be read", "images/train/a.png", "SKIP_CORRUPT"],
     ),
     "too large": (
         lambda folder: ["INPUT.MAX_PIXELS", "3000"],
-        ["4 of 4 pictures have more than 3000 pixels", "raise INPUT.MAX_PIXELS"],
+        ["4 of 4 images have more than 3000 pixels", "raise INPUT.MAX_PIXELS"],
     ),
-    "label without picture": (
+    "label without image": (
         remove("images/train/a.png"),
-        ["1 label file(s) have no picture", "labels/train/a.txt; restore the pictures"],
+        ["1 label file(s) have no image", "labels/train/a.txt; restore the images"],
     ),
-    "picture without label": (
+    "image without label": (
         remove("labels/train/a.txt"),
-        ["1 picture(s) have no label file and count as empty: a.png"],
+        ["1 image(s) have no label file and count as empty: a.png"],
     ),
     "one label for two": (
         lambda folder: shutil.copy(folder / "images/train/a.png", folder / "images/train/a.bmp"),
-        ["1 label file(s) belong to several pictures of one name: a.txt"],
+        ["1 label file(s) belong to several images of one name: a.txt"],
     ),
     "other encoding": (
         lambda folder: (folder / "labels/train/a.txt").write_text("0 .5 .5 .2 .2", encoding="utf-16"),
@@ -281,7 +281,7 @@ YOLO_DEFECTS = {
     ),
     "split misspelt": (
         replace("data.yaml", "train: images/train", "train: images/trian"),
-        ["has no pictures for 'train'", "images/trian"],
+        ["has no images for 'train'", "images/trian"],
     ),
     "not YAML": (write_over("data.yaml", b"names: [cat"), ["data.yaml is not valid YAML"]),
 }

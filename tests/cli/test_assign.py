@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from atss_core.apps.assign.assignment import choose_objects
 from atss_core.cli import assign
 from atss_core.cli.common import run
 from atss_core.cli.datasets import open_dataset
 from atss_core.config import load_cfg
-from atss_core.data.assignment import choose_objects
 from atss_core.modeling import build_assigner
 from atss_core.modeling.build import build_anchor_generator
 from tests.golden import ROOT
@@ -118,30 +118,30 @@ def test_page_is_whole_and_needs_no_network(written):
     assert "a&b.png" in page.words
     assert len(page.sources) > 30
     for source in page.sources:
-        with Image.open(written[1] / source) as picture:
-            picture.load()
+        with Image.open(written[1] / source) as image:
+            image.load()
     assert 'name="viewport"' in text
 
 
-def test_second_run_leaves_no_old_pictures_and_prints_the_table(written, tmp_path, capsys):
-    flags = ["--config-file", CONFIG, "--output-dir", str(tmp_path), "--num-pictures", "2"]
+def test_second_run_leaves_no_old_images_and_prints_the_table(written, tmp_path, capsys):
+    flags = ["--config-file", CONFIG, "--output-dir", str(tmp_path), "--num-images", "2"]
     for number in ("1", "0"):
         assign.main([written[0], *flags, "--num-drawn", number, *SMALL])
-        drawn = list((tmp_path / "data_train" / "pictures").glob("*_rules.jpg"))
+        drawn = list((tmp_path / "data_train" / "images").glob("*_rules.jpg"))
         assert len(drawn) == int(number)
     output = capsys.readouterr().out
-    assert "objects of 2 pictures" in output
+    assert "objects of 2 images" in output
     assert "ATSS + AT_LEAST_ONE" in output
     assert "objects without a positive, %" in output
 
 
 def test_errors_are_one_line(written, tmp_path, capsys):
     (tmp_path / "empty.json").write_text(json.dumps({**coco_tree(), "annotations": []}))
-    pictures = written[0].split("@")[1]
+    images = written[0].split("@")[1]
     for words, message in (
         ([], "there is no data set to look at"),
-        ([written[0], "--num-pictures", "0"], "--num-pictures of at least 1"),
-        ([f"{tmp_path / 'empty.json'}@{pictures}"], "no picture has an object to learn from"),
+        ([written[0], "--num-images", "0"], "--num-images of at least 1"),
+        ([f"{tmp_path / 'empty.json'}@{images}"], "no image has an object to learn from"),
     ):
         with pytest.raises(SystemExit):
             run(assign.main, [*words, "--config-file", CONFIG, "--output-dir", str(tmp_path / "out")])
@@ -159,7 +159,7 @@ def test_rules_of_any_configuration():
     assert [rules[name].at_least_one for name in RULES[:2]] == [False, True]
 
 
-def test_choice_of_objects_and_pictures():
+def test_choice_of_objects_and_images():
     areas = np.array([50.0, 1.0, 7.0, 3.0, 90.0, 20.0, 8.0, 30.0])
     counts = np.array([1, 1, 1, 1, 1, 0, 1, 1])
     chosen = choose_objects(areas, counts, 4)
@@ -169,6 +169,6 @@ def test_choice_of_objects_and_pictures():
     assert choose_objects(areas[:2], counts[:2], 6) == [1, 0]
     assert choose_objects(areas[:1], counts[:1], 6) == [0]
     assert choose_objects(areas, 0 * counts, 6)[:1] == [1]
-    assert assign.choose_pictures({0: 0, 1: 4, 2: 9}, 2)[-1] == 2
-    assert assign.choose_pictures({0: 0}, 6) == [0]
+    assert assign.choose_images({0: 0, 1: 4, 2: 9}, 2)[-1] == 2
+    assert assign.choose_images({0: 0}, 6) == [0]
     assert assign.count_positives(torch.tensor([-1, 2, -2, 2, 0]), 4).tolist() == [1, 0, 2, 0]

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from atss_core.cli import demo, quickstart, test, train
+from atss_core.checkpoint.checkpointer import read_checkpoint
+from atss_core.cli import demo, quickstart, train
+from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
 from atss_core.engine import Predictor
-from atss_core.utils.checkpoint import read_checkpoint
 from tests.conftest import QUICK
 from tests.golden import ROOT
 
@@ -222,11 +223,11 @@ def spoil(kind, own_shapes):
         edit(lambda c: c["annotations"][3].update(bbox=[1.0, float("nan"), 5.0, 5.0]))
     elif kind == "classes":
         edit(lambda c: c["categories"].append({"id": 9, "name": "blob"}))
-    elif kind == "missing picture":
+    elif kind == "missing image":
         next((folder / "shapes" / "train").iterdir()).unlink()
-    elif kind == "truncated picture":
-        picture = next((folder / "shapes" / "train").iterdir())
-        picture.write_bytes(picture.read_bytes()[:300])
+    elif kind == "truncated image":
+        image = next((folder / "shapes" / "train").iterdir())
+        image.write_bytes(image.read_bytes()[:300])
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -239,8 +240,8 @@ def spoil(kind, own_shapes):
         ("unknown category", ["train.json", "77"]),
         ("NaN box", ["train.json", "nan", "finite"]),
         ("classes", ["7 classes", "NUM_CLASSES", "8", "it is 7"]),
-        ("missing picture", ["1 of 8 pictures are not in", "SKIP_CORRUPT"]),
-        ("truncated picture", ["image id", "annotation ids", "SKIP_CORRUPT"]),
+        ("missing image", ["1 of 8 images are not in", "SKIP_CORRUPT"]),
+        ("truncated image", ["image id", "annotation ids", "SKIP_CORRUPT"]),
     ],
 )
 def test_bad_data_ends_in_one_line(kind, words, num_workers, own_shapes, tiny, capsys):
@@ -290,11 +291,11 @@ def test_boxes_without_area_are_counted_and_dropped(own_shapes, tiny, capsys):
     assert "2 box" in capsys.readouterr().out
 
 
-def test_corrupt_pictures_are_skipped_on_demand(own_shapes, tiny, capsys):
-    spoil("truncated picture", own_shapes)
+def test_corrupt_images_are_skipped_on_demand(own_shapes, tiny, capsys):
+    spoil("truncated image", own_shapes)
     opts = [*tiny, "DATASETS.DATA_DIR", str(own_shapes[0]), "DATALOADER.SKIP_CORRUPT", "True"]
     train.main(["--config-file", str(QUICK), "--skip-test", *opts])
-    assert "Skipped picture 1: " in capsys.readouterr().out
+    assert "Skipped image 1: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -339,16 +340,16 @@ def test_training_does_not_write_over_the_weights_it_starts_from(tiny, trained, 
     assert own.read_bytes() == before
 
 
-def test_demo_draws_every_picture(tiny, trained, pictures, tmp_path, capsys):
-    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(pictures)]
+def test_demo_draws_every_image(tiny, trained, images, tmp_path, capsys):
+    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(images)]
     flags += ["--output-dir", str(tmp_path / "out"), "--score-threshold", "0.0", "--config-file", str(QUICK)]
     demo.main([*flags, *tiny])
     for name in ("a.jpg", "b.png"):
-        drawn, original = Image.open(tmp_path / "out" / name), Image.open(pictures / name)
+        drawn, original = Image.open(tmp_path / "out" / name), Image.open(images / name)
         assert drawn.width > original.width
         assert drawn.width / drawn.height == original.width / original.height
     output = capsys.readouterr().out
-    assert "ms a picture (median of 2" in output
+    assert "ms per image (median of 2" in output
     assert "a.jpg: " in output
 
 
@@ -373,27 +374,27 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_demo_never_draws_over_its_images(tiny, trained, pictures, tmp_path, capsys):
-    (tmp_path / "link").symlink_to(pictures)
+def test_demo_never_draws_over_its_images(tiny, trained, images, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(images)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "b.png").symlink_to(pictures / "b.png")
-    before = contents(pictures)
+    (tmp_path / "out" / "b.png").symlink_to(images / "b.png")
+    before = contents(images)
     flags = ["--weights", str(trained / "model_final.pth"), "--config-file", str(QUICK)]
-    for folder in (pictures, tmp_path / "link", tmp_path / "out", pictures / ".." / pictures.name):
+    for folder in (images, tmp_path / "link", tmp_path / "out", images / ".." / images.name):
         with pytest.raises(SystemExit) as stop:
-            run(demo.main, [*flags, "--images-dir", str(pictures), "--output-dir", str(folder), *tiny])
+            run(demo.main, [*flags, "--images-dir", str(images), "--output-dir", str(folder), *tiny])
         assert stop.value.code == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert "would be overwritten" in error
         assert "Give another --output-dir." in error
-        assert contents(pictures) == before
+        assert contents(images) == before
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_demo_goes_on_after_an_image_that_cannot_be_read(tiny, trained, pictures, tmp_path, capsys, skip):
-    (pictures / "0.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:300])
-    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(pictures)]
+def test_demo_goes_on_after_an_image_that_cannot_be_read(tiny, trained, images, tmp_path, capsys, skip):
+    (images / "0.jpg").write_bytes((images / "a.jpg").read_bytes()[:300])
+    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(images)]
     flags += ["--output-dir", str(tmp_path / "out"), "--config-file", str(QUICK)]
     with pytest.raises(SystemExit) as stop:
         run(demo.main, [*flags, *tiny, "DATALOADER.SKIP_CORRUPT", str(skip)])
@@ -401,10 +402,10 @@ def test_demo_goes_on_after_an_image_that_cannot_be_read(tiny, trained, pictures
     captured = capsys.readouterr()
     assert "median of 2" in captured.out
     lines = captured.err.splitlines()
-    assert any(line.startswith(f"skipped: {pictures / '0.jpg'} cannot be read") for line in lines)
+    assert any(line.startswith(f"skipped: {images / '0.jpg'} cannot be read") for line in lines)
     assert lines[-1] == "1 of 3 files cannot be read and are skipped"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.jpg", "b.png"}
-    for path in pictures.iterdir():
+    for path in images.iterdir():
         path.write_text("no image")
     with pytest.raises(SystemExit) as stop:
         run(demo.main, [*flags, *tiny])
@@ -412,8 +413,8 @@ def test_demo_goes_on_after_an_image_that_cannot_be_read(tiny, trained, pictures
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: none of the 3 files can be read")
 
 
-def test_demo_looks_in_several_sizes(tiny, trained, pictures, tmp_path):
-    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(pictures)]
+def test_demo_looks_in_several_sizes(tiny, trained, images, tmp_path):
+    flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(images)]
     flags += ["--output-dir", str(tmp_path / "out"), "--config-file", str(QUICK)]
     demo.main([*flags, *tiny, *MULTI_SCALE])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.jpg", "b.png"}
@@ -430,34 +431,34 @@ def test_demo_without_weights_says_where_to_get_them():
         assert word in process.stderr
 
 
-def test_demo_without_pictures_is_explained(trained, tmp_path):
+def test_demo_without_images_is_explained(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(tmp_path / "empty")]
-    with pytest.raises(ValueError, match=r"no pictures in .*empty"):
+    with pytest.raises(ValueError, match=r"no images in .*empty"):
         demo.main(flags)
 
 
-def test_predictor_finds_boxes_in_the_pixels_of_the_picture(tiny, trained, pictures):
+def test_predictor_finds_boxes_in_the_pixels_of_the_image(tiny, trained, images):
     predictor = Predictor.from_config(
         QUICK, trained / "model_final.pth", [*tiny, "MODEL.ATSS.INFERENCE_TH", "0.0"]
     )
     assert predictor.class_names == ["circle", "square", "triangle", "star", "ring", "cross"]
-    result = predictor(pictures / "a.jpg")
+    result = predictor(images / "a.jpg")
     assert result.image_size == (60, 80)
     assert len(result) > 0
     assert result.boxes.min() >= 0
     assert result.boxes[:, 2].max() <= 80
     assert result.scores.tolist() == sorted(result.scores.tolist(), reverse=True)
-    again = predictor(Image.open(pictures / "a.jpg"))
+    again = predictor(Image.open(images / "a.jpg"))
     assert torch.equal(again.boxes, result.boxes)
 
 
-def test_quickstart_leaves_pictures_curves_and_numbers(tiny, tmp_path, monkeypatch, capsys):
+def test_quickstart_leaves_images_curves_and_numbers(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
         quickstart, "write_shapes", lambda folder: None
     )  # the session's small data set is there already
-    monkeypatch.setattr(quickstart, "NUM_PICTURES", 4)
+    monkeypatch.setattr(quickstart, "NUM_IMAGES", 4)
     quickstart.main(tiny)
     folder = tmp_path / "run"
     output = capsys.readouterr().out

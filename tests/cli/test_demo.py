@@ -1,4 +1,4 @@
-"""The demo on videos and cameras; its pictures are in test_commands.py."""
+"""The demo on videos and cameras; its images are in test_commands.py."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from atss_core.config import load_cfg
 from atss_core.data import write_shapes
 from atss_core.modeling import build_detector
 from atss_core.utils import extras
-from atss_core.utils.video import VideoReader, VideoWriter, file_source
+from atss_core.visualization.video import VideoReader, VideoWriter, file_source
 from tests.conftest import QUICK, TINY
 from tests.golden import ROOT
 
@@ -45,9 +45,9 @@ def clip(tmp_path_factory):
     """A video of shapes, with frames at uneven times."""
     folder = tmp_path_factory.mktemp("clip")
     write_shapes(folder / "shapes", num_train=len(TIMES), num_val=1, progress=False)
-    pictures = sorted((folder / "shapes" / "train").glob("*.jpg"))
+    images = sorted((folder / "shapes" / "train").glob("*.jpg"))
     with VideoWriter(folder / "clip.mp4") as writer:
-        for path, seconds in zip(pictures, TIMES, strict=True):
+        for path, seconds in zip(images, TIMES, strict=True):
             writer.write(Image.open(path).convert("RGB").resize(SIZE), seconds)
     return folder / "clip.mp4"
 
@@ -66,7 +66,7 @@ def test_video_is_annotated_frame_by_frame(detector, clip, tmp_path, capsys):
         assert frame.image.size == (scale * 102, scale * 76)
         small = np.asarray(frame.image.resize(original.image.size), int)
         changed = np.abs(small - np.asarray(original.image, int)).max(axis=2) > 40
-        assert 0.02 < changed.mean() < 0.98, "boxes on the picture that was there"
+        assert 0.02 < changed.mean() < 0.98, "boxes on the image that was there"
     output = capsys.readouterr().out
     pattern = r"6 frames: decoding [\d.]+ ms, detecting [\d.]+ ms, drawing and encoding [\d.]+ ms \(medians, "
     assert re.search(pattern + r"without the first frame\); [\d.]+ frames per second", output)

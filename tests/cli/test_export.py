@@ -42,7 +42,7 @@ def test_package_is_proven_and_described(package):
     names = [comparison["name"] for comparison in report["comparisons"]]
     assert len(names) == 5
     assert names[-1] == "shapes_14.jpg + shapes_19.jpg"
-    assert min(comparison["steady"] for comparison in report["comparisons"]) >= 80
+    assert min(comparison["stable"] for comparison in report["comparisons"]) >= 80
     extra = {"atss": ""}
     torch.export.load(package, extra_files=extra)
     description = json.loads(extra["atss"])
@@ -128,16 +128,16 @@ def test_weights_are_never_written_over(weights, tmp_path):
 def test_images_are_by_default_those_of_the_test_set_or_the_demo(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # away from the checkout
     cfg = load_cfg(QUICK, [*TINY, "DATASETS.DATA_DIR", str(shapes)])
-    found = export.choose_pictures(cfg, None)
+    found = export.choose_images(cfg, None)
     assert found == sorted((shapes / "shapes" / "val").glob("*.jpg"))[:8]
     cfg = load_cfg(QUICK, [*TINY, "DATASETS.DATA_DIR", str(tmp_path)])
-    assert export.choose_pictures(cfg, None)[0].name == "shapes_14.jpg"
+    assert export.choose_images(cfg, None)[0].name == "shapes_14.jpg"
     monkeypatch.setattr(export, "DEMO_IMAGES", ())
     with pytest.raises(ValueError, match=r"--images: expected images .* DATASETS.TEST \('shapes_val',\)"):
-        export.choose_pictures(cfg, None)
+        export.choose_images(cfg, None)
     shutil.copy(found[0], tmp_path / "b.jpg")
     (tmp_path / "a.jpg").write_text("no image")
-    assert export.choose_pictures(cfg, str(tmp_path)) == [tmp_path / "b.jpg"]
+    assert export.choose_images(cfg, str(tmp_path)) == [tmp_path / "b.jpg"]
     assert capsys.readouterr().err.startswith(f"skipped: {tmp_path / 'a.jpg'} cannot be read")
 
 
@@ -147,8 +147,8 @@ def test_images_are_by_default_those_of_the_test_set_or_the_demo(shapes, tmp_pat
         (["--format", "onx"], "--format must be onnx, openvino, torch.* got 'onx'; did you mean onnx"),
         (["--format", "onnx,torch", "--output", "a.onnx"], "is a file of format onnx"),
         (["--output", "a.engine"], "must be a folder or end in .onnx, .xml, .pt2, got a.engine"),
-        (["--images", "nowhere"], "no pictures in nowhere"),
-        (["TEST.BBOX_AUG.ENABLED", "True"], "TEST.BBOX_AUG.ENABLED True looks at a picture in several sizes"),
+        (["--images", "nowhere"], "no images in nowhere"),
+        (["TEST.BBOX_AUG.ENABLED", "True"], "TEST.BBOX_AUG.ENABLED True looks at an image in several sizes"),
     ],
 )
 def test_mistakes_are_explained_before_anything_is_loaded(more, message):

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
+from atss_core.checkpoint.download import cache_root
 from atss_core.cli import assign, check, demo, export, plot, remove_solver_states, train
 from atss_core.cli.common import run
 from atss_core.config import load_cfg
-from atss_core.utils.download import cache_root
 from tests.conftest import QUICK, TINY
 
 
@@ -42,7 +42,7 @@ def test_training_and_what_it_proposes(home, capsys):
 @pytest.mark.parametrize("command", [check, assign])
 def test_data_sets(home, command):
     place = "~/data/shapes/annotations/val.json@~/data/shapes/val"
-    flags = ["--quick"] if command is check else ["--num-pictures", "1", "--num-drawn", "0"]
+    flags = ["--quick"] if command is check else ["--num-images", "1", "--num-drawn", "0"]
     run(command.main, [place, f"--config-file={QUICK}", "--output-dir=~/report", *flags, *TINY])
     assert (home / "report" / "annotations_val" / "report.json").is_file()
 

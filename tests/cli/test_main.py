@@ -13,7 +13,8 @@ from atss_core.cli import doctor, plot, train
 from atss_core.cli.common import run
 from atss_core.cli.main import COMMANDS, main
 from atss_core.cli.parser import CommandParser
-from atss_core.utils import extras, run_curves
+from atss_core.utils import extras
+from atss_core.visualization import run_curves
 from tests.conftest import QUICK
 from tests.golden import ROOT
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atss_core.cli import assign, check, datasets, demo, test, train
+from atss_core.checkpoint.checkpointer import read_checkpoint
+from atss_core.cli import assign, check, datasets, demo, train
+from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
-from atss_core.utils.checkpoint import read_checkpoint
 from tests.cli.faults import CASES, edit, in_annotation, truncate
 from tests.conftest import TINY
 from tests.golden import ROOT
-from tests.layouts import CONTENT, coco_tree, write_coco, write_pictures, write_voc, write_yolo
+from tests.layouts import CONTENT, coco_tree, write_coco, write_images, write_voc, write_yolo
 
 CONFIG = str(ROOT / "configs" / "quick" / "atss_R_18_own_data.yaml")
 ONE_STEP = [
@@ -44,7 +45,7 @@ def test_any_layout_trains_tests_and_draws(write, tmp_path, capsys):
 
     # Neither testing nor the demo needs to be told the number of classes.
     test.main(["--config-file", CONFIG, *ONE_STEP, *words_for(places, folder)])
-    write_pictures(tmp_path / "new")
+    write_images(tmp_path / "new")
     flags = ["--weights", str(folder / "model_final.pth"), "--images-dir", str(tmp_path / "new")]
     demo.main([*flags, "--output-dir", str(tmp_path / "drawn"), "--config-file", CONFIG, *ONE_STEP])
     assert len(list((tmp_path / "drawn").iterdir())) == len(CONTENT)
@@ -63,7 +64,7 @@ def test_registered_names(tmp_path):
     test.main(["--config-file", str(dumped)])
 
 
-def test_empty_pictures_train_on_demand(tmp_path):
+def test_empty_images_train_on_demand(tmp_path):
     places = write_coco(tmp_path / "data", content={**CONTENT, "e": [], "f": [], "g": [], "h": []})
     words = words_for(places, tmp_path / "run")
     opts = [*ONE_STEP, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "SOLVER.IMS_PER_BATCH", "8"]
@@ -109,7 +110,7 @@ def test_sound_data_is_found_sound(tmp_path, capsys):
     check.main([*write_coco(tmp_path / "data"), "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     output = capsys.readouterr().out
     assert output.count("nothing wrong was found") == 2
-    assert "4 pictures of data_val are in data_train as well" in output
+    assert "4 images of data_val are in data_train as well" in output
     report = json.loads((tmp_path / "check" / "data_train" / "report.json").read_text())
     assert report["objects"] == {"cat": 3, "dog": 3}
     assert report["num_images"] == 4
@@ -124,16 +125,16 @@ def test_defects_are_drawn_and_listed(tmp_path, capsys):
     places = write_coco(tmp_path / "data")
     in_annotation(bbox=[5, 5, 0, 30])(tmp_path / "data")
     truncate(tmp_path / "data")
-    with pytest.raises(ValueError, match="1 of 4 pictures cannot be read"):
+    with pytest.raises(ValueError, match="1 of 4 images cannot be read"):
         check.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     folder = tmp_path / "check" / "data_train"
     assert min(Image.open(folder / "defects.jpg").size) > 200
     defects = json.loads((folder / "report.json").read_text())["defects"]
     assert [(d["kind"], d["images"], d["annotation_ids"]) for d in defects] == [
         ("boxes without area", ["a.png"], [2]),
-        ("unreadable pictures", ["a.png"], []),
+        ("unreadable images", ["a.png"], []),
     ]
-    assert "! 1 of 4 pictures cannot be read" in capsys.readouterr().out
+    assert "! 1 of 4 images cannot be read" in capsys.readouterr().out
 
 
 def test_objects_that_get_no_anchor_are_counted(tmp_path, capsys):
@@ -146,7 +147,7 @@ def test_objects_that_get_no_anchor_are_counted(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("command", "output"),
-    [(check, "sample.jpg"), (check, "defects.jpg"), (assign, "pictures/1_rules.jpg")],
+    [(check, "sample.jpg"), (check, "defects.jpg"), (assign, "images/1_rules.jpg")],
 )
 def test_data_is_never_written_over_or_removed(command, output, tmp_path, capsys):
     places = write_coco(tmp_path / "data")
@@ -163,7 +164,7 @@ def test_data_is_never_written_over_or_removed(command, output, tmp_path, capsys
     assert capsys.readouterr().out == ""
 
 
-def test_quick_check_reads_no_picture(tmp_path, capsys):
+def test_quick_check_reads_no_image(tmp_path, capsys):
     places = write_coco(tmp_path / "data")
     truncate(tmp_path / "data")
     check.main(["--quick", places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
@@ -196,13 +197,13 @@ def test_null_fields_and_ignore_regions_train_and_evaluate(tmp_path, capsys):
         edit(tmp_path / "data" / f"{split}.json", change)
     check.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     output = capsys.readouterr().out
-    assert "5 objects of 2 class(es), at most 2 in a picture; 1 crowds or ignore regions" in output
+    assert "5 objects of 2 class(es), at most 2 in an image; 1 crowds or ignore regions" in output
     assert "nothing wrong was found" in output
     for library in ("pycocotools", "auto"):
         words = [*words_for(places, tmp_path / library), "TEST.COCO_EVAL", library]
         train.main(["--config-file", CONFIG, *ONE_STEP, *words])
         (page,) = (tmp_path / library / "inference").glob("*/report.html")
-        assert "4 pictures, 5 objects of 2 classes" in page.read_text()
+        assert "4 images, 5 objects of 2 classes" in page.read_text()
         assert min(json.loads((page.parent / "metrics.json").read_text())["per_class"].values()) >= 0
 
 
@@ -214,17 +215,17 @@ def test_twenty_thousand_objects(tmp_path, capsys):
     sides = rng.integers(4, 12, (20000, 2))
     for i, ((y, x), (h, w)) in enumerate(zip(corners.tolist(), sides.tolist(), strict=True)):
         content[f"{i % 100:03}"].append((i % 2, x, y, w, h))
-    write_pictures(folder / "pictures", content, size=(480, 640), suffix=".jpg")
+    write_images(folder / "images", content, size=(480, 640), suffix=".jpg")
     tree = coco_tree(content=content, size=(480, 640), suffix=".jpg")
     (folder / "train.json").write_text(json.dumps(tree))
-    place = f"{folder / 'train.json'}@{folder / 'pictures'}"
+    place = f"{folder / 'train.json'}@{folder / 'images'}"
     check.main([place, "--config-file", CONFIG, "--output-dir", str(tmp_path / "check")])
     report = json.loads((tmp_path / "check" / "data_train" / "report.json").read_text())
     assert sum(report["objects"].values()) == 20000
     assert sum(report["sides"].values()) == 20000
     kinds = {defect["kind"] for defect in report["defects"]}
     assert {"objects that no anchor size fits", "objects without an anchor"} <= kinds
-    assert "20000 objects of 2 class(es), at most 200 in a picture" in capsys.readouterr().out
+    assert "20000 objects of 2 class(es), at most 200 in an image" in capsys.readouterr().out
 
 
 def test_words_of_the_command_line():
@@ -243,7 +244,7 @@ def test_check_without_data_says_how_to_give_some(capsys):
     with pytest.raises(SystemExit):
         run(check.main, ["--config-file", CONFIG])
     assert (
-        "there is no data set to look at: give its place, such as train.json@pictures"
+        "there is no data set to look at: give its place, such as train.json@images"
         in capsys.readouterr().err
     )
 
@@ -267,6 +268,6 @@ def test_real_data_goes_through_the_check(name, tmp_path, capsys):
     }[name]
     check.main([place, "--output-dir", str(tmp_path), "--config-file", CONFIG])
     output = capsys.readouterr().out
-    expected = {"bccd": "72 pictures of 640x480", "coco_tiny": "80 class(es)"}[name]
+    expected = {"bccd": "72 images of 640x480", "coco_tiny": "80 class(es)"}[name]
     assert expected in output
     assert next(tmp_path.glob("*/sample.jpg")).is_file()

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from atss_core.checkpoint.checkpointer import read_checkpoint
+from atss_core.checkpoint.download import cache_path
 from atss_core.cli.common import run
 from atss_core.cli.remove_solver_states import main
-from atss_core.utils.checkpoint import read_checkpoint
-from atss_core.utils.download import cache_path
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from atss_core.cli import check, test, train
+from atss_core.cli import check, train
+from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
+from tests.apps.pages import check_self_contained
 from tests.cli.faults import edit
 from tests.cli.test_own_data import CONFIG, ONE_STEP, words_for
-from tests.evaluation.pages import check_self_contained
 from tests.layouts import CONTENT, coco_tree, write_coco, write_voc
 
 
@@ -111,7 +112,7 @@ def test_tests_during_training_write_no_report_but_the_last_does(tmp_path, capsy
     assert "as this training has left them" in text
 
 
-def test_unknown_library_is_refused_before_the_pictures_are_looked_at(trained, tmp_path, capsys):
+def test_unknown_library_is_refused_before_the_images_are_looked_at(trained, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(test.main, [*trained, "TEST.COCO_EVAL", "coco"])
     message = "TEST.COCO_EVAL must be one of 'auto', 'hotcoco', 'faster_coco_eval', 'pycocotools', got 'coco'"

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from atss_core.cli import test as test_command
+from atss_core.cli import evaluate as test_command
 from atss_core.cli import train as train_command
 from atss_core.config import load_cfg
 from atss_core.engine.training_log import TrainingLog

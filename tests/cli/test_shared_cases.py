@@ -65,18 +65,18 @@ def trained(*places):
     train.main(["--config-file", CONFIG, *BRIEF, *opts])
 
 
-@pytest.mark.parametrize("output", ["pictures", "pictures/../pictures", "link"])
+@pytest.mark.parametrize("output", ["images", "images/../images", "link"])
 def test_drawn_over_originals(case, detector, output, capsys):
-    os.symlink("pictures", "link")
-    before = (case / "pictures" / "p1.png").read_bytes()
-    flags = ["--config-file", CONFIG, "--weights", str(detector), "--images-dir", "pictures"]
+    os.symlink("images", "link")
+    before = (case / "images" / "p1.png").read_bytes()
+    flags = ["--config-file", CONFIG, "--weights", str(detector), "--images-dir", "images"]
     with pytest.raises(SystemExit) as stop:
         run(demo.main, [*flags, "--output-dir", output, *TINY])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "--output-dir" in line
-    assert (case / "pictures" / "p1.png").read_bytes() == before
-    assert os.listdir(case / "pictures") == ["p1.png"]
+    assert (case / "images" / "p1.png").read_bytes() == before
+    assert os.listdir(case / "images") == ["p1.png"]
 
 
 def test_voc_difficult_unspecified(case, capsys):
@@ -88,11 +88,11 @@ def test_voc_difficult_unspecified(case, capsys):
 
 
 def test_exif_upside_down(case, capsys):
-    dataset = open_case("train.json@pictures")
+    dataset = open_case("train.json@images")
     for index in range(4):
         red, green, blue = dataset.load_image(index).getpixel((40, 50))
         assert red > 180 > 100 > max(green, blue)
-    assert "nothing wrong was found" not in checked(capsys, "train.json@pictures")
+    assert "nothing wrong was found" not in checked(capsys, "train.json@images")
 
 
 def test_section_given_twice(case, capsys):
@@ -107,40 +107,40 @@ def test_section_given_twice(case, capsys):
 
 
 def test_ignored_regions(case, capsys):
-    dataset = open_case("train.json@pictures")
+    dataset = open_case("train.json@images")
     assert [len(dataset.target(index)) for index in range(4)] == [1, 1, 1, 1]
-    assert "1 crowd" in checked(capsys, "train.json@pictures")
+    assert "1 crowd" in checked(capsys, "train.json@images")
 
 
 def test_area_null(case):
-    trained("train.json@pictures")
+    trained("train.json@images")
     (report,) = (case / "run" / "inference").glob("*/report.html")
     assert report.stat().st_size
 
 
 def test_linked_camera_folder(case, capsys):
-    assert "5 pictures" in checked(capsys, "yolo@train")
+    assert "5 images" in checked(capsys, "yolo@train")
     assert sum(len(open_case("yolo@train").target(i)) for i in range(5)) == 5
 
 
 def test_twelve_bits(case, capsys):
-    printed = checked(capsys, "train.json@pictures")
-    red, _, _ = open_case("train.json@pictures").load_image(0).getpixel((100, 100))
+    printed = checked(capsys, "train.json@images")
+    red, _, _ = open_case("train.json@images").load_image(0).getpixel((100, 100))
     assert red > 60 or "nothing wrong was found" not in printed
 
 
 def test_home_in_output_dir(case, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    opts = ["DATASETS.TRAIN", "train.json@pictures", "DATASETS.TEST", "train.json@pictures"]
+    opts = ["DATASETS.TRAIN", "train.json@images", "DATASETS.TEST", "train.json@images"]
     (case / "mine.yaml").write_text(f"_BASE_: {CONFIG}\n" + (case / "my.yaml").read_text())
     train.main(["--skip-test", "--config-file", "mine.yaml", *BRIEF, *opts])
     assert (tmp_path / "home" / "runs" / "a" / "model_final.pth").is_file()
     assert not (case / "~").exists()
 
 
-def test_large_picture(case, capsys, recwarn):
+def test_large_image(case, capsys, recwarn):
     try:
-        printed = checked(capsys, "train.json@pictures")
+        printed = checked(capsys, "train.json@images")
     except ValueError as error:
         printed = capsys.readouterr().out + str(error)
     assert "bomb" not in printed
@@ -150,7 +150,7 @@ def test_large_picture(case, capsys, recwarn):
     ]
 
 
-def test_picture_in_memory(case, detector):
+def test_image_in_memory(case, detector):
     predictor = Predictor.from_config(CONFIG, str(detector), [*TINY, "MODEL.ATSS.INFERENCE_TH", "0.0"])
     expected = predictor("p1.jpg")
     found = predictor(io.BytesIO((case / "p1.jpg").read_bytes()))
@@ -159,6 +159,6 @@ def test_picture_in_memory(case, detector):
 
 
 def test_accented_class_names(case, capsys, recwarn):
-    checked(capsys, "train.json@pictures")
+    checked(capsys, "train.json@images")
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
     assert (case / "checked").is_dir()

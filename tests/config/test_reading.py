@@ -6,7 +6,7 @@ import pytest
 
 from atss_core.config import load_cfg
 from atss_core.config.reading import MAX_DEPTH, read_yaml, shorten
-from atss_core.data.yolo import read_yolo
+from atss_core.data.datasets.yolo import read_yolo
 
 
 def write(folder, text, name="mine.yaml"):

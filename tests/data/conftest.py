@@ -9,7 +9,7 @@ from atss_core.data import Compose, DetectionDataset, Normalize, Resize
 
 
 class CocoFolder:
-    """A small data set on disk: write pictures, change the JSON, open it."""
+    """A small data set on disk: write images, change the JSON, open it."""
 
     def __init__(self, root):
         self.images = root / "images"
@@ -17,14 +17,14 @@ class CocoFolder:
         self.json = root / "annotations.json"
         self.tree = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cat"}]}
 
-    def add_picture(self, *boxes, size=(40, 60), picture=None, name=None, **annotation):
-        """Add a picture of (height, width) with boxes (x, y, width, height); returns its id."""
+    def add_image(self, *boxes, size=(40, 60), image=None, name=None, **annotation):
+        """Add an image of (height, width) with boxes (x, y, width, height); returns its id."""
         image_id = len(self.tree["images"]) + 1
         name = name or f"{image_id}.png"
-        if picture is None:
+        if image is None:
             noise = np.random.default_rng(image_id).integers(0, 256, (*size, 3), dtype=np.uint8)
-            picture = Image.fromarray(noise)
-        picture.save(self.images / name)
+            image = Image.fromarray(noise)
+        image.save(self.images / name)
         entry = {"id": image_id, "file_name": name, "height": size[0], "width": size[1]}
         self.tree["images"].append(entry)
         for box in boxes:

@@ -77,7 +77,7 @@ def test_seed_changes_the_batches(cfg):
     assert [batch.image_ids for batch in train_batches(cfg)] != [batch.image_ids for batch in first]
 
 
-def test_augmentation_of_a_picture_varies_between_epochs(cfg):
+def test_augmentation_of_an_image_varies_between_epochs(cfg):
     cfg.SOLVER.MAX_ITER = 20
     sizes = {}
     for batch in train_batches(cfg):
@@ -113,7 +113,7 @@ def test_training_sets_of_other_classes_do_not_join(cfg, monkeypatch):
         build_train_dataset(cfg)
 
 
-def test_test_loader_gives_every_picture_once(cfg):
+def test_test_loader_gives_every_image_once(cfg):
     (loader,) = build_test_loaders(cfg)
     assert loader.dataset.name == "shapes_val"
     ids = [image_id for batch in loader for image_id in batch.image_ids]
@@ -155,7 +155,7 @@ def test_batches_that_cannot_be_shared(cfg):
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 16])
-def test_any_number_of_processes_tests_every_picture_once(world_size, cfg):
+def test_any_number_of_processes_tests_every_image_once(world_size, cfg):
     loaders = [build_test_loaders(cfg, rank=i, world_size=world_size)[0] for i in range(world_size)]
     batches = [batch for loader in loaders for batch in loader.batch_sampler]
     found = sorted(key.index for batch in batches for key in batch)
@@ -175,7 +175,7 @@ def test_bad_range_of_sizes(cfg, limits):
         build_transform(cfg, training=True)
 
 
-def test_without_grouping_tall_and_wide_pictures_mix(cfg):
+def test_without_grouping_tall_and_wide_images_mix(cfg):
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     kinds = [len({h < w for h, w in batch.images.image_sizes}) for batch in train_batches(cfg)]
     assert 2 in kinds

@@ -5,16 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from atss_core.data import SampleKey, UnreadablePictureError, collate
-from atss_core.data.check import ambiguous_orientations, check_pictures, quick_check, refuse_fatal
-from atss_core.data.statistics import count_objects, network_sides
+from atss_core.apps.check.checks import ambiguous_orientations, check_images, quick_check, refuse_fatal
+from atss_core.apps.check.statistics import count_objects, network_sides
+from atss_core.data import SampleKey, UnreadableImageError, collate
 
 BOX = [10, 5, 20, 8]
 
 
 def test_boxes_become_inclusive_labels_follow_category_ids(folder):
     folder.tree["categories"] = [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}]
-    image_id = folder.add_picture()
+    image_id = folder.add_image()
     folder.add_box(image_id, BOX, category_id=9)
     folder.add_box(image_id, [0, 0, 5, 5], category_id=3)
     folder.add_box(image_id, [1, 1, 9, 9], category_id=3, iscrowd=1)
@@ -29,12 +29,12 @@ def test_boxes_become_inclusive_labels_follow_category_ids(folder):
 
 
 def test_boxes_are_clipped_and_those_outside_dropped(folder):
-    folder.add_picture([50, 30, 40, 40], [70, 50, 5, 5], [-10, -10, 20, 20])
+    folder.add_image([50, 30, 40, 40], [70, 50, 5, 5], [-10, -10, 20, 20])
     assert folder.open().target(0).boxes.tolist() == [[50, 30, 59, 39], [0, 0, 9, 9]]
 
 
-def test_each_picture_gets_its_own_annotations_whatever_their_order(folder):
-    first, second = folder.add_picture(), folder.add_picture()
+def test_each_image_gets_its_own_annotations_whatever_their_order(folder):
+    first, second = folder.add_image(), folder.add_image()
     folder.add_box(second, [0, 0, 10, 10])
     folder.add_box(first, [0, 0, 20, 20])
     folder.add_box(second, [0, 0, 30, 30])
@@ -45,24 +45,24 @@ def test_each_picture_gets_its_own_annotations_whatever_their_order(folder):
     assert dataset.target(1).boxes[:, 2].tolist() == [9, 29]
 
 
-def test_training_drops_pictures_without_a_usable_object(folder):
-    kept = folder.add_picture(BOX, [3, 3, 0.5, 9])
-    folder.add_picture()
-    folder.add_picture([3, 3, 1, 9], [3, 3, 9, 0.5])
-    folder.add_picture(BOX, iscrowd=1)
-    folder.add_picture([100, 100, 20, 20])
+def test_training_drops_images_without_a_usable_object(folder):
+    kept = folder.add_image(BOX, [3, 3, 0.5, 9])
+    folder.add_image()
+    folder.add_image([3, 3, 1, 9], [3, 3, 9, 0.5])
+    folder.add_image(BOX, iscrowd=1)
+    folder.add_image([100, 100, 20, 20])
     assert folder.open(training=True).image_ids == [kept]
     assert len(folder.open(training=False)) == 5
 
 
 def test_training_without_any_usable_object_is_an_error(folder):
-    folder.add_picture(BOX, iscrowd=1)
-    with pytest.raises(ValueError, match=r"annotations\.json: no picture has an object"):
+    folder.add_image(BOX, iscrowd=1)
+    with pytest.raises(ValueError, match=r"annotations\.json: no image has an object"):
         folder.open(training=True)
 
 
 def test_file_without_annotations_can_be_tested(folder):
-    folder.add_picture()
+    folder.add_image()
     del folder.tree["annotations"]
     dataset = folder.open()
     assert not dataset.has_annotations
@@ -71,7 +71,7 @@ def test_file_without_annotations_can_be_tested(folder):
 
 
 def test_aspect_ratio_is_height_by_width(folder):
-    folder.add_picture(size=(30, 60))
+    folder.add_image(size=(30, 60))
     dataset = folder.open()
     assert dataset.aspect_ratios.tolist() == [0.5]
     assert dataset.image_info(0)["height"] == 30
@@ -88,8 +88,8 @@ def test_missing_annotation_file(folder):
         folder.reopen()
 
 
-def test_missing_folder_of_pictures(folder):
-    folder.add_picture()
+def test_missing_folder_of_images(folder):
+    folder.add_image()
     (folder.images / "1.png").unlink()
     folder.images.rmdir()
     with pytest.raises(FileNotFoundError, match=r"little needs the folder .*images.*annotations\.json"):
@@ -130,8 +130,8 @@ def test_json_that_is_not_coco(folder, tree, message):
     ],
 )
 def test_bad_image_entry(folder, change, message):
-    folder.add_picture()
-    folder.add_picture()
+    folder.add_image()
+    folder.add_image()
     folder.tree["images"][0].update(change)
     with pytest.raises(ValueError, match=rf"annotations\.json: .*{message}"):
         folder.open()
@@ -168,20 +168,20 @@ def test_bad_image_entry(folder, change, message):
     ],
 )
 def test_bad_annotation(folder, change, message):
-    folder.add_picture(BOX, BOX, BOX)
+    folder.add_image(BOX, BOX, BOX)
     folder.tree["annotations"][1].update(change)
     with pytest.raises(ValueError, match=rf"annotations\.json: .*{message}"):
         folder.open()
 
 
 def test_boxes_of_two_points_are_refused(folder):
-    folder.add_picture([[1, 2], [9, 8]], [[3, 4], [9, 8]])  # all of them: together they look like numbers
+    folder.add_image([[1, 2], [9, 8]], [[3, 4], [9, 8]])  # all of them: together they look like numbers
     with pytest.raises(ValueError, match=r"annotation 100 must have 4 finite .* got \[\[1, 2\], \[9, 8\]\]"):
         folder.open()
 
 
 def test_area_and_crowd_are_settled_for_evaluation(folder):
-    image_id = folder.add_picture()
+    image_id = folder.add_image()
     changes = (
         {},
         {"area": None, "iscrowd": None, "ignore": None},
@@ -199,9 +199,9 @@ def test_area_and_crowd_are_settled_for_evaluation(folder):
 
 
 def test_ignore_regions_are_not_learned(folder):
-    kept = folder.add_picture(BOX)
+    kept = folder.add_image(BOX)
     folder.add_box(kept, [30, 20, 20, 15], iscrowd=0, ignore=1)
-    folder.add_picture(BOX, ignore=1)
+    folder.add_image(BOX, ignore=1)
     dataset = folder.open(training=True)
     assert dataset.image_ids == [kept]
     assert dataset.target(0).boxes.tolist() == [[10, 5, 29, 12]]
@@ -243,7 +243,7 @@ def test_hostile_json_ends_in_one_short_line(folder, content, message):
     ],
 )
 def test_values_in_errors_are_shortened(folder, section, change):
-    folder.add_picture(BOX)
+    folder.add_image(BOX)
     folder.tree[section][0].update(change)
     with pytest.raises(ValueError, match=r"annotations\.json: ") as error:
         folder.open()
@@ -251,7 +251,7 @@ def test_values_in_errors_are_shortened(folder, section, change):
 
 
 def test_long_names_in_errors_are_shortened(folder):
-    folder.add_picture(BOX)
+    folder.add_image(BOX)
     folder.tree["categories"] = [{"id": i, "name": "x" * 10_000} for i in (7, 8)]
     with pytest.raises(ValueError, match=r"needs a name of its own, but 'xxx.*\.\.\..*x' repeat") as error:
         folder.open()
@@ -260,22 +260,22 @@ def test_long_names_in_errors_are_shortened(folder):
 
 @pytest.mark.parametrize("name", ["x" * 10_000 + ".png", "x" * 10_000 + "/a.png"])
 def test_file_names_too_long_for_a_disk_are_missing(folder, name):
-    folder.add_picture(BOX)
+    folder.add_image(BOX)
     folder.tree["images"][0].update(file_name=name, unreadable=False)  # a field of the user's
     (defect,) = quick_check(folder.open())
-    assert defect.message.startswith("1 of 1 pictures are not in")
+    assert defect.message.startswith("1 of 1 images are not in")
     assert len(defect.message) < 500
 
 
 def test_annotation_without_id_is_named_by_its_number(folder):
-    folder.add_picture(BOX, BOX)
+    folder.add_image(BOX, BOX)
     del folder.tree["annotations"][1]["id"]
     with pytest.raises(ValueError, match=r'annotation no\. 2 needs a whole number as "id", got none'):
         folder.open()
 
 
 def test_boxes_without_area_are_dropped_and_reported(folder):
-    folder.add_picture(BOX, [1, 1, 0, 5], [1, 1, 5, -2])
+    folder.add_image(BOX, [1, 1, 0, 5], [1, 1, 5, -2])
     dataset = folder.open(training=True)
     (defect,) = quick_check(dataset)
     assert defect.message.startswith("2 box(es) have a width or height of 0 or less and are ignored")
@@ -283,23 +283,23 @@ def test_boxes_without_area_are_dropped_and_reported(folder):
     assert len(dataset.target(0)) == 1
 
 
-def test_empty_pictures_stay_as_background_on_demand(folder):
-    with_object = folder.add_picture(BOX)
-    empty = folder.add_picture()
-    folder.add_picture(BOX, iscrowd=1)
-    folder.add_picture([3, 3, 0, 9])
+def test_empty_images_stay_as_background_on_demand(folder):
+    with_object = folder.add_image(BOX)
+    empty = folder.add_image()
+    folder.add_image(BOX, iscrowd=1)
+    folder.add_image([3, 3, 0, 9])
     dataset = folder.open(training=True, filter_empty=False)
     assert dataset.image_ids == [with_object, empty]
     assert len(dataset.target(1)) == 0
     assert dataset[1].target.labels.shape == (0,)
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (5, 7)])
-def test_tiny_pictures_pass_the_whole_transform(folder, size):
-    folder.add_picture([0, 0, size[1], size[0]], size=size)
+def test_tiny_images_pass_the_whole_transform(folder, size):
+    folder.add_image([0, 0, size[1], size[0]], size=size)
     sample = folder.open()[0]
     assert min(sample.image.shape) >= 1
     assert sample.target.image_size == tuple(sample.image.shape[1:])
@@ -308,8 +308,8 @@ def test_tiny_pictures_pass_the_whole_transform(folder, size):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
 def test_other_modes_become_rgb(folder, mode):
-    picture = Image.new("RGB", (60, 40), (200, 200, 200)).convert(mode)
-    folder.add_picture(BOX, picture=picture, name="a.tif" if mode == "CMYK" else "a.png")
+    original = Image.new("RGB", (60, 40), (200, 200, 200)).convert(mode)
+    folder.add_image(BOX, image=original, name="a.tif" if mode == "CMYK" else "a.png")
     image = folder.open().load_image(0)
     assert image.mode == "RGB"
     if mode != "1":
@@ -318,21 +318,21 @@ def test_other_modes_become_rgb(folder, mode):
 
 def test_16_bit_grey_is_scaled_not_clipped(folder):
     ramp = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
-    folder.add_picture(BOX, picture=Image.fromarray(ramp))
+    folder.add_image(BOX, image=Image.fromarray(ramp))
     pixels = np.asarray(folder.open().load_image(0))[..., 0]
     assert np.abs(pixels - ramp / 257.0).max() <= 1
 
 
 def upside_down(size):
-    """Return a picture with a white left half in upright pixels, stored upside down."""
+    """Return an image with a white left half in upright pixels, stored upside down."""
     upright = np.zeros((*size, 3), dtype=np.uint8)
     upright[:, : size[1] // 2] = 255
     return Image.fromarray(upright).rotate(180)
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(3, (40, 60)), (2, (40, 60)), (3, (40, 40))])
-def test_picture_of_either_size_is_turned_upright(folder, orientation, size):
-    folder.add_picture(BOX, size=size)
+def test_image_of_either_size_is_turned_upright(folder, orientation, size):
+    folder.add_image(BOX, size=size)
     exif = Image.Exif()
     exif[0x0112] = orientation
     upside_down(size).save(folder.images / "1.png", exif=exif)
@@ -345,14 +345,14 @@ def test_ambiguous_orientation_is_found_in_a_sample_of_headers(folder):
     exif = Image.Exif()
     exif[0x0112] = 4
     for number in range(9):
-        folder.add_picture(BOX)
+        folder.add_image(BOX)
         if number in (0, 5, 8):
             upside_down((40, 60)).save(folder.images / f"{number + 1}.png", exif=exif)
     (folder.images / "2.png").write_bytes(b"hello")
     dataset = folder.open()
     (defect,) = ambiguous_orientations(dataset, most=100)
     assert defect.images == (0, 5, 8)
-    assert defect.message.startswith("3 of 9 pictures looked at are turned or mirrored")
+    assert defect.message.startswith("3 of 9 images looked at are turned or flipped")
     assert "1.png, 6.png, 9.png" in defect.message
     assert not defect.is_fatal
     assert ambiguous_orientations(dataset, most=2)[0].images == (0, 8)
@@ -360,44 +360,44 @@ def test_ambiguous_orientation_is_found_in_a_sample_of_headers(folder):
     assert ambiguous_orientations(dataset, most=1)[0].images == (0,)
 
 
-def test_dark_pictures_are_named(folder):
+def test_dark_images_are_named(folder):
     for number, largest in enumerate((15, 16, 255), start=1):
-        folder.add_picture(BOX, picture=Image.new("RGB", (60, 40), (0, largest, 3)), name=f"{number}.png")
-    (defect,) = check_pictures(folder.open())
+        folder.add_image(BOX, image=Image.new("RGB", (60, 40), (0, largest, 3)), name=f"{number}.png")
+    (defect,) = check_images(folder.open())
     assert (defect.images, defect.is_fatal) == ((0,), False)
-    assert defect.message.startswith("1 of 3 pictures are almost black; the first: ")
+    assert defect.message.startswith("1 of 3 images are almost black; the first: ")
     assert "1.png has no value above 15 of 255" in defect.message
 
 
-def test_grey_pictures_of_mixed_depths_are_named(folder):
+def test_grey_images_of_mixed_depths_are_named(folder):
     for number, largest in enumerate((4095, 1023, 3000, 255, 65535), start=1):
         values = np.full((40, 60), largest, dtype=np.uint16)
-        folder.add_picture(BOX, picture=Image.fromarray(values), name=f"{number}.png")
-    folder.add_picture(BOX)
-    (defect,) = check_pictures(folder.open())
+        folder.add_image(BOX, image=Image.fromarray(values), name=f"{number}.png")
+    folder.add_image(BOX)
+    (defect,) = check_images(folder.open())
     assert defect.images == (1, 3, 4)
-    assert "4 depths, 12 bits: 2, 10 bits: 1, 8 bits: 1, 16 bits: 1 pictures" in defect.message
+    assert "4 depths, 12 bits: 2, 10 bits: 1, 8 bits: 1, 16 bits: 1 images" in defect.message
     assert "2.png, 4.png, 5.png" in defect.message
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_depth_of_a_turned_picture_is_known(folder, orientation):
+def test_depth_of_a_turned_image_is_known(folder, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     values = np.full((40, 40), 4095, dtype=np.uint16)
-    folder.add_picture(BOX, size=(40, 40))
+    folder.add_image(BOX, size=(40, 40))
     Image.fromarray(values).save(folder.images / "1.png", exif=exif)
     assert folder.open().load_image(0).info["depth"] == "12 bits"
 
 
-def test_pictures_above_the_limit_are_known_from_their_sizes(folder):
-    folder.add_picture(BOX, size=(40, 60))
-    folder.add_picture(BOX, size=(40, 61))
+def test_images_above_the_limit_are_known_from_their_sizes(folder):
+    folder.add_image(BOX, size=(40, 60))
+    folder.add_image(BOX, size=(40, 61))
     (folder.images / "2.png").unlink()  # its pixels are not needed
     dataset = folder.open(max_pixels=2400, skip_corrupt=True)
     fatal = [defect for defect in quick_check(dataset) if defect.is_fatal and "pixel" in defect.kind]
     assert [defect.images for defect in fatal] == [(1,)]
-    assert check_pictures(dataset) == []
+    assert check_images(dataset) == []
     refuse_fatal("little", fatal, skip_corrupt=True)
     with pytest.raises(ValueError, match=r"have more than 2400 pixels, the first 61x40: 2\.png; cut"):
         refuse_fatal("little", fatal, skip_corrupt=False)
@@ -409,16 +409,16 @@ def rotated_jpeg():
     """Stored 60x40 (width x height), to be shown as 40x60, with a white left half."""
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[:, :30] = 255
-    picture = Image.fromarray(pixels)
-    picture.getexif()[0x0112] = 6  # orientation: turn clockwise
-    return picture
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = 6  # orientation: turn clockwise
+    return image
 
 
 @pytest.mark.parametrize(("size", "white_corner"), [((40, 60), (39, 0)), ((60, 40), (0, 39))])
 def test_exif_orientation_that_fits_the_annotations_is_taken(folder, size, white_corner):
-    picture = rotated_jpeg()
-    folder.add_picture(BOX, picture=picture, size=size, name="a.jpg")
-    picture.save(folder.images / "a.jpg", exif=picture.getexif(), quality=95)
+    original = rotated_jpeg()
+    folder.add_image(BOX, image=original, size=size, name="a.jpg")
+    original.save(folder.images / "a.jpg", exif=original.getexif(), quality=95)
     image = np.asarray(folder.open().load_image(0))
     assert image.shape[:2] == size
     assert image[white_corner].mean() > 200
@@ -426,33 +426,33 @@ def test_exif_orientation_that_fits_the_annotations_is_taken(folder, size, white
 
 
 def test_size_unlike_the_annotations_is_an_error_even_when_skipping(folder):
-    folder.add_picture(BOX, size=(40, 60))
+    folder.add_image(BOX, size=(40, 60))
     folder.tree["images"][0].update(width=61)
     with pytest.raises(ValueError, match=r"1\.png is 60x40 pixels .* image 1 are for 61x40"):
         folder.open(skip_corrupt=True)[0]
 
 
-def break_picture(folder, image_id):
+def break_image(folder, image_id):
     path = folder.images / f"{image_id}.png"
     path.write_bytes(path.read_bytes()[:200])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "text"])
-def test_unreadable_picture_is_named(folder, damage):
-    folder.add_picture(BOX, BOX)
+def test_unreadable_image_is_named(folder, damage):
+    folder.add_image(BOX, BOX)
     path = folder.images / "1.png"
-    {"truncated": lambda: break_picture(folder, 1), "missing": path.unlink}.get(
+    {"truncated": lambda: break_image(folder, 1), "missing": path.unlink}.get(
         damage, lambda: path.write_text("hello")
     )()
     message = r"1\.png.*image id 1, annotation ids 100, 101.*DATALOADER\.SKIP_CORRUPT True"
-    with pytest.raises(UnreadablePictureError, match=message):
+    with pytest.raises(UnreadableImageError, match=message):
         folder.open()[0]
 
 
-def test_training_replaces_a_corrupt_picture_by_the_next(folder):
+def test_training_replaces_a_corrupt_image_by_the_next(folder):
     for _ in range(3):
-        folder.add_picture(BOX)
-    break_picture(folder, 3)
+        folder.add_image(BOX)
+    break_image(folder, 3)
     dataset = folder.open(training=True, skip_corrupt=True)
     sample = dataset[SampleKey(2, seed=5)]
     assert sample.image_id == 1
@@ -462,16 +462,16 @@ def test_training_replaces_a_corrupt_picture_by_the_next(folder):
 
 
 def test_training_gives_up_when_nothing_is_readable(folder):
-    for image_id in (folder.add_picture(BOX), folder.add_picture(BOX)):
-        break_picture(folder, image_id)
-    with pytest.raises(ValueError, match=r"2 pictures of little in a row cannot be read"):
+    for image_id in (folder.add_image(BOX), folder.add_image(BOX)):
+        break_image(folder, image_id)
+    with pytest.raises(ValueError, match=r"2 images of little in a row cannot be read"):
         folder.open(training=True, skip_corrupt=True)[0]
 
 
-def test_testing_leaves_corrupt_pictures_out_and_counts_them(folder):
+def test_testing_leaves_corrupt_images_out_and_counts_them(folder):
     for _ in range(3):
-        folder.add_picture(BOX)
-    break_picture(folder, 2)
+        folder.add_image(BOX)
+    break_image(folder, 2)
     dataset = folder.open(skip_corrupt=True)
     batch = collate([dataset[i] for i in range(3)], size_divisibility=32)
     assert batch.image_ids == [1, 3]

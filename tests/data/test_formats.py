@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from atss_core.apps.check.checks import quick_check
 from atss_core.config.catalog import DATASETS, VOC_CLASSES, find_dataset, parse_place
 from atss_core.data import Compose, DetectionDataset, Normalize, Resize
-from atss_core.data.check import quick_check
-from tests.layouts import CONTENT, coco_tree, write_coco, write_pictures, write_voc, write_yolo
+from tests.layouts import CONTENT, coco_tree, write_coco, write_images, write_voc, write_yolo
 
 ODD_NAMES = {
     "sub folder/dröm 1": CONTENT["a"],
@@ -59,9 +59,9 @@ def test_single_class(tmp_path):
         assert dataset.target(0).labels.tolist() == [1, 1]
 
 
-def test_pictures_beside_the_coco_file_need_no_folder(tmp_path):
+def test_images_beside_the_coco_file_need_no_folder(tmp_path):
     write_coco(tmp_path)
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     dataset = open_place(str(tmp_path / "train.json"))
     assert dataset.folder == tmp_path
     assert dataset[0].image is not None
@@ -109,7 +109,7 @@ def test_voc_images_without_xml_are_empty_and_told(layout, tmp_path):
     (images / "b.png").rename(images / "renamed.png")  # which only <filename> of b.xml tells
     xml = next(tmp_path.rglob("JPEGImages/b.xml" if layout == "beside" else "Annotations/b.xml"))
     xml.write_text(xml.read_text().replace("b.png", "renamed.png"))
-    write_pictures(images, {"lone": [], "sub/lone": []}, size=(20, 30))
+    write_images(images, {"lone": [], "sub/lone": []}, size=(20, 30))
     dataset = open_place(str(folder))
     names = [dataset.image_info(i)["file_name"] for i in range(len(dataset))]
     assert names == ["a.png", "renamed.png", "c.png", "d.png", "lone.png", "sub/lone.png"]
@@ -122,7 +122,7 @@ def test_voc_images_without_xml_are_empty_and_told(layout, tmp_path):
 
 def test_voc_list_reads_what_it_lists_alone(tmp_path):
     write_voc(tmp_path)
-    write_pictures(tmp_path / "JPEGImages", {"lone": []})
+    write_images(tmp_path / "JPEGImages", {"lone": []})
     assert len(open_place(f"{tmp_path}@train")) == 4
 
 
@@ -200,14 +200,14 @@ def test_linked_folders_are_read_and_loops_end(layout, tmp_path):
     assert not quick_check(dataset)
 
 
-def test_voc_size_comes_from_the_picture_where_the_file_has_none(tmp_path):
+def test_voc_size_comes_from_the_image_where_the_file_has_none(tmp_path):
     write_voc(tmp_path)
     file = tmp_path / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("<width>64", "<width>0"))
     assert open_place(f"{tmp_path}@train").image_sizes.tolist() == [[48, 64]] * len(CONTENT)
 
 
-def test_voc_pictures_have_any_suffix(tmp_path):
+def test_voc_images_have_any_suffix(tmp_path):
     write_voc(tmp_path, image_folder="images")
     Image.open(tmp_path / "images" / "b.png").save(tmp_path / "images" / "b.jpeg")
     (tmp_path / "images" / "b.png").unlink()
@@ -224,7 +224,7 @@ def test_voc_class_list_settles_the_order(tmp_path):
 
 def test_voc_split_without_annotations_can_be_tested_on(tmp_path):
     write_voc(tmp_path)
-    write_pictures(tmp_path / "JPEGImages", {"new": []})
+    write_images(tmp_path / "JPEGImages", {"new": []})
     (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("new\n")
     dataset = open_place(f"{tmp_path}@test")
     assert not dataset.has_annotations
@@ -257,14 +257,14 @@ def test_yolo_other_layouts(tmp_path):
     assert [len(flat.target(i)) for i in range(len(flat))] == [2, 1, 1, 2]
 
 
-def test_yolo_names_by_number_and_list_of_pictures(tmp_path):
+def test_yolo_names_by_number_and_list_of_images(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "some.txt").write_text("images/train/b.png\nimages/train/a.png\n")
     (tmp_path / "data.yaml").write_text("train: some.txt\nnames: {1: dog, 0: cat}\nnc: 2\n")
     dataset = open_place(f"{tmp_path / 'data.yaml'}@train")
     assert dataset.class_names == ["cat", "dog"]
     assert [len(dataset.target(i)) for i in range(2)] == [1, 2]
-    assert not quick_check(dataset)  # labels of pictures that the list leaves out are no defect
+    assert not quick_check(dataset)  # labels of images that the list leaves out are no defect
 
 
 def test_yolo_paths_of_another_machine_are_found_here(tmp_path):
@@ -277,7 +277,7 @@ def test_yolo_paths_of_another_machine_are_found_here(tmp_path):
         assert len(open_place(f"{tmp_path}@{split}").target(0)) == 2
 
 
-def test_yolo_labels_beside_listed_pictures(tmp_path):
+def test_yolo_labels_beside_listed_images(tmp_path):
     write_yolo(tmp_path, layout="images")
     (tmp_path / "images").rename(tmp_path / "obj_train_data")
     for file in (tmp_path / "labels").iterdir():
@@ -295,7 +295,7 @@ def test_yolo_split_is_never_taken_for_another(tmp_path):
     write_yolo(tmp_path)
     for wrong in ("../valid/images", "images/trian", "trian"):
         (tmp_path / "data.yaml").write_text(f"train: {wrong}\nnames: [cat, dog]\n")
-        with pytest.raises(FileNotFoundError, match="has no pictures for 'train'"):
+        with pytest.raises(FileNotFoundError, match="has no images for 'train'"):
             open_place(f"{tmp_path}@train")
 
 
@@ -314,7 +314,7 @@ def test_yolo_key_points_after_the_box(tmp_path):
 
 
 def pose_line(x, y, dimensions, visibility, rng):
-    """Return a box of a tenth of the picture around (x, y) with four points in it, the last not labelled."""
+    """Return a box of a tenth of the image around (x, y) with four points in it, the last not labelled."""
     points = [(*(np.array([x, y]) + rng.uniform(-0.04, 0.04, 2)), visibility) for _ in range(3)]
     rows = [point[:dimensions] for point in (*points, (0, 0, 0))]
     return " ".join(map(str, [0, x, y, 0.1, 0.1, *(value for row in rows for value in row)]))
@@ -379,11 +379,11 @@ def test_yolo_set_without_labels_can_be_tested_on(tmp_path):
     write_yolo(tmp_path)
     shutil.rmtree(tmp_path / "labels")
     assert not open_place(f"{tmp_path}@val").has_annotations
-    with pytest.raises(ValueError, match=r"no picture has an object.*none of 4 pictures has a label file"):
+    with pytest.raises(ValueError, match=r"no image has an object.*none of 4 images has a label file"):
         open_place(f"{tmp_path}@train", training=True)
 
 
-def test_yolo_picture_that_cannot_be_read_can_be_skipped(tmp_path):
+def test_yolo_image_that_cannot_be_read_can_be_skipped(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "images" / "train" / "a.png").write_bytes(b"hello")
     dataset = open_place(f"{tmp_path}@train", skip_corrupt=True)
@@ -393,7 +393,7 @@ def test_yolo_picture_that_cannot_be_read_can_be_skipped(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_yolo_pictures_are_turned_upright(orientation, tmp_path):
+def test_yolo_images_are_turned_upright(orientation, tmp_path):
     write_yolo(tmp_path)
     path = tmp_path / "images" / "train" / "a.png"
     square = Image.open(path).resize((40, 40))
@@ -405,7 +405,7 @@ def test_yolo_pictures_are_turned_upright(orientation, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4])
-def test_voc_pictures_are_turned_upright_where_their_size_fits_either_way(orientation, tmp_path):
+def test_voc_images_are_turned_upright_where_their_size_fits_either_way(orientation, tmp_path):
     write_voc(tmp_path)
     path = tmp_path / "JPEGImages" / "a.png"
     exif = Image.Exif()
@@ -417,7 +417,7 @@ def test_voc_pictures_are_turned_upright_where_their_size_fits_either_way(orient
 
 
 @pytest.mark.parametrize("orientation", [6, 8])
-def test_voc_picture_without_a_stated_size_is_upright(orientation, tmp_path):
+def test_voc_image_without_a_stated_size_is_upright(orientation, tmp_path):
     write_voc(tmp_path)
     file = tmp_path / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("<height>48</height>", "<height>0</height>"))
@@ -430,11 +430,11 @@ def test_voc_picture_without_a_stated_size_is_upright(orientation, tmp_path):
     assert dataset.load_image(0).tobytes() == ImageOps.exif_transpose(Image.open(path)).tobytes()
 
 
-def test_voc_files_beside_the_pictures(tmp_path):
+def test_voc_files_beside_the_images(tmp_path):
     write_voc(tmp_path / "plain")
     for split in ("train", "val"):
         shutil.copytree(tmp_path / "plain" / "Annotations", tmp_path / "flat" / split)
-        write_pictures(tmp_path / "flat" / split)
+        write_images(tmp_path / "flat" / split)
     assert len(open_place(f"{tmp_path / 'flat'}@val")) == len(CONTENT)
     dataset = open_place(str(tmp_path / "flat" / "train"))
     assert (dataset.layout, len(dataset), dataset.class_names) == ("VOC", len(CONTENT), ["cat", "dog"])
@@ -453,7 +453,7 @@ def test_placeholder_class_of_an_export_is_left_out(tmp_path):
         {"id": 1, "name": "cat", "supercategory": "cat"},
         {"id": 2, "name": "dog", "supercategory": "cat"},
     ]
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     (tmp_path / "_annotations.coco.json").write_text(json.dumps(tree))
     assert open_place(str(tmp_path / "_annotations.coco.json")).class_names == ["cat", "dog"]
 
@@ -462,7 +462,7 @@ def test_place_whose_path_has_the_separator(tmp_path):
     folder = tmp_path / "user@host"
     places = write_coco(folder)
     assert len(open_place(places[0])) == len(CONTENT)
-    write_pictures(folder)
+    write_images(folder)
     assert len(open_place(str(folder / "train.json"))) == len(CONTENT)
     assert len(open_place(write_voc(folder / "voc")[0])) == len(CONTENT)
 
@@ -484,7 +484,7 @@ def test_yolo_missing_label_file_means_no_object(tmp_path):
     assert len(kept.target(0)) == 0
 
 
-def test_yolo_boxes_belong_to_the_upright_picture(tmp_path):
+def test_yolo_boxes_belong_to_the_upright_image(tmp_path):
     write_yolo(tmp_path)
     path = tmp_path / "images" / "train" / "a.png"
     image = Image.open(path)
@@ -522,7 +522,7 @@ def test_registered_name_is_found_and_proposed(tmp_path):
         find_dataset("cell_train", "datasets", places)
 
 
-def test_empty_pictures_train_as_background(tmp_path):
+def test_empty_images_train_as_background(tmp_path):
     places = write_coco(tmp_path, content=ODD_NAMES)
     assert len(open_place(places[0], training=True)) == 3
     dataset = open_place(places[0], training=True, filter_empty=False)

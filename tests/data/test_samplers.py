@@ -4,7 +4,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from atss_core.data import TestBatchSampler, TrainBatchSampler
+from atss_core.data import EvalBatchSampler, TrainBatchSampler
 
 GROUPS = [0] * 13 + [1] * 24
 
@@ -13,17 +13,17 @@ def train(groups=GROUPS, batch_size=4, num_iters=60, **more):
     return list(TrainBatchSampler(groups, batch_size=batch_size, num_iters=num_iters, **more))
 
 
-def test_every_picture_comes_once_an_epoch():
-    # 37 epochs of 37 pictures in batches of 1: nothing can wait for a partner.
+def test_every_image_comes_once_an_epoch():
+    # 37 epochs of 37 images in batches of 1: nothing can wait for a partner.
     indices = [key.index for (key,) in train(batch_size=1, num_iters=3 * len(GROUPS))]
     epochs = np.split(np.array(indices), 3)
     assert all(sorted(epoch) == list(range(len(GROUPS))) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-def test_left_over_pictures_wait_and_none_is_preferred():
+def test_left_over_images_wait_and_none_is_preferred():
     counts = Counter(key.index for key in chain(*train(num_iters=370)))
-    # 1480 pictures are 40 epochs; a picture can be at most one epoch behind or ahead.
+    # 1480 images are 40 epochs; an image can be at most one epoch behind or ahead.
     assert len(counts) == len(GROUPS)
     assert set(counts.values()) <= {39, 40, 41}
 
@@ -59,7 +59,7 @@ def test_order_follows_the_seed():
     assert train(seed=3) != train(seed=4)
 
 
-def test_fewer_pictures_than_a_batch():
+def test_fewer_images_than_a_batch():
     batches = train(groups=[0, 1, 0], batch_size=8, num_iters=6)
     assert all(len(batch) == 8 for batch in batches)
     assert {key.index for key in chain(*batches)} == {0, 1, 2}
@@ -70,25 +70,25 @@ def test_batch_that_cannot_be_shared_is_an_error():
         train(rank=0, world_size=3)
 
 
-def test_no_pictures_is_an_error():
-    with pytest.raises(ValueError, match="no pictures"):
+def test_no_images_is_an_error():
+    with pytest.raises(ValueError, match="no images"):
         train(groups=[])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_testing_takes_every_picture_once(world_size):
+def test_testing_takes_every_image_once(world_size):
     batches = [
-        b for r in range(world_size) for b in TestBatchSampler(GROUPS, 4, rank=r, world_size=world_size)
+        b for r in range(world_size) for b in EvalBatchSampler(GROUPS, 4, rank=r, world_size=world_size)
     ]
     assert sorted(key.index for key in chain(*batches)) == list(range(len(GROUPS)))
     assert all(len({GROUPS[key.index] for key in batch}) == 1 for batch in batches)
 
 
-def test_testing_goes_in_order_of_the_first_pictures():
-    batches = [[key.index for key in batch] for batch in TestBatchSampler([1, 0, 0, 1, 1, 0], 2)]
+def test_testing_goes_in_order_of_the_first_images():
+    batches = [[key.index for key in batch] for batch in EvalBatchSampler([1, 0, 0, 1, 1, 0], 2)]
     assert batches == [[0, 3], [1, 2], [4], [5]]
-    assert len(TestBatchSampler([1, 0, 0, 1, 1, 0], 2)) == 4
+    assert len(EvalBatchSampler([1, 0, 0, 1, 1, 0], 2)) == 4
 
 
 def test_more_processes_than_test_batches():
-    assert list(TestBatchSampler([0, 0], 4, rank=1, world_size=2)) == []
+    assert list(EvalBatchSampler([0, 0], 4, rank=1, world_size=2)) == []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atss_core.data.shapes import CLASS_NAMES, draw_picture, write_shapes
+from atss_core.data.datasets.shapes import CLASS_NAMES, draw_image, write_shapes
 
 SMALL = {"num_train": 6, "num_val": 3, "progress": False}
 
@@ -20,7 +20,7 @@ def contents(folder):
     }
 
 
-def test_pictures_and_annotations_go_together(shapes):
+def test_images_and_annotations_go_together(shapes):
     for split, count in (("train", 6), ("val", 3)):
         tree = json.loads((shapes / "annotations" / f"{split}.json").read_text())
         assert [category["name"] for category in tree["categories"]] == list(CLASS_NAMES)
@@ -31,9 +31,9 @@ def test_pictures_and_annotations_go_together(shapes):
                 assert image.size == (entry["width"], entry["height"])
 
 
-def test_boxes_lie_in_the_picture_and_areas_in_the_boxes():
+def test_boxes_lie_in_the_image_and_areas_in_the_boxes():
     for seed in range(20):
-        _, objects = draw_picture(128, 160, np.random.default_rng(seed))
+        _, objects = draw_image(128, 160, np.random.default_rng(seed))
         assert 1 <= len(objects) <= 6
         for entry in objects:
             x, y, width, height = entry["bbox"]
@@ -47,14 +47,14 @@ def test_boxes_lie_in_the_picture_and_areas_in_the_boxes():
 def test_boxes_are_tight_to_what_was_drawn():
     # One object: what differs from the background, up to noise and blur, is the object.
     for seed in range(200):
-        picture, objects = draw_picture(144, 144, np.random.default_rng(seed))
+        image, objects = draw_image(144, 144, np.random.default_rng(seed))
         if len(objects) > 1:
             continue
         x, y, width, height = objects[0]["bbox"]
         outside = np.ones((144, 144), dtype=bool)
         outside[max(y - 2, 0) : y + height + 2, max(x - 2, 0) : x + width + 2] = False
-        background = np.median(picture[outside].astype(float), axis=0)
-        distance = np.linalg.norm(picture - background, axis=2)
+        background = np.median(image[outside].astype(float), axis=0)
+        distance = np.linalg.norm(image - background, axis=2)
         assert np.quantile(distance[outside], 0.99) < 75
         rows, columns = np.nonzero(distance[y : y + height, x : x + width] > 75)
         reached = [rows.min(), columns.min(), height - 1 - rows.max(), width - 1 - columns.max()]
@@ -66,7 +66,7 @@ def test_same_seed_gives_the_same_bytes(shapes, tmp_path):
     assert contents(write_shapes(tmp_path / "other", seed=1, **SMALL)) != contents(shapes)
 
 
-def test_training_and_validation_pictures_differ(shapes):
+def test_training_and_validation_images_differ(shapes):
     assert (shapes / "train" / "000000.jpg").read_bytes() != (shapes / "val" / "000000.jpg").read_bytes()
 
 
@@ -81,7 +81,7 @@ def test_complete_folder_is_left_alone_and_another_recipe_replaces_it(tmp_path):
     assert len(list((folder / "val").iterdir())) == 4
 
 
-def test_folder_with_missing_pictures_is_written_again(tmp_path):
+def test_folder_with_missing_images_is_written_again(tmp_path):
     folder = write_shapes(tmp_path / "shapes", **SMALL)
     before = contents(folder)
     (folder / "train" / "000002.jpg").unlink()
@@ -99,7 +99,7 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("atss_core.data.shapes._move_into_place", interrupt)
+    monkeypatch.setattr("atss_core.data.datasets.shapes._move_into_place", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path / "shapes", **SMALL)
     assert list(tmp_path.iterdir()) == []

@@ -60,7 +60,7 @@ def coco_tiny():
 
 
 @needs_coco_tiny
-def test_training_pictures_are_the_published_ones(coco_tiny):
+def test_training_images_are_the_published_ones(coco_tiny):
     assert coco_tiny.image_ids == arrays("preprocess_images")["train_ids"].tolist()
     mapping = arrays("preprocess_images")["category_map_json_to_contiguous"]
     assert coco_tiny.category_ids == mapping[:, 0].tolist()

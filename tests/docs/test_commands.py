@@ -36,10 +36,10 @@ WALKS = ("docs/index.md", "docs/own-data.md", "docs/assignment.md", "docs/config
 # What else runs a command, by its first words: a test, or a target of the Makefile that CI makes.
 CLI = "tests/cli/test_commands.py"
 RUN_BY = {
-    "atss quickstart": f"{CLI}::test_quickstart_leaves_pictures_curves_and_numbers",
+    "atss quickstart": f"{CLI}::test_quickstart_leaves_images_curves_and_numbers",
     "atss train": f"{CLI}::test_train_writes_what_it_promises_and_tests",
     "atss test": f"{CLI}::test_test_net_agrees_with_the_test_after_training",
-    "atss demo": f"{CLI}::test_demo_draws_every_picture",
+    "atss demo": f"{CLI}::test_demo_draws_every_image",
     "atss demo --video": "tests/cli/test_demo.py::test_video_is_annotated_frame_by_frame",
     "atss demo --webcam": "tests/cli/test_demo.py::test_camera",
     "atss check": "tests/cli/test_own_data.py::test_sound_data_is_found_sound",
@@ -48,13 +48,13 @@ RUN_BY = {
     "atss doctor": "tests/cli/test_main.py::test_the_doctor_tells_versions_and_remedies",
     "atss export": "tests/cli/test_export.py::test_package_is_proven_and_described",
     "atss remove-solver-states": "tests/cli/test_remove_solver_states.py::test_weights_and_names_are_kept",
-    "torchrun": "tests/engine/test_distributed.py::test_two_processes_count_every_picture_once",
+    "torchrun": "tests/engine/test_distributed.py::test_two_processes_count_every_image_once",
     "python -m torch.distributed.launch": "tests/engine/test_interruptions.py::test_killed_worker",
     "python my_parts.py": "tests/docs/test_pages.py::test_own_parts_train_from_the_command_line",
     "python -c from atss_core.layers import ops_info": "tests/layers/test_extension.py::"
     "test_info_says_what_runs",
     "python -c from atss_core.data import write_shapes": "tests/data/test_shapes.py::"
-    "test_pictures_and_annotations_go_together",
+    "test_images_and_annotations_go_together",
     "python demo/predict.py": "tests/engine/test_predictor.py::test_the_script_runs",
     "python demo/run_exported.py": "tests/export/test_targets.py::test_script_runs_without_this_package",
     "python docs/make_config_reference.py": "tests/docs/test_pages.py::test_reference_of_keys_is_current",
@@ -301,7 +301,7 @@ def test_walk_through_the_pages(workplace, monkeypatch, capsys):
     """Their commands run one after the other; index.md comes first and leaves what the others use."""
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(quickstart, "write_shapes", lambda folder: None)  # small ones are there already
-    monkeypatch.setattr(quickstart, "NUM_PICTURES", 4)
+    monkeypatch.setattr(quickstart, "NUM_IMAGES", 4)
     walked = [command for page in WALKS for command in ALL if command.document == page and is_walked(command)]
     assert {command.document for command in walked} == set(WALKS)
     for command in walked:

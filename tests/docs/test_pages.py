@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
+from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.config import key_names
 from atss_core.modeling.build import ASSIGNERS, BACKBONES, BOX_LOSSES
-from atss_core.utils.checkpoint import read_checkpoint
 from tests.conftest import TINY
 from tests.docs.commands import commands_of
 from tests.golden import ROOT
@@ -86,7 +86,7 @@ def test_own_parts_are_built_and_take_a_step(parts, capsys):
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
     assert "loss_reg" in capsys.readouterr().out
     loss = names["detector"].rpn.loss
-    assert type(names["detector"].backbone.body) is names["SmallBody"]
+    assert type(names["detector"].backbone.body) is names["SmallBackbone"]
     assert names["BestAnchors"] in map(type, vars(loss).values())
 
 

@@ -1,4 +1,4 @@
-"""Every published configuration trains and tests, on pictures small enough for a CPU."""
+"""Every published configuration trains and tests, on images small enough for a CPU."""
 
 import math
 
@@ -18,12 +18,12 @@ CPU = torch.device("cpu")
 CONFIGS = sorted((ROOT / "configs" / "atss").glob("*.yaml"))
 
 
-# Pictures small enough for a CPU.
+# Images small enough for a CPU.
 SMALL = ("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "128", "MODEL.ATSS.INFERENCE_TH", "0.0")
 
 
 def train(cfg, num_steps):
-    """Train a fresh detector on one picture; returns it and the loss terms of each step."""
+    """Train a fresh detector on one image; returns it and the loss terms of each step."""
     torch.manual_seed(0)
     detector = build_detector(cfg).train()
     optimizer = build_optimizer(cfg, detector)
@@ -42,13 +42,13 @@ def train(cfg, num_steps):
 
 
 def detect(cfg, detector):
-    """Test a detector on one picture; returns what it found."""
+    """Test a detector on one image; returns what it found."""
     inference = build_inference(cfg, detector.eval(), CPU)
-    is_multi_scale = cfg.TEST.BBOX_AUG.ENABLED  # which takes pictures as they are, and prepares them itself
-    picture = (
+    is_multi_scale = cfg.TEST.BBOX_AUG.ENABLED  # which takes images as they are, and prepares them itself
+    image = (
         torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8) if is_multi_scale else torch.randn(3, 64, 96)
     )
-    images = ImageList.from_tensors([picture])
+    images = ImageList.from_tensors([image])
     with torch.inference_mode():
         (found,) = inference.detect(inference.predict(images), images.image_sizes)
     assert len(found) > 0

@@ -7,10 +7,10 @@ import torch
 from torch import distributed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.cli import train as train_command
 from atss_core.data import Batch
 from atss_core.engine import TrainingStep
-from atss_core.utils.checkpoint import read_checkpoint
 from atss_core.utils.dist import BACKENDS
 from tests import golden
 from tests.conftest import QUICK, TINY

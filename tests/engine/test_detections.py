@@ -63,17 +63,17 @@ def test_coco_results_are_those_of_the_evaluation(found):
         found.to_coco(7, [1])
 
 
-def test_drawing_takes_any_size_and_form_of_the_picture(found, tmp_path):
-    picture = Image.new("RGB", (80, 60), "gray")
-    drawn = found.draw(picture)
+def test_drawing_takes_any_size_and_form_of_the_image(found, tmp_path):
+    image = Image.new("RGB", (80, 60), "gray")
+    drawn = found.draw(image)
     assert drawn.size == (80, 60)
-    assert drawn != picture
-    assert found.draw(np.asarray(picture)) == drawn
-    assert found.draw(picture, scale=2).size == (160, 120)
-    assert found.draw(picture, threshold=0.95) == picture
-    picture.save(tmp_path / "a.png")
+    assert drawn != image
+    assert found.draw(np.asarray(image)) == drawn
+    assert found.draw(image, scale=2).size == (160, 120)
+    assert found.draw(image, threshold=0.95) == image
+    image.save(tmp_path / "a.png")
     assert Detections(found, NAMES, tmp_path / "a.png").draw() == drawn
-    with pytest.raises(ValueError, match=r"not found in a file: give the picture"):
+    with pytest.raises(ValueError, match=r"not found in a file: give the image"):
         found.draw()
 
 

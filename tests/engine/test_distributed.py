@@ -9,14 +9,14 @@ import sys
 import pytest
 import torch
 
-from atss_core.cli import test
+from atss_core.checkpoint.checkpointer import read_checkpoint
+from atss_core.checkpoint.weights import weights_of
+from atss_core.cli import evaluate as test
 from atss_core.data import write_shapes
-from atss_core.utils.checkpoint import read_checkpoint
-from atss_core.utils.weights import weights_of
 from tests.conftest import QUICK, TINY
 from tests.golden import ROOT
 
-# Fixed batch norm and pictures of one size: what depends on the other pictures of a process is switched off.
+# Fixed batch norm and images of one size: what depends on the other images of a process is switched off.
 ALONE = [
     *(
         "MODEL.RESNETS.TRANS_FUNC",
@@ -113,7 +113,7 @@ def data(tmp_path_factory):
     return folder
 
 
-# Processes and parts that share the same batches of four pictures.
+# Processes and parts that share the same batches of four images.
 SPLITS = {"1x4": (1, 1), "2x2": (2, 1), "1x2x2": (1, 2), "2x1x2": (2, 2)}
 
 
@@ -163,7 +163,7 @@ def test_losses_are_logged_for_the_whole_batch(runs, split):
     assert len(first) == 3
 
 
-def test_two_processes_count_every_picture_once(runs):
+def test_two_processes_count_every_image_once(runs):
     first, second = (
         torch.load(f / "inference/shapes_val/predictions.pth", weights_only=True) for f in runs[:2]
     )

@@ -1,11 +1,11 @@
-"""From COCO pictures to COCO numbers, against the published test loop; needs the pictures."""
+"""From COCO images to COCO numbers, against the published test loop; needs the images."""
 
 import json
 
 import pytest
 import torch
 
-from atss_core.cli.test import test_on as run_test
+from atss_core.cli.evaluate import test_on as run_test
 from atss_core.config import load_cfg
 from atss_core.data import build_test_loaders
 from atss_core.engine.inference import SingleScale
@@ -20,7 +20,7 @@ E2E = golden.numbers("e2e")
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """The ten pictures of the golden run, as coco_2017_val."""
+    """The ten images of the golden run, as coco_2017_val."""
     folder = tmp_path_factory.mktemp("datasets")
     (folder / "coco" / "annotations").mkdir(parents=True)
     source = golden.SHARED / "coco_tiny"
@@ -33,7 +33,7 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_pictures_to_detections_to_numbers(batch_size, data_dir, tmp_path):
+def test_images_to_detections_to_numbers(batch_size, data_dir, tmp_path):
     expected = E2E["runs"][f"ims_per_batch_{batch_size}"]
     cfg = load_cfg(
         golden.ROOT / "configs" / "atss" / "atss_R_50_FPN_1x.yaml",

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.cli import train as train_command
 from atss_core.data import write_shapes
-from atss_core.utils.checkpoint import read_checkpoint
 from tests.conftest import QUICK
 from tests.engine.test_distributed import ALONE, command
 

@@ -1,4 +1,4 @@
-"""Every configuration of the paper's tables trains, with few channels on a picture small enough for a CPU.
+"""Every configuration of the paper's tables trains, with few channels on an image small enough for a CPU.
 
 In full width the published ones train in ``test_all_models.py``.
 """
@@ -13,7 +13,7 @@ from tests.golden import ROOT
 
 FOLDER = ROOT / "configs" / "paper"
 FILES = sorted(FOLDER.glob("*.yaml"))
-# A body of few channels.
+# A backbone of few channels.
 NARROW = (
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "64"),

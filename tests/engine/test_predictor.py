@@ -1,4 +1,4 @@
-"""Pictures of every kind and weights of every source through the Python API, its page and its script."""
+"""Images of every kind and weights of every source through the Python API, its page and its script."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from atss_core.config import load_cfg
 from atss_core.data import to_rgb
 from atss_core.engine import Predictor
 from atss_core.modeling import build_detector
-from atss_core.utils.video import VideoWriter
+from atss_core.visualization.video import VideoWriter
 from tests.conftest import QUICK, TINY
 from tests.golden import ROOT
 
@@ -44,14 +44,12 @@ def predictor(request, weights):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "1", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])
-def test_pictures_of_every_mode(predictor, mode):
-    picture = Image.linear_gradient("L").resize((80, 60))
-    picture = (
-        picture.convert(mode)
-        if mode != "I;16"
-        else picture.convert("I").point(lambda x: x * 256).convert(mode)
+def test_images_of_every_mode(predictor, mode):
+    image = Image.linear_gradient("L").resize((80, 60))
+    image = (
+        image.convert(mode) if mode != "I;16" else image.convert("I").point(lambda x: x * 256).convert(mode)
     )
-    found, expected = predictor(picture), predictor(to_rgb(picture))
+    found, expected = predictor(image), predictor(to_rgb(image))
     assert len(found) > 0
     assert found.image_size == (60, 80)
     assert torch.equal(found.boxes, expected.boxes)
@@ -67,8 +65,10 @@ def test_limit_of_pixels(weights, tmp_path):
         limited(tmp_path / "b.png")
 
 
-def test_names_of_bodies_are_explained():
-    with pytest.raises(ValueError, match=r"torchvision://resnet18 names an ImageNet body, not a detector"):
+def test_names_of_backbones_are_explained():
+    with pytest.raises(
+        ValueError, match=r"torchvision://resnet18 names an ImageNet backbone, not a detector"
+    ):
         Predictor.from_config(QUICK, "torchvision://resnet18", TINY)
 
 
@@ -101,14 +101,14 @@ def assert_same(found, expected, tolerance=0.0):
     assert torch.allclose(found.boxes[order], expected.boxes[expected_order], atol=100 * tolerance, rtol=0)
 
 
-def test_arrays_and_tensors_are_the_pictures_they_hold(plain, tmp_path):
-    picture = noise(40, 60)
-    picture.save(tmp_path / "a.png")
-    rgb = np.asarray(picture)
+def test_arrays_and_tensors_are_the_images_they_hold(plain, tmp_path):
+    image = noise(40, 60)
+    image.save(tmp_path / "a.png")
+    rgb = np.asarray(image)
     bgr = rgb[:, :, ::-1]
     tensor = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
     alpha = np.dstack([bgr, np.zeros((40, 60), np.uint8)])
-    expected = plain(picture)
+    expected = plain(image)
     assert len(plain(np.asarray(noise(40, 60, 1)))) > 0
     same = (
         tmp_path / "a.png",
@@ -130,9 +130,9 @@ def test_arrays_and_tensors_are_the_pictures_they_hold(plain, tmp_path):
     for source in same:
         assert_same(plain(source), expected)
     assert not torch.equal(plain(rgb).scores, expected.scores), "arrays are BGR"
-    grey = np.asarray(picture.convert("L"))
+    grey = np.asarray(image.convert("L"))
     for source in (grey, grey[:, :, None]):
-        assert_same(plain(source), plain(picture.convert("L")))
+        assert_same(plain(source), plain(image.convert("L")))
 
 
 WRONG = {
@@ -155,31 +155,31 @@ WRONG = {
     ),
     "text": (io.StringIO("a"), r"got a file opened as text. Open it with 'rb'"),
     "nothing left": (io.BytesIO(), r"got no bytes. .* seek\(0\)"),
-    "other bytes": (b"GIF?", r"cannot be read as a picture"),
-    "no such file": ("nowhere.jpg", r"there is no picture nowhere.jpg"),
+    "other bytes": (b"GIF?", r"cannot be read as an image"),
+    "no such file": ("nowhere.jpg", r"there is no image nowhere.jpg"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_pictures_are_explained(plain, name):
+def test_wrong_images_are_explained(plain, name):
     source, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         plain(source)
 
 
-def test_lists_and_folders_give_lists(plain, pictures):
-    (pictures / "notes.txt").write_text("no picture")
-    (pictures / "._a.jpg").write_bytes(b"of macOS")
-    found = plain(pictures)
-    assert [result.path for result in found] == [pictures / "a.jpg", pictures / "b.png"]
-    listed = plain([pictures / "a.jpg", Image.open(pictures / "b.png")])
-    assert [result.path for result in listed] == [pictures / "a.jpg", None]
+def test_lists_and_folders_give_lists(plain, images):
+    (images / "notes.txt").write_text("no image")
+    (images / "._a.jpg").write_bytes(b"of macOS")
+    found = plain(images)
+    assert [result.path for result in found] == [images / "a.jpg", images / "b.png"]
+    listed = plain([images / "a.jpg", Image.open(images / "b.png")])
+    assert [result.path for result in listed] == [images / "a.jpg", None]
     for result, expected in zip(listed, found, strict=True):
         assert_same(result, expected)
     assert plain([]) == []
-    (pictures / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no pictures in .*empty"):
-        plain(pictures / "empty")
+    (images / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no images in .*empty"):
+        plain(images / "empty")
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         plain([], batch_size=0)
 
@@ -193,46 +193,46 @@ def test_bytes_are_turned_upright_as_files_are(plain, tmp_path):
     assert_same(found, plain(tmp_path / "a.jpg"))
 
 
-def test_unreadable_files_of_a_folder_are_skipped_and_named(plain, pictures, caplog):
-    expected = plain(pictures)
-    (pictures / "aa.png").write_bytes((pictures / "b.png").read_bytes()[:60])
-    (pictures / "c.jpg").write_text("no image")
-    found = plain(pictures, batch_size=2)
-    assert [result.path for result in found] == [pictures / "a.jpg", pictures / "b.png"]
+def test_unreadable_files_of_a_folder_are_skipped_and_named(plain, images, caplog):
+    expected = plain(images)
+    (images / "aa.png").write_bytes((images / "b.png").read_bytes()[:60])
+    (images / "c.jpg").write_text("no image")
+    found = plain(images, batch_size=2)
+    assert [result.path for result in found] == [images / "a.jpg", images / "b.png"]
     for result, same in zip(found, expected, strict=True):
         assert_same(result, same)
     assert [str(error).split(" ")[0] for error in plain.skipped] == [
-        str(pictures / "aa.png"),
-        str(pictures / "c.jpg"),
+        str(images / "aa.png"),
+        str(images / "c.jpg"),
     ]
     assert [record.getMessage().split(" ")[1] for record in caplog.records] == [
-        str(pictures / "aa.png"),
-        str(pictures / "c.jpg"),
+        str(images / "aa.png"),
+        str(images / "c.jpg"),
     ]
-    assert len(plain([pictures / "a.jpg"])) == 1
+    assert len(plain([images / "a.jpg"])) == 1
     assert plain.skipped == []
 
 
-def test_unreadable_files_of_a_list_raise_unless_they_are_to_be_skipped(plain, weights, pictures):
-    (pictures / "aa.png").write_text("no image")
-    files = sorted(pictures.iterdir())
+def test_unreadable_files_of_a_list_raise_unless_they_are_to_be_skipped(plain, weights, images):
+    (images / "aa.png").write_text("no image")
+    files = sorted(images.iterdir())
     with pytest.raises(ValueError, match=r"aa.png cannot be read"):
         plain(files)
     lenient = Predictor.from_config(QUICK, weights, [*OPTS, "DATALOADER.SKIP_CORRUPT", "True"])
     found = [result.path for _, result in lenient.stream(iter(files), batch_size=3)]
-    assert found == [pictures / "a.jpg", pictures / "b.png"]
+    assert found == [images / "a.jpg", images / "b.png"]
     assert len(lenient.skipped) == 1
     with pytest.raises(ValueError, match=r"aa.png cannot be read"):
-        lenient(pictures / "aa.png")
+        lenient(images / "aa.png")
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 8])
 def test_batches_change_nothing_but_rounding(predictor, batch_size):
     sizes = [(40, 60), (200, 50), (40, 60), (64, 64), (50, 200), (60, 40), (41, 60)]
-    pictures = [noise(*size, seed) for seed, size in enumerate(sizes)]
-    together = predictor(pictures, batch_size=batch_size)
-    for found, picture in zip(together, pictures, strict=True):
-        assert_same(found, predictor(picture), tolerance=1e-5)
+    images = [noise(*size, seed) for seed, size in enumerate(sizes)]
+    together = predictor(images, batch_size=batch_size)
+    for found, image in zip(together, images, strict=True):
+        assert_same(found, predictor(image), tolerance=1e-5)
 
 
 def test_streams_are_read_one_batch_at_a_time(plain):
@@ -245,9 +245,9 @@ def test_streams_are_read_one_batch_at_a_time(plain):
 
     stream = plain.stream(endless(), batch_size=3)
     assert not taken
-    picture, found = next(stream)
+    image, found = next(stream)
     assert len(taken) == 3
-    assert picture == taken[0]
+    assert image == taken[0]
     assert found.class_names == plain.class_names
     for _ in range(3):
         next(stream)

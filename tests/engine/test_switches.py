@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.cli import train as train_command
 from atss_core.cli.common import run
 from atss_core.config import load_cfg
 from atss_core.data import Batch
 from atss_core.engine import TrainingStep
-from atss_core.engine.step import update_average
+from atss_core.engine.step import update_ema
 from atss_core.modeling import build_detector
-from atss_core.solver import build_average, build_optimizer, build_scheduler
+from atss_core.solver import build_ema, build_optimizer, build_scheduler
 from atss_core.structures import BoxList, ImageList
-from atss_core.utils.checkpoint import read_checkpoint
 from tests.conftest import QUICK, TINY
 
 CPU = torch.device("cpu")
@@ -215,12 +215,12 @@ def test_wrong_settings_end_in_one_line(opts, message, tiny, capsys):
 
 def test_average_is_none_unless_asked_for():
     step, cfg = make_step()
-    assert build_average(cfg, step.detector) is None
+    assert build_ema(cfg, step.detector) is None
 
 
 def test_synchronised_batch_norm_keeps_keys_parameters_and_their_order():
     step, cfg = make_step(["SOLVER.EMA_DECAY", "0.5"])
-    average = build_average(cfg, step.detector)
+    average = build_ema(cfg, step.detector)
     keys, parameters = list(step.detector.state_dict()), list(step.detector.parameters())
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(step.detector)
     assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
@@ -230,10 +230,10 @@ def test_synchronised_batch_norm_keeps_keys_parameters_and_their_order():
 
 def test_average_is_that_of_pytorch():
     step, cfg = make_step(["SOLVER.EMA_DECAY", "0.5"])
-    own, theirs = (build_average(cfg, step.detector) for _ in range(2))
+    own, theirs = (build_ema(cfg, step.detector) for _ in range(2))
     for _ in range(3):
         step([batch()])
-        update_average(own, step.detector)
+        update_ema(own, step.detector)
         theirs.update_parameters(step.detector)
     assert own.n_averaged == theirs.n_averaged == 3
     floats = {

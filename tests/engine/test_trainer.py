@@ -60,7 +60,7 @@ def run(folder, monkeypatch, start_iter=0):
         checkpoint_period=3,
         log_period=4,
         metrics_file=folder / "metrics.jsonl",
-        periodic_test=Evaluation(),
+        periodic_evaluation=Evaluation(),
     )
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

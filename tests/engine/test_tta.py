@@ -43,8 +43,8 @@ def test_whole_pipeline_is_the_published_one(merge_type, published_detector, dev
     opts = [*AUG, "TEST.BBOX_AUG.MERGE_TYPE", merge_type]
     cfg = load_cfg(golden.ROOT / "configs" / "atss" / "atss_R_50_FPN_1x.yaml", opts)
     inference = build_inference(cfg, published_detector.to(device), torch.device(device))
-    picture = golden.SHARED / "coco_tiny" / "val2017" / str(expected["file_name"])
-    images = ImageList.from_tensors([to_pixels(Image.open(picture).convert("RGB"))])
+    image = golden.SHARED / "coco_tiny" / "val2017" / str(expected["file_name"])
+    images = ImageList.from_tensors([to_pixels(Image.open(image).convert("RGB"))])
     (found,) = (r.to("cpu") for r in inference.detect(inference.predict(images), images.image_sizes))
     assert found.image_size == tuple(expected["result_size_wh"].tolist()[::-1])
     boxes, scores, labels = (
@@ -98,23 +98,23 @@ def tiny_detector():
     return build_detector(from_config).eval()
 
 
-def views(*sizes, is_mirrored=False):
+def views(*sizes, is_flipped=False):
     normalize = Normalize([0.0] * 3, [1.0] * 3, to_bgr255=True)
-    return [View(Compose([Resize([size], 1000)], normalize), is_mirrored) for size in sizes]
+    return [View(Compose([Resize([size], 1000)], normalize), is_flipped) for size in sizes]
 
 
-def pictures(*sizes):
+def image_list(*sizes):
     generator = torch.Generator().manual_seed(1)
     return ImageList.from_tensors(
         [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
     )
 
 
-def multi_scale(detector, *sizes, is_mirrored=False, joint=False):
+def multi_scale(detector, *sizes, is_flipped=False, joint=False):
     merge = partial(suppress, threshold=0.6, max_detections=100)
     return MultiScale(
         detector,
-        views(*sizes, is_mirrored=is_mirrored),
+        views(*sizes, is_flipped=is_flipped),
         merge,
         is_nms_joint=joint,
         size_divisibility=32,
@@ -126,7 +126,7 @@ def multi_scale(detector, *sizes, is_mirrored=False, joint=False):
 @torch.inference_mode()
 def test_one_view_finds_what_plain_testing_finds(joint):
     detector = tiny_detector()
-    images = pictures((60, 90))
+    images = image_list((60, 90))
     inference = multi_scale(detector, 64, joint=joint)
     (found,) = inference.detect(inference.predict(images), images.image_sizes)
     tensor, _ = views(64)[0].transform(from_pixels(images.tensors[0]), None, random.Random(0))
@@ -140,9 +140,9 @@ def test_one_view_finds_what_plain_testing_finds(joint):
 
 
 @torch.inference_mode()
-def test_pictures_do_not_depend_on_their_neighbours():
-    inference = multi_scale(tiny_detector(), 64, 96, is_mirrored=True)
-    images = pictures((60, 90), (80, 50))
+def test_images_do_not_depend_on_their_neighbours():
+    inference = multi_scale(tiny_detector(), 64, 96, is_flipped=True)
+    images = image_list((60, 90), (80, 50))
     together = inference.detect(inference.predict(images), images.image_sizes)
     for i, size in enumerate(images.image_sizes):
         alone = ImageList(images.tensors[i : i + 1, :, : size[0], : size[1]], [size])
@@ -153,11 +153,11 @@ def test_pictures_do_not_depend_on_their_neighbours():
 
 
 @torch.inference_mode()
-def test_a_mirrored_picture_has_mirrored_detections():
-    inference = multi_scale(tiny_detector(), 64, is_mirrored=True)
-    images = pictures((64, 64))
-    mirrored = ImageList(images.tensors.flip(-1), images.image_sizes)
-    (first,), (second,) = (inference.detect(inference.predict(i), i.image_sizes) for i in (images, mirrored))
+def test_a_mirrored_image_has_mirrored_detections():
+    inference = multi_scale(tiny_detector(), 64, is_flipped=True)
+    images = image_list((64, 64))
+    flipped = ImageList(images.tensors.flip(-1), images.image_sizes)
+    (first,), (second,) = (inference.detect(inference.predict(i), i.image_sizes) for i in (images, flipped))
     assert len(first) == len(second) > 0
     distance = (first.boxes[:, None] - second.flip_horizontal().boxes).abs().amax(-1)
     assert distance.min(dim=1).values.max() < 1e-2
@@ -174,10 +174,10 @@ def test_memory_is_that_of_the_largest_view_not_of_all(monkeypatch):
         return predict(images)
 
     monkeypatch.setattr(detector, "predict", watch)
-    inference = multi_scale(detector, 64, 96, 128, 160, is_mirrored=True)
+    inference = multi_scale(detector, 64, 96, 128, 160, is_flipped=True)
     inference.views = [replace(view, transform=Watched(view.transform, inputs)) for view in inference.views]
     with torch.inference_mode():
-        inference.predict(pictures((60, 60), (60, 60)))
+        inference.predict(image_list((60, 60), (60, 60)))
     assert [shape for shape, _ in seen] == [(1, 3, s, s) for s in (64, 64, 96, 96, 128, 128, 160, 160)] * 2
     assert max(alive for _, alive in seen) <= 2
     assert len(inputs) == 8
@@ -199,7 +199,7 @@ class Watched:
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (90, 60)])
 @pytest.mark.parametrize("merge_type", ["vote", "soft-vote", "nms"])
 @pytest.mark.parametrize("threshold", ["0.0", "1.0"])
-def test_odd_pictures_and_views_that_find_nothing(size, merge_type, threshold):
+def test_odd_images_and_views_that_find_nothing(size, merge_type, threshold):
     """No probability is above 1, so at that threshold nothing is found in any view."""
     opts = [*AUG, "TEST.BBOX_AUG.MERGE_TYPE", merge_type, "INPUT.MIN_SIZE_TEST", "64"]
     opts += [
@@ -211,7 +211,7 @@ def test_odd_pictures_and_views_that_find_nothing(size, merge_type, threshold):
     cfg = load_cfg(QUICK, [*TINY, *opts, "MODEL.ATSS.INFERENCE_TH", threshold])
     torch.manual_seed(0)
     inference = build_inference(cfg, build_detector(cfg).eval(), CPU)
-    images = pictures(size)
+    images = image_list(size)
     with torch.inference_mode():
         (found,) = inference.detect(inference.predict(images), images.image_sizes)
     assert (len(found) == 0) == (threshold == "1.0")
@@ -242,7 +242,7 @@ def test_published_multi_scale_configuration():
     )
     built = build_views(cfg)
     assert len(built) == 13
-    assert all(view.is_mirrored for view in built)
+    assert all(view.is_flipped for view in built)
     limits = [view.transform.steps[0].max_size for view in built]
     assert limits == [1333] * 6 + [3000] * 7  # the usual view and those below 800 keep the usual cap
     assert built[0].side_range is None

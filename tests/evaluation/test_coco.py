@@ -50,7 +50,7 @@ def build(coco, **options):
 
 
 def feed(evaluator, coco, detections, ratio=1.0):
-    """Process COCO results as if the network input were ``ratio`` times as large as the picture."""
+    """Process COCO results as if the network input were ``ratio`` times as large as the image."""
     label_of = {category_id: label for label, category_id in enumerate(evaluator.category_ids, start=1)}
     for image in coco["images"]:
         mine = [d for d in detections if d["image_id"] == image["id"]]
@@ -66,7 +66,7 @@ def feed(evaluator, coco, detections, ratio=1.0):
 
 
 def tiny(**changes):
-    """Two pictures of 100x200 (height x width), categories 7 (cat) and 3 (dog), one object each."""
+    """Two images of 100x200 (height x width), categories 7 (cat) and 3 (dog), one object each."""
     coco = {
         "images": [{"id": 1, "height": 100, "width": 200}, {"id": 2, "height": 100, "width": 200}],
         "annotations": [
@@ -160,8 +160,8 @@ def test_missing_areas_and_ignore_regions(library):
     cats = [[100, 20, 159, 69], [110, 20, 159, 79], [10, 20, 49, 69]]  # two in the region score best
     evaluator.process(1, detections(cats, [1, 1, 1], [0.9, 0.8, 0.7]))
     evaluator.process(2, DOG)
-    assert [truth["area"] for truth in evaluator.truths] == [2000, 8000, 3600, 400]
-    assert [truth["iscrowd"] for truth in evaluator.truths] == [0, 0, 1, 1]
+    assert [truth["area"] for truth in evaluator.ground_truth] == [2000, 8000, 3600, 400]
+    assert [truth["iscrowd"] for truth in evaluator.ground_truth] == [0, 0, 1, 1]
     metrics = evaluator.evaluate()
     assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 1.0})
     assert metrics.overall["APm"] == pytest.approx(1.0)
@@ -212,7 +212,7 @@ def test_objects_beyond_maxdets_cost_ap_even_if_all_are_found():
     assert metrics.overall["AR100"] == pytest.approx(100 / 150)
 
 
-def test_only_processed_pictures_count():
+def test_only_processed_images_count():
     evaluator = tiny_evaluator()
     evaluator.process(1, CAT)
     metrics = evaluator.evaluate()
@@ -230,7 +230,7 @@ def test_no_detections_give_zeros():
     assert metrics.per_class == {"cat": 0, "dog": 0}
 
 
-def test_a_picture_that_comes_twice_counts_once():
+def test_an_image_that_comes_twice_counts_once():
     evaluator = tiny_evaluator()
     for image_id, result in ((2, DOG), (1, CAT), (2, DOG)):
         evaluator.process(image_id, result)

@@ -16,8 +16,8 @@ def found(image_id, box, score, category_id=1):
     return {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
 
 
-def measure(truths, results, names=("cat",)):
-    metrics = evaluate_voc(truths, results, range(1, len(names) + 1), names)
+def measure(ground_truth, results, names=("cat",)):
+    metrics = evaluate_voc(ground_truth, results, range(1, len(names) + 1), names)
     return metrics.eleven_point, metrics.area
 
 
@@ -25,10 +25,10 @@ BOX = [10, 10, 20, 20]
 
 
 def test_one_right_one_wrong_one_missed():
-    truths = [truth(1, BOX), truth(2, BOX)]
+    ground_truth = [truth(1, BOX), truth(2, BOX)]
     # Wrong first: precision 0, then 1/2 at recall 1/2.
     results = [found(1, [100, 100, 5, 5], 0.9), found(1, BOX, 0.8)]
-    eleven_point, area = measure(truths, results)
+    eleven_point, area = measure(ground_truth, results)
     assert eleven_point["cat"] == pytest.approx(6 * 0.5 / 11)  # recalls 0, 0.1, ..., 0.5
     assert area["cat"] == pytest.approx(0.25)
 
@@ -36,16 +36,16 @@ def test_one_right_one_wrong_one_missed():
 @pytest.mark.parametrize("num_right", range(11))
 def test_recall_that_equals_a_level_reaches_it(num_right):
     """3 of 10 objects are recall 0.3; the level 3 * 0.1 of other implementations is 0.30000000000000004."""
-    truths = [truth(i, BOX) for i in range(10)]
-    eleven_point, _ = measure(truths, [found(i, BOX, 0.9) for i in range(num_right)])
+    ground_truth = [truth(i, BOX) for i in range(10)]
+    eleven_point, _ = measure(ground_truth, [found(i, BOX, 0.9) for i in range(num_right)])
     assert eleven_point["cat"] == pytest.approx((num_right + 1) / 11 if num_right else 0)
     assert (num_right / 10 < num_right * 0.1) == (num_right in (3, 6, 7))
 
 
 def test_precision_is_made_to_fall():
-    truths = [truth(i, BOX) for i in range(4)]
+    ground_truth = [truth(i, BOX) for i in range(4)]
     results = [found(0, BOX, 0.9), found(0, [50, 50, 5, 5], 0.8), found(1, BOX, 0.7), found(2, BOX, 0.6)]
-    eleven_point, area = measure(truths, results)
+    eleven_point, area = measure(ground_truth, results)
     # Recall 1/4 with precision 1, 2/4 with 2/3, 3/4 with 3/4: the latter holds from 1/4 on.
     assert area["cat"] == pytest.approx(0.25 + 0.5 * 0.75)
     assert eleven_point["cat"] == pytest.approx((3 * 1.0 + 5 * 0.75) / 11)
@@ -69,22 +69,22 @@ def test_iou_of_one_half_is_enough():
 
 
 def test_difficult_objects_neither_count_nor_hurt():
-    truths = [truth(1, BOX), truth(1, [60, 60, 20, 20], iscrowd=1)]
+    ground_truth = [truth(1, BOX), truth(1, [60, 60, 20, 20], iscrowd=1)]
     results = [found(1, [60, 60, 20, 20], 0.9), found(1, [61, 60, 20, 20], 0.85), found(1, BOX, 0.8)]
-    assert measure(truths, results)[1]["cat"] == 1.0
-    assert measure(truths, [])[1]["cat"] == 0.0
+    assert measure(ground_truth, results)[1]["cat"] == 1.0
+    assert measure(ground_truth, [])[1]["cat"] == 0.0
 
 
 def test_detection_belongs_to_the_object_it_overlaps_most_even_if_that_is_taken():
-    truths = [truth(1, [0, 0, 20, 20]), truth(1, [8, 0, 20, 20])]
+    ground_truth = [truth(1, [0, 0, 20, 20]), truth(1, [8, 0, 20, 20])]
     results = [found(1, [0, 0, 20, 20], 0.9), found(1, [2, 0, 20, 20], 0.8)]  # IoU 0.82 and 0.54
-    assert measure(truths, results)[1]["cat"] == pytest.approx(0.5)
+    assert measure(ground_truth, results)[1]["cat"] == pytest.approx(0.5)
 
 
 def test_classes_do_not_mix_and_absent_ones_are_undefined():
-    truths = [truth(1, BOX, 1)]
+    ground_truth = [truth(1, BOX, 1)]
     results = [found(1, BOX, 0.9, 2), found(1, BOX, 0.1, 1)]
-    metrics = evaluate_voc(truths, results, [1, 2], ["cat", "dog"])
+    metrics = evaluate_voc(ground_truth, results, [1, 2], ["cat", "dog"])
     assert metrics.area == {"cat": 1.0, "dog": -1.0}
     assert metrics.overall == {"AP50_11point": 1.0, "AP50_area": 1.0}
     assert "100.0 by the 11 points of 2007, 100.0 by the area of 2010" in metrics.line()
@@ -96,12 +96,12 @@ def test_nothing_at_all():
     assert "mAP - by" in metrics.line()
 
 
-def slow_ap(truths, results):
+def slow_ap(ground_truth, results):
     """The development kit's loop for one class."""
     taken, right = set(), []
     for result in sorted(results, key=lambda r: -r["score"]):
         best, best_iou = None, -1.0
-        for number, other in enumerate(truths):
+        for number, other in enumerate(ground_truth):
             if other["image_id"] != result["image_id"]:
                 continue
             (ax, ay, aw, ah), (bx, by, bw, bh) = result["bbox"], other["bbox"]
@@ -112,10 +112,10 @@ def slow_ap(truths, results):
                 best, best_iou = number, iou
         if best is None or best_iou < 0.5:
             right.append(False)
-        elif not truths[best]["iscrowd"]:
+        elif not ground_truth[best]["iscrowd"]:
             right.append(best not in taken)
             taken.add(best)
-    total = sum(not other["iscrowd"] for other in truths)
+    total = sum(not other["iscrowd"] for other in ground_truth)
     recall = np.cumsum(right) / total
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     eleven = [
@@ -135,13 +135,13 @@ def test_random_detections_as_the_slow_loop(seed):
     def box():
         return [*rng.integers(0, 30, 2).tolist(), *rng.integers(8, 30, 2).tolist()]
 
-    truths = [truth(int(rng.integers(6)), box(), iscrowd=int(rng.random() < 0.2)) for _ in range(30)]
+    ground_truth = [truth(int(rng.integers(6)), box(), iscrowd=int(rng.random() < 0.2)) for _ in range(30)]
     results = [found(int(rng.integers(7)), box(), float(rng.random())) for _ in range(200)]
     results += [
-        found(t["image_id"], [v + rng.random() for v in t["bbox"]], float(rng.random())) for t in truths
+        found(t["image_id"], [v + rng.random() for v in t["bbox"]], float(rng.random())) for t in ground_truth
     ]
-    eleven_point, area = measure(truths, results)
-    assert (eleven_point["cat"], area["cat"]) == pytest.approx(slow_ap(truths, results))
+    eleven_point, area = measure(ground_truth, results)
+    assert (eleven_point["cat"], area["cat"]) == pytest.approx(slow_ap(ground_truth, results))
 
 
 def test_file_of_metrics_holds_both(tmp_path):

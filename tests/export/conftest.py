@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from atss_core.config import load_cfg
-from atss_core.export import TARGETS, build_description, build_graph, build_prover
+from atss_core.export import TARGETS, build_description, build_graph, build_parity_check
 from atss_core.export.targets import convert_to_openvino
 from atss_core.modeling import build_detector
 from tests import golden
 from tests.conftest import QUICK, TINY
 
 SIZES = ["INPUT.MIN_SIZE_TEST", "136", "INPUT.MAX_SIZE_TEST", "200"]
-PICTURES = [golden.ROOT / "demo" / "images" / name for name in ("shapes_14.jpg", "shapes_19.jpg")]
+IMAGES = [golden.ROOT / "demo" / "images" / name for name in ("shapes_14.jpg", "shapes_19.jpg")]
 
 
 class Model:
@@ -42,7 +42,7 @@ class Model:
         return path
 
     def prover(self):
-        return build_prover(self.cfg, self.detector, PICTURES, repeats=1)
+        return build_parity_check(self.cfg, self.detector, IMAGES, repeats=1)
 
     def prove(self, path):
         return self.prover()(path)

@@ -8,21 +8,21 @@ from atss_core.layers import batched_nms_mask, batched_nms_padded
 from atss_core.structures import ImageList
 from atss_core.structures import boxes as box_ops
 from atss_core.utils.pixels import CAFFE2_PIXELS, TORCHVISION_PIXELS
-from tests.export.conftest import PICTURES
+from tests.export.conftest import IMAGES
 
 
 @pytest.mark.parametrize("pixels", [CAFFE2_PIXELS, TORCHVISION_PIXELS], ids=["bgr", "rgb"])
 def test_pixels_are_normalised_bit_for_bit_as_the_data_loader_does(tiny_model, pixels):
     graph = DetectorGraph(tiny_model.detector, pixels=pixels, size_divisibility=32, suppress=None)
     normalize = Normalize(pixels.mean, pixels.std, pixels.is_bgr255)
-    pictures = [read_image(path, apply_exif=True) for path in PICTURES]
-    expected = ImageList.from_tensors([normalize(p) for p in pictures], size_divisibility=32)
+    images = [read_image(path, apply_exif=True) for path in IMAGES]
+    expected = ImageList.from_tensors([normalize(p) for p in images], size_divisibility=32)
     padded = torch.full(
-        (2, 3, *(max(p.size[axis] for p in pictures) for axis in (1, 0))), 99, dtype=torch.uint8
+        (2, 3, *(max(p.size[axis] for p in images) for axis in (1, 0))), 99, dtype=torch.uint8
     )
-    for place, picture in zip(padded, pictures, strict=True):
-        place[:, : picture.height, : picture.width] = to_pixels(picture)
-    found = graph.normalize(padded, torch.tensor([[p.height, p.width] for p in pictures]))
+    for place, image in zip(padded, images, strict=True):
+        place[:, : image.height, : image.width] = to_pixels(image)
+    found = graph.normalize(padded, torch.tensor([[p.height, p.width] for p in images]))
     assert torch.equal(found, expected.tensors)
 
 
@@ -67,7 +67,7 @@ def test_best_are_sorted_and_padded_with_zeros():
 def test_graph_detects_what_the_detector_detects(tiny_model):
     graph = tiny_model.graph()
     graph.suppress = batched_nms_mask
-    images, arrays = tiny_model.prover().read(PICTURES)
+    images, arrays = tiny_model.prover().read(IMAGES)
     with torch.inference_mode():
         expected = tiny_model.detector(images)
         boxes, scores, labels, counts = graph(*map(torch.from_numpy, arrays))

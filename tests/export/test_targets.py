@@ -17,7 +17,7 @@ from atss_core.export.targets import read_deform_conv
 from atss_core.layers import DeformConv2d, extension, portable_operators
 from tests import golden
 from tests.conftest import QUICK, TINY
-from tests.export.conftest import PICTURES, Files, Model
+from tests.export.conftest import IMAGES, Files, Model
 
 # R-50 at an eighth of its width, deformable where the published dcnv2 models are.
 NARROW = [
@@ -39,9 +39,9 @@ def test_file_detects_what_the_detector_detects(tiny_model, tiny_files, name, nm
     report = tiny_model.prove(path)
     assert not report.failure
     assert report.runtime == TARGETS[name].title
-    assert len(report.comparisons) == 3  # each picture, and both as one batch of other sizes
+    assert len(report.comparisons) == 3  # each image, and both as one batch of other sizes
     assert report.comparisons[2].size == (170, 199)
-    assert all(c.steady >= 80 for c in report.comparisons)
+    assert all(c.stable >= 80 for c in report.comparisons)
     assert all(c.box_difference < 5e-3 and c.score_difference < 1e-5 for c in report.comparisons)
     assert load(path, 1)[1] == tiny_model.describe(nms)
 
@@ -55,7 +55,7 @@ def deformable_files(tmp_path_factory):
 def test_deformable_stages_and_tower(deformable_files, name):
     report = deformable_files.model.prove(deformable_files(name))
     assert not report.failure
-    assert all(c.steady >= 80 for c in report.comparisons)
+    assert all(c.stable >= 80 for c in report.comparisons)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_other_heads(tmp_path, config, opts):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_any_number_of_pictures_of_any_size(tiny_model, tiny_files, name):
+def test_any_number_of_images_of_any_size(tiny_model, tiny_files, name):
     run, _ = load(tiny_files(name), 1)
     generator = np.random.default_rng(0)
     for count, height, width in ((3, SMALLEST_SIDE, 300), (1, 257, SMALLEST_SIDE)):
@@ -98,7 +98,7 @@ def test_any_number_of_pictures_of_any_size(tiny_model, tiny_files, name):
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_pictures_smaller_than_torch_takes(tiny_model, tiny_files, name):
+def test_images_smaller_than_torch_takes(tiny_model, tiny_files, name):
     images = np.random.default_rng(0).integers(0, 256, (1, 3, 40, 72), dtype=np.uint8)
     sizes = np.array([[40, 72]])
     found = load(tiny_files(name), 1)[0](images, sizes)
@@ -114,7 +114,7 @@ def test_pictures_smaller_than_torch_takes(tiny_model, tiny_files, name):
     )
 
 
-def test_torch_refuses_pictures_that_are_too_small(tiny_files):
+def test_torch_refuses_images_that_are_too_small(tiny_files):
     run, _ = load(tiny_files("torch"), 1)
     with pytest.raises(Exception, match="129"):
         run(np.zeros((1, 3, 64, 64), np.uint8), np.array([[64, 64]]))
@@ -201,7 +201,7 @@ def test_script_turns_images_as_training_does(orientation, is_damaged, tmp_path)
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_script_runs_without_this_package(tiny_model, tiny_files, tmp_path, name):
-    words = [str(SCRIPT), str(tiny_files(name)), str(PICTURES[1]), str(tmp_path / "drawn.png")]
+    words = [str(SCRIPT), str(tiny_files(name)), str(IMAGES[1]), str(tmp_path / "drawn.png")]
     code = (
         "import sys, runpy; sys.modules['atss_core'] = None; sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -214,7 +214,7 @@ def test_script_runs_without_this_package(tiny_model, tiny_files, tmp_path, name
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    images, _ = tiny_model.prover().read([PICTURES[1]])
+    images, _ = tiny_model.prover().read([IMAGES[1]])
     (expected,), _ = expect(tiny_model.detector, images)
     expected = expected[expected.scores >= 0.5]
     names = [
@@ -226,12 +226,12 @@ def test_script_runs_without_this_package(tiny_model, tiny_files, tmp_path, name
 
 
 def test_script_writes_over_no_input(tmp_path):
-    picture = tmp_path / "a.jpg"
-    shutil.copy(PICTURES[1], picture)
-    (tmp_path / "link.jpg").symlink_to(picture)
-    words = [sys.executable, str(SCRIPT), "net.onnx", str(picture), str(tmp_path / "link.jpg")]
+    image = tmp_path / "a.jpg"
+    shutil.copy(IMAGES[1], image)
+    (tmp_path / "link.jpg").symlink_to(image)
+    words = [sys.executable, str(SCRIPT), "net.onnx", str(image), str(tmp_path / "link.jpg")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.endswith("link.jpg would be overwritten, but it is an input. Give another file.\n")
     assert done.stderr.count("\n") == 1
-    assert picture.read_bytes() == PICTURES[1].read_bytes()
+    assert image.read_bytes() == IMAGES[1].read_bytes()

@@ -86,7 +86,7 @@ from pathlib import Path
 
 import torch
 
-from atss_core.utils.checkpoint import read_checkpoint
+from atss_core.checkpoint.checkpointer import read_checkpoint
 
 folder = Path(sys.argv[1])
 one, two, killed = (read_checkpoint(folder / n / "model_final.pth")["model"] for n in ("one", "two", "killed"))
@@ -98,6 +98,6 @@ for name, other in (("two hosts", two), ("two hosts, one worker killed", killed)
     assert same
 for name in ("one", "two", "killed"):
     tested = torch.load(folder / name / "inference/shapes_val/predictions.pth", weights_only=True)
-    print(f"{name}: {len(tested)} pictures tested")
+    print(f"{name}: {len(tested)} images tested")
     assert len(tested) == 8
 PYTHON

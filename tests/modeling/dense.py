@@ -20,7 +20,7 @@ def assign(anchors, boxes, topk, in_box=True):
         candidates, start = [], 0
         for count in anchors.counts:
             order = distances[start : start + count].sort(stable=True).indices
-            candidates.append(order[: topk * anchors.per_place] + start)
+            candidates.append(order[: topk * anchors.num_anchors] + start)
             start += count
         candidates = torch.cat(candidates)
         ious = box_ops.iou(anchor_boxes[candidates], box)

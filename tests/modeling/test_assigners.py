@@ -123,7 +123,7 @@ def test_box_partly_outside_the_image_and_box_outside_the_grid():
         matched = assigner(anchors, [boxes])[0]
         assert (matched == 0).any()
         assert not (matched == 1).any()
-        # A box that no anchor overlaps must not make the whole picture ignored or positive.
+        # A box that no anchor overlaps must not make the whole image ignored or positive.
         assert (matched == BACKGROUND).sum() > 19000
 
 

@@ -65,7 +65,7 @@ def test_variant_trains_and_detects(opts):
     assert len(model.eval()(images)) == 2
 
 
-def test_bodies_have_the_norm_that_is_asked_for():
+def test_backbones_have_the_norm_that_is_asked_for():
     assert isinstance(small().backbone.body.stem.bn1, FrozenBatchNorm2d)
     model = small("MODEL.RESNETS.TRANS_FUNC", "BasicBlockWithBatchNorm")
     assert isinstance(model.backbone.body.layer1[0].bn1, nn.BatchNorm2d)
@@ -217,7 +217,7 @@ def test_anchors_golden(kind, options):
 
 def test_several_sizes_of_a_level_follow_each_other():
     anchors = AnchorGenerator(((16, 40), (32, 80)), (8, 16), aspect_ratios=(1.0, 4.0))
-    assert anchors.per_place == 4
+    assert anchors.num_anchors == 4
     widths = [(cell[:, 2] - cell[:, 0]).tolist() for cell in anchors.cell_anchors]
     # Ratio by ratio, then size by size; a ratio of 4 halves the width.
     assert widths == [[15, 39, 7, 19], [31, 79, 15, 39]]

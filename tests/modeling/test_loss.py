@@ -200,7 +200,7 @@ def test_smooth_l1_equals_a_loop(kind):
     )
 
 
-def one_picture():
+def one_image():
     """Anchors, ground truth, what the anchors are matched to, and the positives' predicted codes."""
     anchors = AnchorGenerator((16, 32, 64, 128, 256), (8, 16, 32, 64, 128))(SMALL_GRIDS)
     target = BoxList(torch.tensor([[9.0, 8.0, 52.0, 60.0]]), (64, 64), labels=torch.tensor([2]))
@@ -214,7 +214,7 @@ def one_picture():
 @pytest.mark.parametrize("kind", [GiouLoss, SmoothL1Loss])
 @pytest.mark.parametrize("use_centerness", [True, False])
 def test_box_term_is_the_weighted_mean_of_the_positives(kind, use_centerness):
-    anchors, target, matched, predicted, codes = one_picture()
+    anchors, target, matched, predicted, codes = one_image()
     if not use_centerness:
         predicted = HeadOutputs(predicted.cls_logits, predicted.box_codes, None)
     box_loss = kind(BoxCoder())
@@ -235,7 +235,7 @@ def test_box_term_is_the_weighted_mean_of_the_positives(kind, use_centerness):
 @pytest.mark.parametrize("kind", [GiouLoss, SmoothL1Loss])
 @pytest.mark.parametrize("num_boxes", [0, 2])
 def test_losses_without_centerness_train(kind, num_boxes):
-    anchors, *_ = one_picture()
+    anchors, *_ = one_image()
     boxes = torch.tensor([[4.0, 4.0, 30.0, 40.0], [20.0, 20.0, 50.0, 60.0]])[:num_boxes]
     target = BoxList(boxes, (64, 64), labels=torch.ones(num_boxes, dtype=torch.int64))
     predicted = outputs()
@@ -251,7 +251,7 @@ def test_losses_without_centerness_train(kind, num_boxes):
 
 
 def test_parts_of_a_batch_without_centerness_add_up():
-    anchors, target, *_ = one_picture()
+    anchors, target, *_ = one_image()
     other = BoxList(torch.tensor([[0.0, 0.0, 60.0, 60.0]]), (64, 64), labels=torch.tensor([1]))
     loss = AtssLoss(AtssAssigner(9), GiouLoss(BoxCoder()), use_centerness=False)
     both = outputs(num_images=2)

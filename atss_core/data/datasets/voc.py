@@ -1,0 +1,230 @@
+"""Read a data set in the layout of Pascal VOC into the tree of a COCO file."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from atss_core.data.datasets.coco import some
+from atss_core.data.images import SUFFIXES, UnreadableImageError, list_images, image_size
+from atss_core.utils.files import files_below, read_text
+from atss_core.utils.progress import progress
+from atss_core.utils.text import shorten
+
+IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_YES = ("1", "true", "yes")  # what makes an object difficult; many tools leave "Unspecified" there
+
+
+def is_voc(folder: Path, split: str) -> bool:
+    """Tell whether a folder has the layout of VOC, or XML files beside the images."""
+    return (folder / "Annotations").is_dir() or any(_has_xml(place) for place in (folder, folder / split))
+
+
+def _has_xml(folder: Path) -> bool:
+    return any(folder.glob("*.[xX][mM][lL]"))
+
+
+def read_voc(
+    folder: Path, split: str, class_names: Sequence[str] = ()
+) -> tuple[dict[str, Any], Path, list[str]]:
+    """Read ``Annotations/*.xml`` and ``ImageSets/Main/<split>.txt``, or XML files beside the images.
+
+    Corners are inclusive and count from 1, as in VOC. Difficult objects become crowds: training leaves them
+    out, and in testing they neither count as found nor as missed. If no file of the split has annotations, as
+    in VOC's test sets of later years, the tree has none. Without a list of the split, images that have no XML
+    file are read as well and have no objects.
+
+    Args:
+        folder: with ``Annotations`` and ``JPEGImages`` in it; or with images and XML files, which may also
+            be in a folder for each split.
+        split: the part of the data; empty for all annotations.
+        class_names: the classes in the order of their labels. If empty, the lines of ``classes.txt`` in the
+            folder, and without that file the names in all annotations by the alphabet.
+
+    Returns:
+        The tree, the folder of the images, and what is odd about the files, a line each.
+
+    Raises:
+        FileNotFoundError: if the split, the folder of images or an annotation file is missing.
+        ValueError: if an annotation file is faulty.
+    """
+    if (folder / "Annotations").is_dir():
+        annotation_folder, image_folder = folder / "Annotations", _find_image_folder(folder)
+        stems = _read_split(folder, split) if split else _stems_in(annotation_folder)
+    else:
+        annotation_folder = image_folder = folder / split
+        if not _has_xml(image_folder):
+            raise FileNotFoundError(f"VOC data set {folder} has no split {split!r}: no *.xml in {image_folder}")
+        stems = _stems_in(annotation_folder)
+    found = _xml_below(annotation_folder)
+    present = dict(zip(_stems_of(annotation_folder, found), found, strict=True))
+    files = [present.get(stem, annotation_folder / f"{stem}.xml") for stem in stems]
+    # The first by the alphabet stays of "a.jpg" and "a.png".
+    files_of_images = list_images(image_folder)
+    listing = {p.with_suffix("").as_posix(): p.as_posix() for p in reversed(files_of_images)}
+    # A test set may have no annotations at all, but then its images must be there.
+    is_annotated = any(os.path.isfile(file) for file in files) or not listing.keys() >= set(stems)
+    roots = [
+        _parse(file) if is_annotated else ElementTree.Element("annotation")
+        for file in progress(files, f"reading {folder.name}")
+    ]
+    names = list(class_names) or read_class_file(folder / "classes.txt")
+    names = names or _names_in(annotation_folder if annotation_folder != folder / split else folder)
+    images = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, (stem, file, root) in enumerate(zip(stems, files, roots, strict=True), start=1):
+        name = listing.get(stem) or (root.findtext("filename") or f"{stem}.jpg").strip()
+        image = {"id": image_id, "file_name": name, **_size_of(root, image_folder / name)}
+        images.append(image)
+        if "unreadable" in image:
+            continue
+        for number, element in enumerate(root.findall("object"), start=1):
+            known = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append({**known, **_read_object(element, names, f"{file}: object {number}")})
+    categories = [{"id": label, "name": name} for label, name in enumerate(names, start=1)]
+    warnings = []
+    if not split or annotation_folder == images:
+        with_xml = {*stems, *(Path(image["file_name"]).with_suffix("").as_posix() for image in images)}
+        lone = [p.as_posix() for p in files_of_images if p.with_suffix("").as_posix() not in with_xml]
+        for image_id, name in enumerate(lone, start=len(images) + 1):
+            images.append({"id": image_id, "file_name": name, **size_or_error(image_folder / name)})
+        if lone:
+            warnings.append(f"{len(lone)} image(s) have no XML file and count as empty: {some(lone)}")
+    return {"images": images, "annotations": annotations, "categories": categories}, image_folder, warnings
+
+
+def read_class_file(file: Path) -> list[str]:
+    """Return the lines of a file of class names; nothing if there is no such file."""
+    if not os.path.isfile(file):
+        return []
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def size_or_error(image: Path) -> dict[str, Any]:
+    """Return height and width of an image, or 1 x 1 pixels and why it is "unreadable"."""
+    try:
+        height, width = image_size(image)
+    except UnreadableImageError as error:
+        return {"height": 1, "width": 1, "unreadable": str(error)}
+    return {"height": height, "width": width}
+
+
+def _find_image_folder(folder: Path) -> Path:
+    for name in IMAGE_FOLDERS:
+        if (folder / name).is_dir():
+            return folder / name
+    raise FileNotFoundError(
+        f"{folder} has Annotations as a VOC data set does, but no folder {' or '.join(IMAGE_FOLDERS)} with"
+        " the images"
+    )
+
+
+def _read_split(folder: Path, split: str) -> list[str]:
+    """Return the names of a split's files, without suffix."""
+    file = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not os.path.isfile(file):
+        others = sorted(other.stem for other in file.parent.glob("*.txt"))
+        raise FileNotFoundError(
+            f"VOC data set {folder} has no split {split!r}: there is no {file}; "
+            + (f"the splits are {', '.join(others[:20])}" if others else f"without @{split} all is read")
+        )
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    is_named = bool(lines) and os.path.isfile(folder / "Annotations" / f"{lines[0]}.xml")
+    if lines and not is_named and all(re.search(r"\s-?[01]$", line) for line in lines):
+        raise ValueError(
+            f"{file} has a second column, {shorten(lines[0])}, as VOC's lists for single classes; expected a"
+            " list of names alone, such as train.txt"
+        )
+    endings = (*SUFFIXES, ".xml")
+    stems = [line.rpartition(".")[0] if line.lower().endswith(endings) else line for line in lines]
+    if not stems:
+        raise ValueError(f"{file} is empty; expected the name of an image in each line")
+    repeated = [stem for stem, count in Counter(stems).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{file} lists {some(repeated[:1])} more than once; remove the repeated lines")
+    return stems
+
+
+def _stems_in(folder: Path) -> list[str]:
+    """Return the names of all annotation files in and below a folder, without suffix."""
+    found = _xml_below(folder)
+    if not found:
+        raise ValueError(f"{folder} has no *.xml files; expected one for each image")
+    return _stems_of(folder, found)
+
+
+def _stems_of(folder: Path, files: Sequence[Path]) -> list[str]:
+    return [file.relative_to(folder).with_suffix("").as_posix() for file in files]
+
+
+def _xml_below(folder: Path) -> list[Path]:
+    return sorted(file for file in files_below(folder) if file.suffix.lower() == ".xml")
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"there is no annotation file {file!s:.400}, though its split lists it")
+    try:
+        root = ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter for odd encodings
+        raise ValueError(f"{file} is not valid XML: {error}; it may be incomplete, fetch it again") from error
+    if root.tag != "annotation":
+        raise ValueError(
+            f"{file} is not a VOC annotation: expected the element annotation, got {shorten(root.tag)}"
+        )
+    return root
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the class names in all annotations, so that every split has the same."""
+    files = _xml_below(folder)
+    names = {
+        (element.findtext("name") or "").strip()
+        for file in progress(files, f"classes of {folder.name}")
+        for element in _parse(file).findall("object")
+    }
+    names.discard("")
+    if not names:
+        raise ValueError(f"no file of {folder} has an object; expected <object><name>...")
+    return sorted(names)
+
+
+def _size_of(root: ElementTree.Element, image: Path) -> dict[str, Any]:
+    """Return height and width in pixels, of the image if the file does not tell, as some tools leave it."""
+    try:
+        height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+    except ValueError:
+        height = width = 0
+    return {"height": height, "width": width} if height > 0 and width > 0 else size_or_error(image)
+
+
+def _read_object(element: ElementTree.Element, names: Sequence[str], where: str) -> dict[str, Any]:
+    """Return category, box (x, y, width, height) and whether it is difficult, as COCO has them."""
+    name = (element.findtext("name") or "").strip()
+    if name not in names:
+        raise ValueError(
+            f"{where} has the name {shorten(name)}, which is none of the {len(names)} classes"
+            f" ({some(names)}); correct it, or the list of classes"
+        )
+    texts = [element.findtext(f"bndbox/{corner}") for corner in CORNERS]
+    try:
+        left, top, right, bottom = (float(text or "") for text in texts)
+    except ValueError:
+        left = math.nan
+    if not math.isfinite(left) or not all(map(math.isfinite, (top, right, bottom))):
+        raise ValueError(
+            f"{where} ({some([name])}) needs a bndbox with {', '.join(CORNERS)}, got {shorten(texts)}"
+        )
+    # Corners are inclusive, so a box of one column is one pixel wide; COCO counts from 0.
+    return {
+        "category_id": names.index(name) + 1,
+        "bbox": [left - 1, top - 1, right + 1 - left, bottom + 1 - top],
+        "iscrowd": int((element.findtext("difficult") or "").strip().lower() in _YES),
+    }

@@ -1,0 +1,232 @@
+"""Find image files, and read those of any kind into 8-bit RGB."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import IO
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+from atss_core.utils.files import check_regular, files_below
+from atss_core.utils.text import printable
+
+
+class UnreadableImageError(ValueError):
+    """An image is missing, damaged or too large, or has values that are no colours."""
+
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+# The default of INPUT.MAX_PIXELS; 600 MB as RGB.
+MAX_PIXELS = 200_000_000
+
+# Tags of TIFF and EXIF, and what turns the stored pixels of each orientation upright, and back.
+_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
+_QUARTER_TURNS = (5, 6, 7, 8)
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TO_STORED = _TO_UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+
+DEPTH = "depth"  # in ``info`` of an image that was scaled to 8 bits
+# Cameras of 10, 12 or 14 bits write files of 16.
+_DEPTHS = (8, 10, 12, 14, 16, 24, 32)
+_LONGEST_NAME = 1000  # characters of a path in a message
+# Interpolation leaves 0..1 by rounding errors.
+_TOLERANCE = 1e-3
+
+
+def read_image(path: str | Path | IO[bytes], apply_exif: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image as RGB.
+
+    Grayscale, palette and CMYK images are converted, transparency is dropped, values of more than 8 bits
+    are scaled; see ``to_rgb``.
+
+    Args:
+        path: file, or one that is open in binary mode, such as ``io.BytesIO``.
+        apply_exif: turn the image upright as its EXIF data says; else its pixels stay as they are stored.
+        max_pixels: larger images are refused.
+
+    Raises:
+        UnreadableImageError: if it is missing, is not an image, is damaged or too large.
+    """
+    with _opened(path) as image:
+        if image.width * image.height > max_pixels:
+            raise UnreadableImageError(
+                f"{_name_of(path)}: expected at most {max_pixels} pixels (INPUT.MAX_PIXELS), got"
+                f" {image.width}x{image.height}. Cut it into tiles, or raise INPUT.MAX_PIXELS"
+            )
+        orientation = _orientation(image)
+        if image.format == "TIFF":  # which Pillow turns upright by itself
+            turn = None if apply_exif else _TO_STORED.get(orientation)
+        else:
+            turn = _TO_UPRIGHT.get(orientation) if apply_exif else None
+        image.load()
+        rgb = to_rgb(image)
+        if turn is None:
+            return rgb
+        turned = rgb.transpose(turn)
+        # EXIF data would turn it once more.
+        turned.info = {key: value for key, value in rgb.info.items() if key == DEPTH}
+        return turned
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the images in and below a folder and what it links to, relative to it, by name."""
+    found = (path.relative_to(folder) for path in files_below(folder) if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if not path.name.startswith("._"))  # which macOS adds to archives
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) in pixels of an image turned upright as its EXIF data says, from its header.
+
+    Raises:
+        UnreadableImageError: if it is missing or is not an image.
+    """
+    with _opened(path) as image:
+        width, height = _stored_size(image)
+        return (width, height) if _orientation(image) in _QUARTER_TURNS else (height, width)
+
+
+def has_ambiguous_orientation(path: Path) -> bool:
+    """Tell whether EXIF data turn or mirror an image and leave its size, from its header.
+
+    Annotations of that size may be for the image as it is stored, or as it is shown.
+
+    Raises:
+        UnreadableImageError: if it is missing or is not an image.
+    """
+    with _opened(path) as image:
+        width, height = _stored_size(image)
+        orientation = _orientation(image)
+        return orientation in _TO_UPRIGHT and (width == height or orientation not in _QUARTER_TURNS)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any Pillow mode to 8-bit RGB.
+
+    Grey floats in 0..1 are multiplied by 255. Other grey values of more than 8 bits are taken to have the
+    smallest depth of 8, 10, 12, 14, 16, 24 or 32 bits that holds the largest of the image, and keep their
+    upper 8 bits. ``info["depth"]`` tells which rule was taken.
+
+    Raises:
+        ValueError: if grey values are negative, NaN, beyond 32 bits, or floats whose largest is in (1, 2).
+    """
+    if image.mode[0] in "IF":  # Pillow's own conversion would cut everything above 255
+        pixels, depth = _to_8_bits(np.asarray(image))
+        image = Image.fromarray(pixels)
+        image.info[DEPTH] = depth
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # what Pillow asks for before transparency is dropped
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> tuple[np.ndarray, str]:
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" and low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
+        return (values.clip(0, 1) * 255).round().astype(np.uint8), "0..1"
+    is_between = values.dtype.kind == "f" and 1 < high < 2  # as 8 bits nearly all would be 0
+    if is_between or not (low >= 0 and high < 2 ** _DEPTHS[-1]):  # NaN is in no range
+        raise ValueError(
+            f"expected grey values from 0, or floats in 0..1, got {low:.6g}..{high:.6g}. Convert it to 8 bits"
+        )
+    depth = next(depth for depth in _DEPTHS if high < 2**depth)
+    return (values // 2 ** (depth - 8)).astype(np.uint8), f"{depth} bits"
+
+
+class _PillowLimit:
+    """Lifts Pillow's own limit of pixels while images are read here, by any number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._num_readers = 0
+        if hasattr(os, "register_at_fork"):  # a process forked while the lock is held would wait forever
+            release = self._lock.release
+            os.register_at_fork(before=self._lock.acquire, after_in_parent=release, after_in_child=release)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._num_readers:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._num_readers += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_readers -= 1
+            if not self._num_readers:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_limit_lifted = _PillowLimit()
+
+
+@contextmanager
+def _opened(path: str | Path | IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image file; raise what goes wrong, in the block as well, as UnreadableImageError."""
+    try:
+        if isinstance(path, (str, Path)):
+            check_regular(Path(path))
+        with _limit_lifted, Image.open(path) as image:
+            if 0 in image.size:
+                raise ValueError(f"it has {image.width}x{image.height} pixels")
+            yield image
+    except UnreadableImageError:
+        raise
+    except FileNotFoundError as error:
+        reason = "" if error.errno == errno.ENOENT else f" ({error.strerror})"  # such as a loop of links
+        raise UnreadableImageError(f"there is no image {_name_of(path)}{reason}") from None
+    except Exception as error:  # the decoders raise anything, by format and place of the damage
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"{_name_of(path)} cannot be read as an image: {reason}") from error
+
+
+def _name_of(path: str | Path | IO[bytes]) -> str:
+    name = path if isinstance(path, (str, Path)) else getattr(path, "name", "data in memory")
+    return printable(str(name)[:_LONGEST_NAME])
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) if there is none or the EXIF data are damaged.
+
+    No pixels are decoded, as the method of PNG files does to find EXIF data behind them.
+    """
+    try:
+        if isinstance(image, PngImageFile) and image.fp and "exif" not in image.info:
+            image.info.update(_exif_of_png(image.fp))
+        return Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # as Pillow's decoders do
+        return 1
+
+
+def _exif_of_png(file: IO[bytes]) -> dict[str, bytes]:
+    """Return the eXIf chunk of an open PNG file as "exif", nothing if it has none; its position stays."""
+    position = file.tell()
+    file.seek(8)
+    found: dict[str, bytes] = {}
+    while not found and len(header := file.read(8)) == 8:
+        length = int.from_bytes(header[:4], "big")
+        if header[4:] == b"eXIf":
+            found["exif"] = file.read(length)
+        file.seek(length + 4, os.SEEK_CUR)  # over the checksum
+    file.seek(position)
+    return found
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) before turning; that of an open TIFF file depends on Pillow's version."""
+    if image.format == "TIFF":
+        return image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]  # type: ignore[attr-defined]
+    return image.size

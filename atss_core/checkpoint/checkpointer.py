@@ -1,4 +1,4 @@
-"""Save and restore a training run, and load weights strictly."""
+"""Save and resume a training run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from atss_core.checkpoint.fit import compare, first_names, is_anchors
-from atss_core.checkpoint.tensor_file import read_tensor_file, to_state_dict
+from atss_core.checkpoint.formats import read_checkpoint
+from atss_core.checkpoint.weights import first_names, load_weights_strictly
 from atss_core.utils import dist
 from atss_core.utils.files import atomic_write, on_main_process, read_text, remove_leftovers
 from atss_core.utils.text import printable, shorten
@@ -318,67 +318,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: ours, a published one, or a bare state dict, of PyTorch or safetensors.
-
-    Returns:
-        A dictionary with at least ``model``, a state dict without the prefix ``module.``, and, if there are
-        averaged weights, another one under ``ema`` and there ``model``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read or is no checkpoint.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; set MODEL.WEIGHT to an existing file")
-    content = read_tensor_file(path)
-    nested = content if isinstance(content, dict) else {}
-    wrapper = next((key for key in ("model", "state_dict") if isinstance(nested.get(key), dict)), None)
-    state = {**nested, "model": nested[wrapper]} if wrapper else {"model": content}
-    names = state.get("class_names")
-    if names is not None:
-        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-            raise ValueError(
-                f"{path}: expected class_names to be a list of text, got {printable(shorten(names))}. "
-                f"Re-save it with the names of its classes, or without class_names"
-            )
-        state["class_names"] = list(names)
-    for holder in (state, state.get("ema")):
-        if isinstance(holder, dict) and "model" in holder:
-            holder["model"] = to_state_dict(holder["model"], path)
-    return state
-
-
-def load_weights_strictly(
-    model: nn.Module, weights: dict[str, Tensor], source: str, remedy: str = ""
-) -> None:
-    """Load a state dict whose keys, shapes and anchors must be exactly the model's.
-
-    Args:
-        model: receives the weights.
-        weights: state dict.
-        source: where it comes from, for the message.
-        remedy: what else than another configuration may help, for the message.
-
-    Raises:
-        ValueError: listing what is missing, unexpected, of another shape or other anchors, or naming a weight
-            that is not finite or of another type; the model is then unchanged.
-    """
-    own = model.state_dict()
-    problems = compare(own, weights, source).problems()
-    if problems:
-        shown = "; ".join(printable(problem[:300]) for problem in problems[:5]) + (
-            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        )
-        raise ValueError(
-            f"{source} does not fit the model of this configuration: {shown}. "
-            f"Use the configuration that it was trained with{remedy}"
-        )
-    # Anchors of a file in half precision are rounded; those of the configuration are not.
-    model.load_state_dict(weights | {key: own[key] for key in own if is_anchors(key) and key in weights})
 
 
 def random_state() -> dict[str, Any]:

@@ -9,14 +9,16 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import pytest
 import torch
+from filelock import FileLock
 
 from atss_core.checkpoint import download as download_module
-from atss_core.checkpoint.caffe2 import read_caffe2
 from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.checkpoint.download import ATTEMPTS, cache_path, fetch, is_url, locate
+from atss_core.checkpoint.formats import read_caffe2
 from tests.golden import ROOT
 
 CONTENT = bytes(range(256)) * 4096
@@ -147,11 +149,13 @@ def test_download_starts_over_where_it_cannot_go_on(server, change):
 def test_sum_is_checked(server, digits):
     right = hashlib.sha256(CONTENT).hexdigest()[:digits]
     wrong = "0" * digits
-    with pytest.raises(ValueError, match=rf"should begin with {wrong} and is {right}.*; use the direct link"):
+    with pytest.raises(
+        ValueError, match=rf"sha256 that begins with {wrong}, got {right}.*; use the direct link"
+    ):
         fetch(server.url(), wrong)
     path = cache_path(server.url())
     assert leftovers(path) == ["R-50.pkl.lock"]
-    with pytest.raises(ValueError, match=rf"should begin with {wrong}"):
+    with pytest.raises(ValueError, match=rf"begins with {wrong}"):
         fetch(f"{server.url()}#sha256={wrong}")
     assert fetch(f"{server.url()}#sha256={right.upper()}").read_bytes() == CONTENT
     assert leftovers(path) == ["R-50.pkl"]
@@ -162,7 +166,9 @@ def test_sum_in_the_url_is_checked_of_a_cached_file_as_well(server):
     path.write_bytes(b"something else")
     assert fetch(server.url(), "00000000") == path
     right = hashlib.sha256(CONTENT).hexdigest()
-    with pytest.raises(ValueError, match=rf"its sha256 should begin with {right}.*; remove {path}, or put"):
+    with pytest.raises(
+        ValueError, match=rf"expected a sha256 that begins with {right}.*; remove {path}, or put"
+    ):
         fetch(f"{server.url()}#sha256={right}")
     path.unlink()
     assert fetch(f"{server.url()}#sha256={right}").read_bytes() == CONTENT
@@ -206,7 +212,7 @@ def test_files_of_one_name_do_not_collide(server):
 )
 def test_urls_that_name_no_file_of_a_server_are_refused(url, tmp_path, monkeypatch):
     monkeypatch.setenv("ATSS_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"expected a URL|is no URL") as error:
+    with pytest.raises(ValueError, match=r"expected a URL") as error:
         fetch(url)
     assert ":secret" not in str(error.value)
     assert "key=" not in str(error.value)
@@ -273,7 +279,7 @@ def start_fetching(server, rank, name="R-50.pkl"):
 @pytest.mark.parametrize("locks", [True, False])
 def test_two_downloads_of_one_file_do_not_mix(server, monkeypatch, locks):
     if not locks:
-        monkeypatch.setattr(download_module, "fcntl", None)
+        monkeypatch.setattr(FileLock, "acquire", Mock(side_effect=OSError("no locks available")))
         monkeypatch.setattr(os, "getpid", lambda: threading.get_ident())
         server.meeting = threading.Barrier(3)
     server.delay = 0.1

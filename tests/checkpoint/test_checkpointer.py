@@ -173,7 +173,7 @@ def test_run_goes_on_from_the_newest_checkpoint_without_a_pointer(saved, newest,
     expected = torch.load(tmp_path / newest)["model"]
     assert torch.equal(other.model.weight, expected["weight"])
     assert last_checkpoint(tmp_path) == tmp_path / newest
-    assert f"going on from the newest checkpoint that can be read, {tmp_path / newest}" in caplog.text
+    assert f"resuming from the newest checkpoint that can be read, {tmp_path / newest}" in caplog.text
     assert "last_checkpoint" in caplog.text
 
 
@@ -443,14 +443,14 @@ DAMAGED_STATES = {
 @pytest.mark.parametrize("damage", DAMAGED_STATES)
 def test_damaged_state_of_a_run_ends_in_one_line(damage, tmp_path):
     run = make(tmp_path)
-    run.average = AveragedModel(run.model)
+    run.ema = AveragedModel(run.model)
     step(run)
     run.save("model_0000001", 1)
     state = torch.load(tmp_path / "model_0000001.pth")
     DAMAGED_STATES[damage](state)
     torch.save(state, tmp_path / "model_0000001.pth")
     other = make(tmp_path)
-    other.average = AveragedModel(other.model)
+    other.ema = AveragedModel(other.model)
     with pytest.raises(ValueError, match=r"model_0000001.pth: expected .*, got .*") as error:
         other.resume()
     assert str(error.value).isprintable()

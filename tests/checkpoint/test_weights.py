@@ -44,7 +44,7 @@ DETECTOR_FORMATS = {
     "ours.pth": lambda weights, path: torch.save(
         {"model": weights, "optimizer": {}, "iteration": 3, "class_names": ["a"]}, path
     ),
-    "averaged.pth": lambda weights, path: torch.save(
+    "ema.pth": lambda weights, path: torch.save(
         {"model": {k: v * 2 for k, v in weights.items()}, "ema": {"model": weights}}, path
     ),
     "plain.safetensors": save_file,
@@ -95,7 +95,7 @@ def test_weights_that_no_training_leaves_are_refused(change, message, name, part
     assert_same(list(detector.state_dict().values()), before)
 
 
-def test_averaged_weights_come_first():
+def test_ema_weights_come_first():
     assert weights_of({"model": {"w": 1}, "ema": {"model": {"w": 2}}}) == {"w": 2}
     assert weights_of({"model": {"w": 1}, "ema": None}) == {"w": 1}
 
@@ -141,7 +141,7 @@ def test_head_of_other_classes_is_loaded_on_demand_alone(source, tmp_path, caplo
     fresh = {key: value.clone() for key, value in detector.state_dict().items()}
     with pytest.raises(
         ValueError,
-        match=r"of another shape .*cls_logits.weight 6x64x3x3 -> 3x.* or MODEL.WEIGHT_PARTIAL True to",
+        match=r"of another shape .*cls_logits.weight 6x64x3x3 -> 3x.* or set MODEL.WEIGHT_PARTIAL True to",
     ):
         load_initial_weights(detector, str(tmp_path / "six.pth"))
     assert_same(list(detector.state_dict().values()), list(fresh.values()))

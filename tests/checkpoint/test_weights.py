@@ -24,8 +24,8 @@ def make_detector(seed, *opts):
 
 @torch.inference_mode()
 def outputs(detector):
-    found = detector.rpn.head(detector.backbone(torch.linspace(-2, 2, 3 * 64 * 96).reshape(1, 3, 64, 96)))
-    return [t for field in vars(found).values() if isinstance(field, (list, tuple)) for t in field]
+    actual = detector.rpn.head(detector.backbone(torch.linspace(-2, 2, 3 * 64 * 96).reshape(1, 3, 64, 96)))
+    return [t for field in vars(actual).values() if isinstance(field, (list, tuple)) for t in field]
 
 
 # ---- Whole detectors
@@ -84,7 +84,7 @@ def forged(**entry):
         (lambda v: v.int(), "of type int32 instead of float32"),
     ],
 )
-def test_weights_that_no_training_leaves_are_refused(change, message, name, partial, source, tmp_path):
+def test_weights_of_other_types_or_not_finite_are_refused(change, message, name, partial, source, tmp_path):
     key = "backbone.fpn.fpn_inner2.weight"
     weights = source.state_dict() | {key: change(source.state_dict()[key])}
     (save_file if name.endswith("s") else torch.save)(weights, tmp_path / name)
@@ -120,21 +120,21 @@ def test_broken_safetensors_is_explained(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("names", ["not JSON", '"cat"', "[1, 2]", '{"cat": 1}', "[]"])
-def test_metadata_of_others_is_no_class_names(tmp_path, names):
+def test_foreign_metadata_is_ignored(tmp_path, names):
     save_file({"w": torch.rand(2)}, tmp_path / "other.safetensors", {"class_names": names})
     assert read_checkpoint(tmp_path / "other.safetensors").keys() == {"model"}
 
 
-def test_content_tells_the_format(source, tmp_path):
+def test_format_is_detected_by_content(source, tmp_path):
     save_file(source.state_dict(), tmp_path / "safetensors.pth")
     torch.save(source.state_dict(), tmp_path / "torch.safetensors")
     for name in ("safetensors.pth", "torch.safetensors"):
-        found = read_checkpoint(tmp_path / name)["model"]
-        assert found.keys() == source.state_dict().keys()
-        assert all(torch.equal(found[key], value) for key, value in source.state_dict().items())
+        actual = read_checkpoint(tmp_path / name)["model"]
+        assert actual.keys() == source.state_dict().keys()
+        assert all(torch.equal(actual[key], value) for key, value in source.state_dict().items())
 
 
-def test_head_of_other_classes_is_loaded_on_demand_alone(source, tmp_path, caplog):
+def test_head_of_other_classes_needs_partial_loading(source, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     torch.save({**source.state_dict(), "rpn.head.extra": torch.zeros(2)}, tmp_path / "six.pth")
     detector = make_detector(1, "MODEL.ATSS.NUM_CLASSES", "4")
@@ -175,7 +175,7 @@ BOTH_ANCHORS = r"cell_anchors.0 \[\[-11.5, -11.5, 19.5, 19.5\]\] -> \[\[-3.5, -3
 
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("regression", ["BOX", "POINT"])
-def test_training_keeps_the_configured_anchors_and_says_so(regression, partial, source, tmp_path, caplog):
+def test_training_keeps_the_configured_anchors_with_a_warning(regression, partial, source, tmp_path, caplog):
     torch.save(source.state_dict(), tmp_path / "a.pth")
     detector = make_detector(1, *SMALL_ANCHORS, "MODEL.ATSS.REGRESSION_TYPE", regression)
     anchors = [a.clone() for a in detector.rpn.anchor_generator.cell_anchors]
@@ -220,7 +220,7 @@ def test_anchors_may_differ_by_rounding(change, fits, source, caplog):
             load_trained(detector, {"model": weights}, "a.pth")
 
 
-def test_nothing_that_fits_is_an_error_even_if_parts_suffice(source, tmp_path):
+def test_partial_loading_of_nothing_is_an_error(source, tmp_path):
     torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"none of the 1 tensors of .*other.pth fits"):
         load_initial_weights(source, str(tmp_path / "other.pth"), partial=True)
@@ -253,14 +253,14 @@ def test_names_of_backbones(name, is_backbone):
 
 
 @pytest.mark.parametrize("source", ["torchvision://resnet50", "catalog://R-50", "some/R-50.pkl"])
-def test_name_of_a_backbone_is_no_detector(source):
+def test_backbone_name_is_refused_as_a_detector(source):
     with pytest.raises(
         ValueError, match=rf"{source} names an ImageNet backbone, not a detector; give the .pth"
     ):
         read_detector(source)
 
 
-def test_classifier_is_no_detector_and_the_home_folder_is_found(resnet18, source, tmp_path, monkeypatch):
+def test_classifier_is_refused_as_a_detector_and_tilde_is_expanded(resnet18, source, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save(resnet18.state_dict(), tmp_path / "classifier.pth")
     with pytest.raises(ValueError, match=r"~/classifier.pth names an ImageNet backbone"):

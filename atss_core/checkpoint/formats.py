@@ -329,11 +329,22 @@ def _load_bytes(unpickler: Any) -> None:
     unpickler.append(unpickler.read(int.from_bytes(unpickler.read(8), "little")))
 
 
+def _load_build(unpickler: Any) -> None:
+    """Set the state of arrays and their types alone, and never change the functions above."""
+    if not isinstance(unpickler.stack[-2], (_Dtype, _Array)):
+        raise pickle.UnpicklingError("it changes an object that is not an array")
+    pickle._Unpickler.load_build(unpickler)  # type: ignore[attr-defined]
+
+
 # The unpickler in C reserves memory for whatever number of memos a file claims to have.
 class _ArrayUnpickler(pickle._Unpickler):
     """Unpickles arrays and plain containers, and refuses everything else."""
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytes}  # noqa: RUF012
+    dispatch = {  # noqa: RUF012
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _load_bytes,
+        pickle.BUILD[0]: _load_build,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _ALLOWED:

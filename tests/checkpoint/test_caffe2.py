@@ -236,6 +236,11 @@ def test_strings_of_python_2_are_arrays(tmp_path):
         (b"\x80\x05\x96\0\0\0\0\0\1\0\0.", "cannot be read as Caffe2 weights"),  # of bytes
         (b"\x80\x02}.", "holds no blobs"),
         (b"\x80\x02cnumpy\nndarray\n)\x81.", "holds no blobs"),
+        (
+            b"\x80\x02cnumpy.core.multiarray\nscalar\n}U\x01aK\x01sb.",
+            "changes an object that is not an array",
+        ),
+        (b"\x80\x02cnumpy\nndarray\n}U\x01aK\x01sb.", "changes an object that is not an array"),
         (b"", "cannot be read as Caffe2 weights: EOFError"),
     ],
 )

@@ -175,7 +175,7 @@ class Fit:
             "other anchors": self.other_anchors,
         }
         problems = [
-            f"{len(keys)} {kind} ({printable(first_names(keys, 300))})"
+            f"{kind} {printable(first_names(keys, 300))} ({len(keys)})"
             for kind, keys in kinds.items()
             if keys
         ]

@@ -115,11 +115,11 @@ def test_backbone_of_another_width_or_depth_is_refused(tmp_path):
     odd = dict(blobs)
     del odd["res5_2_branch2c_w"]
     odd["conv1_w"] = odd["conv1_w"][:4]
-    message = r"1 missing \(layer4.2.conv3.weight\); 1 of another shape \(stem.conv1.weight 4x"
+    message = r"missing layer4.2.conv3.weight \(1\); of another shape stem.conv1.weight 4x"
     with pytest.raises(ValueError, match=message):
         load_initial_weights(Model(**THIN), dump(odd, tmp_path / "odd.pkl"))
     deeper = blobs | {name.replace("res4_5", "res4_6"): value for name, value in blobs.items()}
-    with pytest.raises(ValueError, match=r"\d+ unexpected \(layer3.6.conv1.weight"):
+    with pytest.raises(ValueError, match=r"unexpected layer3.6.conv1.weight"):
         load_initial_weights(Model(**THIN), dump(deeper, tmp_path / "deeper.pkl"))
 
 
@@ -186,7 +186,7 @@ def test_bias_that_is_not_zero_is_refused(tmp_path):
     rounding = {**blobs, "conv1_b": np.full(8, 1e-6, dtype=np.float32)}
     load_initial_weights(Model(**THIN), dump(rounding, tmp_path / "rounding.pkl"))
     biased = {**blobs, "conv1_b": np.ones(8, dtype=np.float32)}
-    with pytest.raises(ValueError, match=r"\d+ unexpected \(stem.conv1.bias\)"):
+    with pytest.raises(ValueError, match=r"unexpected stem.conv1.bias \(1\)"):
         load_initial_weights(Model(**THIN), dump(biased, tmp_path / "biased.pkl"))
 
 

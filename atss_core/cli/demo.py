@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image, ImageShow
 from tqdm import tqdm
 
+from atss_core.checkpoint.backbones import is_imagenet_backbone
 from atss_core.checkpoint.download import is_url, locate
-from atss_core.checkpoint.imagenet import is_imagenet_backbone
 from atss_core.cli.common import add_config_arguments
 from atss_core.cli.demo_video import annotate_video, camera_file, video_files
 from atss_core.cli.parser import CommandParser, expanded_path

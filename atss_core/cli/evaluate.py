@@ -17,8 +17,8 @@ from yacs.config import CfgNode
 from atss_core import __version__
 from atss_core.apps.report.images import ImageSource
 from atss_core.apps.report.report import ReportInput, build_report
+from atss_core.checkpoint.backbones import is_imagenet_backbone
 from atss_core.checkpoint.checkpointer import last_checkpoint
-from atss_core.checkpoint.imagenet import is_imagenet_backbone
 from atss_core.checkpoint.weights import load_trained, read_detector
 from atss_core.cli.check import beyond_limits
 from atss_core.cli.common import (

@@ -132,7 +132,7 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "float16")
     average = build_ema(cfg, detector)
     checkpointer = Checkpointer(
-        folder, detector, optimizer, scheduler, dataset.class_names, scaler=scaler, average=average
+        folder, detector, optimizer, scheduler, dataset.class_names, scaler=scaler, ema=average
     )
     start_iter = checkpointer.resume()
     if start_iter is None:
@@ -169,7 +169,7 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
         with atomic_write(folder / "config.yml", "w") as file:
             file.write(cfg.dump())
     board = Board(folder / "tensorboard", start_iter)
-    tested = checkpointer.tested_model
+    tested = checkpointer.eval_model
     assert isinstance(tested, Detector)
     periodic_evaluation = None
     if cfg.TEST.EVAL_PERIOD:

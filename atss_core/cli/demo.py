@@ -159,7 +159,7 @@ def annotate(
     num_skipped = 0
     for path in tqdm(images, desc="demo", unit="image", disable=None):
         try:
-            image = read_image(path, apply_exif=True, max_pixels=predictor.max_pixels)
+            image = read_image(path, True, predictor.max_pixels, predictor.grey_bits)
         except UnreadableImageError as error:
             num_skipped += skip(error, len(images))
             continue

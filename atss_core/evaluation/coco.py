@@ -68,12 +68,14 @@ class CocoEvaluator:
     def reset(self) -> None:
         """Forget all detections."""
         self._results: dict[int, list[dict[str, Any]]] = {}
+        self._num_dropped: dict[int, int] = {}
         self.measured: Measured | None = None
 
     def process(self, image_id: int, result: BoxList) -> None:
         """Take the detections of one image.
 
         An image that comes twice, as padded distributed samplers cause, counts once: the last one stays.
+        Boxes and scores that are NaN or infinite are dropped, which ``warn_of_dropped`` tells.
 
         Args:
             image_id: the id of the image in the JSON.
@@ -93,7 +95,20 @@ class CocoEvaluator:
         result = result.to("cpu")
         result = BoxList(result.boxes.double(), result.image_size, result.labels, result.scores)
         result = result.resize(self.image_sizes[image_id])
-        self._results[image_id] = list(self._to_coco(image_id, result))
+        finite = result.drop_not_finite()
+        self._num_dropped[image_id] = len(result) - len(finite)
+        self._results[image_id] = list(self._to_coco(image_id, finite))
+
+    def warn_of_dropped(self) -> None:
+        """Warn of detections that were not finite; ``evaluate`` does so."""
+        num_dropped = sum(self._num_dropped.values())
+        if num_dropped:
+            logger.warning(
+                "dropped %d detections in %d images: expected finite boxes and scores, got NaN or infinity."
+                " Look at the losses of the training, which may have diverged",
+                num_dropped,
+                sum(map(bool, self._num_dropped.values())),
+            )
 
     @property
     def tested_ids(self) -> list[int]:
@@ -138,6 +153,7 @@ class CocoEvaluator:
             )
         if not self._results:
             raise ValueError("expected detections of at least one image, got none; call process() first")
+        self.warn_of_dropped()
         if len(self._results) < len(self.image_sizes):
             logger.warning("measuring %d of %d images", len(self._results), len(self.image_sizes))
         self.measured = measure(

@@ -101,5 +101,5 @@ def test_detections_need_scores(found):
 
 
 def test_api_imports_no_optional_package():
-    code = "import sys, atss_core.engine; assert not {'av', 'supervision', 'tkinter'} & set(sys.modules)"
+    code = "import sys, atss_core.engine; assert not {'cv2', 'supervision'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

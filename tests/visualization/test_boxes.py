@@ -8,7 +8,6 @@ from PIL import Image, ImageFont
 
 from atss_core.structures import BoxList
 from atss_core.visualization.boxes import (
-    Mark,
     Rectangle,
     _contrast,
     _fit,
@@ -19,7 +18,7 @@ from atss_core.visualization.boxes import (
     readable_scale,
     save_image,
 )
-from atss_core.visualization.curves import plot_curves, read_metrics
+from atss_core.visualization.charts import plot_curves, read_metrics
 
 GRAY = (128, 128, 128)
 NAMES = ["cat", "dog", "a rather long class name"]
@@ -128,14 +127,14 @@ def test_tags_stay_inside_and_avoid_each_other(seed):
     taken = []
     for x, y in torch.rand(8, 2, generator=generator).tolist():
         left, top = int(x * 300), int(y * 200)
-        place = Rectangle(left, top, min(left + 60, 299), min(top + 60, 199))
-        tag = _place_tag(Mark(place, "dog 0.50", (0, 0, 0)), font, (300, 200), taken)
+        box = Rectangle(left, top, min(left + 60, 299), min(top + 60, 199))
+        tag = _place_tag(box, "dog 0.50", font, (300, 200), taken)
         assert 0 <= tag.left < tag.right <= 299
         assert 0 <= tag.top < tag.bottom <= 199
     assert len(taken) == 8
-    same = [_place_tag(Mark(Rectangle(99, 99, 180, 160), "dog", (0, 0, 0)), font, (300, 200), [])]
-    second = _place_tag(Mark(Rectangle(99, 99, 180, 160), "dog", (0, 0, 0)), font, (300, 200), same)
-    assert same[0].bottom == 98, "above the box"
+    first = _place_tag(Rectangle(99, 99, 180, 160), "dog", font, (300, 200), [])
+    second = _place_tag(Rectangle(99, 99, 180, 160), "dog", font, (300, 200), [first])
+    assert first.bottom == 98, "above the box"
     assert not second.overlaps(Rectangle(99, 99 - 20, 130, 98))
 
 

@@ -138,10 +138,10 @@ def _marks(result: BoxList, class_names: Sequence[str], score_threshold: float) 
     """Yield the boxes to draw, best scores first."""
     if result.labels is None:
         raise ValueError(f"expected boxes with labels, got {result}; give its labels, 1 for a single class")
-    if result.scores is not None:
-        result = result[result.scores.argsort(descending=True, stable=True)]
-    scores = [None] * len(result) if result.scores is None else result.scores.tolist()
-    for box, label, score in zip(result.boxes.tolist(), result.labels.tolist(), scores, strict=True):
+    boxes, labels = result.boxes.tolist(), result.labels.tolist()
+    scores = [None] * len(boxes) if result.scores is None else result.scores.tolist()
+    for i in sorted(range(len(boxes)), key=lambda i: -(scores[i] or 0)):
+        label, score = labels[i], scores[i]
         if score is not None and score < score_threshold:
             break
         if not 1 <= label <= len(class_names):
@@ -149,7 +149,7 @@ def _marks(result: BoxList, class_names: Sequence[str], score_threshold: float) 
                 f"expected labels in 1..{len(class_names)}, got {label}; give all names of the model"
             )
         text = class_names[label - 1] + ("" if score is None else f" {score:.2f}")
-        left, top, right, bottom = map(round, box)
+        left, top, right, bottom = map(round, boxes[i])
         yield Mark(Rectangle(left, top, max(left, right), max(top, bottom)), text, class_color(label))
 
 

@@ -193,8 +193,8 @@ def test_image_grid_holds_every_image_once():
         Image.new("RGB", size, color)
         for size, color in zip([(60, 40), (30, 50), (80, 20)], colors, strict=True)
     )
-    sheet = image_grid([[("left", red), ("right", green)], [], [("below", blue)]], title="Title")
-    pixels = np.asarray(sheet)
+    grid = image_grid([[("left", red), ("right", green)], [], [("below", blue)]], title="Title")
+    pixels = np.asarray(grid)
     corners = {}
     for image, color in zip((red, green, blue), colors, strict=True):
         rows, columns = np.nonzero((pixels == color).all(axis=-1))
@@ -226,12 +226,12 @@ def test_long_captions_are_shortened_to_the_image():
 
 
 @pytest.mark.parametrize("rows", [[], [[]]])
-def test_empty_sheet_is_refused(rows):
+def test_empty_grid_is_refused(rows):
     with pytest.raises(ValueError, match="at least one image"):
         image_grid(rows)
 
 
-@pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg", "sheet.JPEG"])
+@pytest.mark.parametrize("name", ["grid.png", "grid.jpg", "grid.JPEG"])
 def test_save_image_makes_its_folder(tmp_path, name):
     drawn = draw_boxes(blank_image(), box_list([[40, 30, 150, 80]], [1]), NAMES)
     save_image(drawn, tmp_path / "new" / name)

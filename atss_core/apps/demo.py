@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from threading import Event
-from types import FrameType
 
 from tqdm import tqdm
 
@@ -61,26 +57,25 @@ def annotate_images(
     Returns:
         The number of unreadable files.
     """
+    window = Window("atss demo") if show else None
     milliseconds: list[float] = []
     num_skipped = 0
-    with ExitStack() as stack:
-        window = stack.enter_context(Window("atss demo")) if show else None
-        for path, file in tqdm(outputs.items(), desc="demo", unit="image", disable=None):
-            try:
-                image = read_image(path, apply_exif=True, max_pixels=predictor.max_pixels)
-            except UnreadableImageError as error:
-                num_skipped += _skip(error, len(outputs))
-                continue
-            if not milliseconds:
-                predictor(image)  # the first run warms up and does not count
-            start = now(predictor.device)
-            detections = predictor(image)
-            milliseconds.append(1000 * (now(predictor.device) - start))
-            tqdm.write(f"{path.name}: {detections.above(threshold)}, {milliseconds[-1]:.0f} ms")
-            drawn = detections.draw(image, threshold, readable_scale(detections.image_size))
-            save_image(drawn, file)
-            if window is not None and window.is_open:
-                window.show(drawn, wait=True)
+    for path, file in tqdm(outputs.items(), desc="demo", unit="image", disable=None):
+        try:
+            image = read_image(path, apply_exif=True, max_pixels=predictor.max_pixels)
+        except UnreadableImageError as error:
+            num_skipped += _skip(error, len(outputs))
+            continue
+        if not milliseconds:
+            predictor(image)  # the first run warms up and does not count
+        start = now(predictor.device)
+        detections = predictor(image)
+        milliseconds.append(1000 * (now(predictor.device) - start))
+        tqdm.write(f"{path.name}: {detections.above(threshold)}, {milliseconds[-1]:.0f} ms")
+        drawn = detections.draw(image, threshold, readable_scale(detections.image_size))
+        save_image(drawn, file)
+        if window is not None and window.is_open:
+            window.show(drawn, wait=True)
     if milliseconds:
         print(
             f"{statistics.median(milliseconds):.0f} ms per image (median of {len(milliseconds)}, resizing "
@@ -94,7 +89,7 @@ def annotate_videos(
 ) -> int:
     """Annotate each video, or a camera stream; see ``annotate_images``.
 
-    Ctrl+C, or closing the window, ends a video after the current frame, and its file is completed.
+    Ctrl+C, or closing the window, ends a video, and its file is completed.
     """
     num_skipped = 0
     for source, file in outputs.items():
@@ -117,30 +112,32 @@ def _annotate_video(
     predictor: Predictor, source: Path | int, file: Path, threshold: float, show: bool
 ) -> None:
     """Detect, draw and write frame by frame, and print how long each step took."""
+    window = Window("atss demo") if show else None
     times: list[tuple[float, float, float]] = []
-    with ExitStack() as stack:
-        window = stack.enter_context(Window("atss demo")) if show else None
-        reader = stack.enter_context(VideoReader(source))
-        stop = stack.enter_context(_stop_on_interrupt())
-        name = printable(reader.name)
-        bar = stack.enter_context(tqdm(total=reader.num_frames, desc=name, unit="frame", disable=None))
-        writer = stack.enter_context(VideoWriter(file))
+    stopped = ""
+    with (
+        VideoReader(source) as reader,
+        tqdm(total=reader.num_frames, desc=printable(reader.name), unit="frame", disable=None) as bar,
+        VideoWriter(file) as writer,
+    ):
         start = time.perf_counter()
-        for frame in reader:
-            read = time.perf_counter()
-            detections = predictor(frame.image)
-            detected = now(predictor.device)
-            drawn = detections.draw(frame.image, threshold, readable_scale(detections.image_size))
-            writer.write(drawn, frame.seconds)
-            if window is not None:
-                window.show(drawn)
-            end = time.perf_counter()
-            times.append((read - start, detected - read, end - detected))
-            start = end
-            bar.update()
-            if stop.is_set() or (window is not None and not window.is_open):
-                break
-    stopped = "stopped after " if stop.is_set() else ""
+        try:
+            for frame in reader:
+                read = time.perf_counter()
+                detections = predictor(frame.image)
+                detected = now(predictor.device)
+                drawn = detections.draw(frame.image, threshold, readable_scale(detections.image_size))
+                writer.write(drawn, frame.seconds)
+                if window is not None:
+                    window.show(drawn)
+                end = time.perf_counter()
+                times.append((read - start, detected - read, end - detected))
+                start = end
+                bar.update()
+                if window is not None and not window.is_open:
+                    break
+        except KeyboardInterrupt:
+            stopped = "stopped after "
     reading = "waiting for the camera" if reader.is_camera else "decoding"
     print(f"{stopped}{_summarize(times, reading)}; the annotated video is {file}")
 
@@ -158,20 +155,3 @@ def _summarize(times: Sequence[tuple[float, float, float]], reading: str) -> str
         f"{count}: {reading} {read:.1f} ms, detecting {detect:.1f} ms, drawing and encoding {draw:.1f} ms "
         f"(medians, {warm_up}); {rate:.1f} frames per second in all"
     )
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[Event]:
-    """Let the first Ctrl+C set an event; a second one interrupts as usual."""
-    stop = Event()
-    before = signal.getsignal(signal.SIGINT)
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, notice)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +31,7 @@ class Frame(NamedTuple):
     seconds: float
 
 
-def import_cv2() -> ModuleType:
+def import_cv2() -> Any:
     """Import OpenCV, quiet unless its environment variables say otherwise.
 
     Raises:
@@ -76,18 +75,18 @@ class VideoReader:
     """
 
     def __init__(self, source: str | Path | int) -> None:
-        self._cv2 = import_cv2()
+        self._cv2 = cv2 = import_cv2()
         self.is_camera = isinstance(source, int)
         self.name = f"camera {source}" if self.is_camera else str(source)
         # FFmpeg alone for files: others would take a path with digits for a sequence of images.
-        self._address = source if isinstance(source, int) else str(video_file(source))
-        self._backend = self._cv2.CAP_ANY if self.is_camera else self._cv2.CAP_FFMPEG
-        self._capture = self._cv2.VideoCapture(self._address, self._backend)
+        self._input = (
+            (source, cv2.CAP_ANY) if isinstance(source, int) else (str(video_file(source)), cv2.CAP_FFMPEG)
+        )
+        self._capture = cv2.VideoCapture(*self._input)
         if not self._capture.isOpened():
             remedy = "Is it connected, and free?" if self.is_camera else "Is it a video, with images in it?"
             raise UnreadableVideoError(f"{self.name} cannot be opened as a video. {remedy}")
-        count = 0 if self.is_camera else round(self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT))
-        self.num_frames = count if count > 0 else None
+        self.num_frames = max(round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
     def __enter__(self) -> VideoReader:
         return self
@@ -101,37 +100,35 @@ class VideoReader:
         Raises:
             UnreadableVideoError: if the file is damaged there, or the camera stops.
         """
-        first, seconds, count = None, 0.0, 0
+        start, seconds, count = 0.0, 0.0, 0
         step = 1 / (self._capture.get(self._cv2.CAP_PROP_FPS) or 25)
         while (result := self._capture.read())[0]:
             now = time.monotonic() if self.is_camera else self._seconds(self._capture)
-            first = now if first is None else first
-            # Frames without a time of their own follow one another at the average rate.
-            seconds = now - first if count == 0 or now - first > seconds else seconds + step
+            if count == 0:
+                start = now
+            else:  # frames without a time of their own follow one another at the average rate
+                seconds = now - start if now - start > seconds else seconds + step
             count += 1
             yield Frame(Image.fromarray(self._cv2.cvtColor(result[1], self._cv2.COLOR_BGR2RGB)), seconds)
+        after = f"after {seconds:.1f} s"
         if self.is_camera:
-            raise UnreadableVideoError(f"{self.name} stopped after {seconds:.1f} s. Is it still connected?")
-        if self._goes_on(count, (first or 0) + seconds):
-            raise UnreadableVideoError(
-                f"{self.name} is damaged after {seconds:.1f} s: the next frame cannot be decoded"
-            )
+            raise UnreadableVideoError(f"{self.name} stopped {after}. Is it still connected?")
+        if self._goes_on(count, start + seconds):
+            raise UnreadableVideoError(f"{self.name} is damaged {after}: the next frame cannot be decoded")
 
     def _seconds(self, capture: Any) -> float:
         return capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
 
     def _goes_on(self, count: int, last: float) -> bool:
-        """Tell whether the file has more after the frame at ``last``, since OpenCV takes damage for the end.
+        """Tell whether the file has more after ``count`` frames, up to ``last`` seconds.
 
-        The number of frames in the header does not tell: it includes those that an edit cuts off, and some
-        formats have an estimate. Damage skips a frame, so that later ones may be decoded; where there are
-        none, encoded frames well after the last decoded one tell.
+        OpenCV takes damage for the end, and the header's number of frames is not reliable: it counts those
+        that an edit cuts off, or is an estimate. Later frames that decode tell, or encoded frames well after.
         """
-        missing = max((self.num_frames or 0) - count, 0)
-        if not missing or any(self._capture.grab() for _ in range(missing)):
+        missing = (self.num_frames or 0) - count
+        if missing <= 0 or any(self._capture.grab() for _ in range(missing)):
             return missing > 0
-        packets = self._cv2.VideoCapture(self._address, self._backend, [self._cv2.CAP_PROP_FORMAT, -1])
-        end = last
+        packets, end = self._cv2.VideoCapture(*self._input, [self._cv2.CAP_PROP_FORMAT, -1]), last
         while packets.grab():
             end = max(end, self._seconds(packets))
         return end > last + 0.5
@@ -154,18 +151,18 @@ class VideoWriter:
     def __init__(self, file: Path) -> None:
         self._cv2 = import_cv2()
         self.file, self._encoded = file, file.with_name(f".{file.stem}.{os.getpid()}.mp4")
-        self._size = 0, 0
+        self._encoder: Any = None
+        self._size = 0, 0  # (width, height)
         self._ticks: list[int] = []
-        self._writer: Any = None
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        if self._encoder is not None:
+            self._encoder.release()
             try:
-                self._set_times()
+                self._copy_with_times()
             finally:
                 self._encoded.unlink()
 
@@ -176,14 +173,12 @@ class VideoWriter:
             image: RGB; odd sides are continued by one pixel, because the format has even ones.
             seconds: when it is shown; a frame that is not later than the one before is shown a tick after it.
         """
-        pixels = np.asarray(image)[:, :, ::-1]
-        height, width = pixels.shape[:2]
-        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if self._writer is None:
+        pixels = np.pad(_to_bgr(image), ((0, image.height % 2), (0, image.width % 2), (0, 0)), mode="edge")
+        if self._encoder is None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._size = pixels.shape[1], pixels.shape[0]
-            self._writer = self._open(self._encoded, RATE)
-        self._writer.write(pixels)
+            self._encoder = self._open(self._encoded, RATE)
+        self._encoder.write(pixels)
         self._ticks.append(max(round(seconds * CLOCK), self._ticks[-1] + 1 if self._ticks else 0))
 
     def _open(self, file: Path, rate: int, *options: int) -> Any:
@@ -197,7 +192,7 @@ class VideoWriter:
             )
         return writer
 
-    def _set_times(self) -> None:
+    def _copy_with_times(self) -> None:
         """Copy the encoded frames to the file, with their times."""
         cv2 = self._cv2
         packets = cv2.VideoCapture(str(self._encoded), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
@@ -210,7 +205,7 @@ class VideoWriter:
                 header = packets.retrieve(None, int(packets.get(cv2.CAP_PROP_CODEC_EXTRADATA_INDEX)))[1]
                 packet = np.hstack([header, packet])
             writer.set(cv2.VIDEOWRITER_PROP_PTS, ticks)
-            writer.set(cv2.VIDEOWRITER_PROP_DTS_DELAY, number - ticks)
+            writer.set(cv2.VIDEOWRITER_PROP_DTS_DELAY, number - ticks)  # decoding times are the same
             writer.set(cv2.VIDEOWRITER_PROP_KEY_FLAG, packets.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME))
             writer.write(packet)
         writer.release()
@@ -223,7 +218,7 @@ class VideoWriter:
 
 
 class Window:
-    """Show images in a window, one after the other, in a ``with`` block.
+    """A window that shows one image after the other.
 
     Attributes:
         is_open: whether the user has not closed it, nor pressed Escape or q.
@@ -247,18 +242,16 @@ class Window:
                 "opencv-python-headless, then pip install opencv-python; or leave it out to write files alone"
             ) from error
 
-    def __enter__(self) -> Window:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._cv2.destroyAllWindows()
-
     def show(self, image: Image.Image, wait: bool = False) -> None:
         """Show an RGB image in place of the one before, and, with ``wait``, until a key is pressed."""
         cv2 = self._cv2
-        cv2.imshow(self._title, np.ascontiguousarray(np.asarray(image)[:, :, ::-1]))
+        cv2.imshow(self._title, _to_bgr(image))
         key = None
         while key is None or (wait and key < 0 and self.is_open):
             key = cv2.waitKey(20 if wait else 1)
             is_visible = cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) > 0
             self.is_open = is_visible and key not in (27, ord("q"))  # 27 is Escape
+
+
+def _to_bgr(image: Image.Image) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])

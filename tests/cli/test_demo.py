@@ -90,7 +90,7 @@ def test_a_video_that_cannot_be_read_does_not_end_the_others(detector, clip, tmp
 
 
 class FakeCamera(VideoReader):
-    """A file plays the camera, and the user presses Ctrl+C at its last frame: there is no camera here."""
+    """A file plays the camera, and the user presses Ctrl+C after its last frame: there is no camera here."""
 
     asked, file = [], None
 
@@ -100,10 +100,8 @@ class FakeCamera(VideoReader):
         self.is_camera = True
 
     def __iter__(self):
-        for number, frame in enumerate(super().__iter__(), start=1):
-            if number == len(TIMES):
-                signal.raise_signal(signal.SIGINT)
-            yield frame
+        yield from VideoReader(self.file)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_camera(detector, clip, tmp_path, monkeypatch, capsys):
@@ -168,21 +166,28 @@ def test_a_damaged_video_leaves_what_came_before(detector, clip, tmp_path, capsy
     assert 5 < len(read(tmp_path / "out" / "long.mp4")) < 60
 
 
-def test_a_window_that_is_closed_ends_it(detector, clip, tmp_path, monkeypatch):
+def test_closing_the_window_ends_a_video(detector, clip, tmp_path, monkeypatch):
     shown = []
 
-    class Fake(workflow.ExitStack):
+    class Fake:
         def __init__(self, title):
-            super().__init__()
             self.is_open = True
 
-        def show(self, image):
-            shown.append(image.size)
+        def show(self, image, wait=False):
+            shown.append((image.size, wait))
             self.is_open = len(shown) < 3
 
     monkeypatch.setattr(workflow, "Window", Fake)
     demo.main([*detector, "--video", str(clip), "--show", "--output-dir", str(tmp_path), *OPTS])
-    assert len(shown) == len(read(tmp_path / "clip.mp4")) == 3
+    assert shown == [((612, 456), False)] * 3
+    assert len(read(tmp_path / "clip.mp4")) == 3
+    for i in range(5):
+        Image.new("RGB", SIZE).save(tmp_path / f"{i}.png")
+    shown.clear()
+    words = ["--images-dir", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--show"]
+    demo.main([*detector, *words, *OPTS])
+    assert [wait for _, wait in shown] == [True] * 3
+    assert len(list((tmp_path / "out").iterdir())) == 5, "images are written without the window as well"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal between processes")

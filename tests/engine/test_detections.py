@@ -50,7 +50,7 @@ def test_results_of_operations_keep_the_class_names(detections):
 
 
 def test_detections_can_be_iterated(detections):
-    assert [one.names for one in found] == [["square"], ["circle"], ["square"]]
+    assert [one.names for one in detections] == [["square"], ["circle"], ["square"]]
     assert [name for name, _, _ in detections.rows()] == detections.names
     assert next(detections.rows()) == ("square", pytest.approx(0.9), (10.0, 20.0, 29.0, 59.0))
     assert detections.above(0.6).scores.tolist() == detections.scores[:2].tolist()
@@ -59,7 +59,7 @@ def test_detections_can_be_iterated(detections):
 def test_coco_results_are_those_of_the_evaluation(detections):
     images = [{"id": 7, "height": 60, "width": 80, "file_name": "a.jpg"}]
     evaluator = CocoEvaluator({"images": images}, [3, 11], NAMES, [7])
-    evaluator.process(7, found)
+    evaluator.process(7, detections)
     results = detections.to_coco(7, category_ids=[3, 11])
     assert results == evaluator.results
     assert results[0]["bbox"] == [10, 20, 20, 40]

@@ -64,11 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build_parser() -> CommandParser:
     """Build the parser of the command's arguments."""
     parser = CommandParser("atss demo", __doc__, EXAMPLE)
+    weights = "ATSS_R_50_FPN_1x.pth"
     parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        default="ATSS_R_50_FPN_1x.pth",
-        help="checkpoint or its URL (default %(default)s)",
+        "--weights", metavar="FILE", default=weights, help="checkpoint or its URL (default %(default)s)"
     )
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument(
@@ -77,21 +75,10 @@ def build_parser() -> CommandParser:
     sources.add_argument(
         "--video", metavar="FILE", action="append", default=[], help="video file; may be given several times"
     )
-    sources.add_argument(
-        "--webcam",
-        type=_camera_number,
-        nargs="?",
-        const=0,
-        metavar="N",
-        help="camera, 0 is the first; Ctrl+C ends it",
-    )
-    parser.add_argument(
-        "--output-dir",
-        metavar="DIR",
-        type=expanded_path,
-        default="demo/output",
-        help="annotated copies (default %(default)s)",
-    )
+    camera = "camera, 0 is the first; Ctrl+C ends it"
+    sources.add_argument("--webcam", type=_camera_number, nargs="?", const=0, metavar="N", help=camera)
+    output, copies = "demo/output", "annotated copies (default %(default)s)"
+    parser.add_argument("--output-dir", metavar="DIR", type=expanded_path, default=output, help=copies)
     parser.add_argument(
         "--min-image-size", type=int, metavar="PX", help="short side of the network input (default: config)"
     )

@@ -48,7 +48,19 @@ def plot_curves(metrics_file: str | Path, output: str | Path) -> None:
     records = read_metrics(metrics_file)
     figure = _new_figure(9, 5.4)
     losses, rate = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
-    _plot_losses(losses, records)
+    tops = []
+    for key, (name, color) in _terms(records).items():
+        iterations, values = _series(records, key)
+        smoothed = _smooth(values)
+        tops += [np.percentile(values, 99), smoothed.max()]
+        losses.plot(iterations, values, color=color, alpha=0.22, linewidth=0.8)
+        label, width = f"{SPACE}{name}  {smoothed[-1]:.3f}", 2.2 if key == "loss" else 1.6
+        losses.plot(iterations, smoothed, color=color, linewidth=width, marker=_marker(values), label=label)
+    losses.set_ylim(0, 1.08 * max(tops) or 1)  # a few wild first iterations must not flatten the rest
+    losses.set_ylabel("loss")
+    title = "last value, smoothed"
+    set_legend_literal(losses.legend(title=title, frameon=False, loc="upper right", alignment="left"))
+    _clean(losses)
     iterations, values = _series(records, "lr")
     rate.plot(iterations, values, color="#555555", linewidth=1.4, marker=_marker(values))
     if (values > 0).any():
@@ -126,23 +138,6 @@ def _read_evaluations(file: Path) -> Records:
     for record in read_records(file, sys.maxsize):
         evaluations.setdefault(int(record["iteration"]), record)
     return dict(sorted(evaluations.items()))
-
-
-def _plot_losses(axes: Axes, records: Records) -> None:
-    tops = []
-    for key, (name, color) in _terms(records).items():
-        iterations, values = _series(records, key)
-        smoothed = _smooth(values)
-        tops += [np.percentile(values, 99), smoothed.max()]
-        axes.plot(iterations, values, color=color, alpha=0.22, linewidth=0.8)
-        label, width = f"{SPACE}{name}  {smoothed[-1]:.3f}", 2.2 if key == "loss" else 1.6
-        axes.plot(iterations, smoothed, color=color, linewidth=width, marker=_marker(values), label=label)
-    # A few wild first iterations must not flatten the rest.
-    axes.set_ylim(0, 1.08 * max(tops) or 1)
-    axes.set_ylabel("loss")
-    legend = axes.legend(title="last value, smoothed", frameon=False, loc="upper right", alignment="left")
-    set_legend_literal(legend)
-    _clean(axes)
 
 
 def _plot_panel(axes: Axes, key: str, title: str, runs: Mapping[str, Records]) -> None:

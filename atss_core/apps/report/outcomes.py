@@ -41,10 +41,10 @@ def draw_outcomes(
     ]
     pen = ImageDraw.Draw(canvas)
     for mark in reversed(marks):
-        left, top, right, bottom = mark.place
+        left, top, right, bottom = mark.rectangle
         # A white rim keeps the colours apart from the image behind them.
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=LINE_WIDTH + 2)
-        pen.rectangle(mark.place, outline=mark.color, width=LINE_WIDTH)
+        pen.rectangle(mark.rectangle, outline=mark.color, width=LINE_WIDTH)
     draw_marks(canvas, marks)
     return canvas
 

@@ -6,7 +6,9 @@ import logging
 import os
 import random
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,9 @@ class Checkpointer:
         class_names: stored beside the weights, so that detections can be named without the dataset.
         scaler: loss scaler of float16.
         ema: EMA weights, which are evaluated and become ``model_best.pth``.
+
+    Attributes:
+        best: name of a metric -> its value for ``model_best.pth``; restored on resume.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Checkpointer:
         self.class_names = class_names
         self.scaler = scaler
         self.ema = ema
+        self.best: dict[str, float] = {}
 
     @property
     def eval_model(self) -> nn.Module:
@@ -90,6 +96,7 @@ class Checkpointer:
             "iteration": iteration,
             "random": random_state(),
             "class_names": self.class_names,
+            "best_metric": self.best,
         }
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
@@ -177,6 +184,7 @@ class Checkpointer:
             group.update(own)
         set_iteration(self.scheduler, state["iteration"])
         set_random_state(state["random"])
+        self.best = {name: float(value) for name, value in state.get("best_metric", {}).items()}
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
@@ -226,11 +234,6 @@ def _check_finite(model: nn.Module, iteration: int) -> None:
         )
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the file that ``read_last_checkpoint`` reads."""
-    return read_last_checkpoint(folder)[0]
-
-
 def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """Read the checkpoint that ``last_checkpoint`` names or, where that fails, the newest that can be read.
 
@@ -245,21 +248,22 @@ def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """
     pointer = Path(folder) / LAST_CHECKPOINT
     last, problem = None, f"{pointer} is not there"
+    read = cache(read_checkpoint)
     if os.path.lexists(pointer):
         try:
             name = Path(read_text(pointer).strip()).name
             last = pointer.parent / name
             if not os.path.isfile(last):  # not Path.is_file, which raises for a name that is too long
                 raise ValueError(f"{pointer} names {printable(name)[:200] or 'nothing'}, which is not there")
-            return last, read_checkpoint(last)
+            return last, read(last)
         except (OSError, ValueError) as error:
             problem = str(error)
-    others = _by_iteration(pointer.parent)
+    others = _by_iteration(pointer.parent, read)
     if last in others and last.name != FINAL_CHECKPOINT:
         others = others[others.index(last) + 1 :]  # newer files than the one named belong to another run
     for path in others:
         try:
-            state = read_checkpoint(path)
+            state = read(path)
         except (OSError, ValueError) as error:
             logger.warning("%s", error)
         else:
@@ -273,14 +277,14 @@ def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     )
 
 
-def _by_iteration(folder: Path) -> list[Path]:
+def _by_iteration(folder: Path, read: Callable[[Path], dict[str, Any]]) -> list[Path]:
     """Return the checkpoints of a folder that hold a solver state, newest first."""
     iterations = {}
     for path in folder.glob("model_*.pth"):
         if path.name == FINAL_CHECKPOINT:
             iterations[path] = -1
             with suppress(OSError, ValueError):  # the next reader reports it
-                iterations[path] = _iteration(read_checkpoint(path))
+                iterations[path] = _iteration(read(path))
         elif match := re.fullmatch(r"model_(\d+)\.pth", path.name):
             iterations[path] = int(match[1])
     return sorted(iterations, key=lambda path: iterations[path], reverse=True)

@@ -73,8 +73,8 @@ def user_message(error: Exception) -> str:
     return text.rsplit(f".{type(error).__name__}: ", 1)[-1].strip()
 
 
-def start(cfg: CfgNode, log_file: str) -> torch.device:
-    """Choose the device, join the job of a launcher, and start logging to ``OUTPUT_DIR/log_file``.
+def start(cfg: CfgNode) -> torch.device:
+    """Choose the device, join the job of a launcher, and start logging to the console.
 
     From here on the run survives its terminal.
     """
@@ -83,9 +83,14 @@ def start(cfg: CfgNode, log_file: str) -> torch.device:
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
     device = dist.start_process_group(build_device(cfg))
+    setup_logging()
+    return device
+
+
+def start_log(cfg: CfgNode, device: torch.device, log_file: str) -> None:
+    """Log to ``OUTPUT_DIR/log_file`` as well, and first of all what the run runs on."""
     setup_logging(Path(cfg.OUTPUT_DIR), log_file)
     logger.info("%s; %s; %d processes", environment_report(device), ops_info(), dist.world_size())
-    return device
 
 
 def add_config_arguments(parser: CommandParser, default: str | None = None) -> None:

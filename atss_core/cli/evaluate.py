@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,7 +20,7 @@ from atss_core.apps.check.checks import unused_ranges
 from atss_core.apps.report.images import ImageSource
 from atss_core.apps.report.report import ReportInput, build_report
 from atss_core.checkpoint.backbones import is_imagenet_backbone
-from atss_core.checkpoint.checkpointer import last_checkpoint
+from atss_core.checkpoint.checkpointer import read_last_checkpoint
 from atss_core.checkpoint.weights import load_trained, read_detector
 from atss_core.cli.check import beyond_limits
 from atss_core.cli.common import (
@@ -27,6 +28,7 @@ from atss_core.cli.common import (
     add_launcher_argument,
     load_config,
     start,
+    start_log,
 )
 from atss_core.cli.parser import CommandParser
 from atss_core.config import checked
@@ -71,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_launcher_argument(parser)
     add_config_arguments(parser)
     cfg = load_config(parser.parse_args(argv))
-    device = start(cfg, "test_log.txt")
-    source, checkpoint = read_detector(find_weights_to_test(cfg))
+    device = start(cfg)
+    start_log(cfg, device, "test_log.txt")
+    source, checkpoint = read_weights_to_test(cfg)
     test_sets = build_datasets(cfg, training=False)
     class_names = test_sets[0].class_names
     for dataset in test_sets[1:]:
@@ -88,22 +91,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def find_weights_to_test(cfg: CfgNode) -> str | Path:
-    """Return MODEL.WEIGHT, or the last checkpoint of OUTPUT_DIR where that names ImageNet weights or nothing.
+def read_weights_to_test(cfg: CfgNode) -> tuple[str, dict[str, Any]]:
+    """Read MODEL.WEIGHT, or the last checkpoint of OUTPUT_DIR where that names ImageNet weights or nothing.
+
+    Returns:
+        As ``read_detector``.
 
     Raises:
         ValueError: if there is neither.
     """
     weights = cfg.MODEL.WEIGHT
     if weights and not is_imagenet_backbone(weights):
-        return weights
-    checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR))
-    if checkpoint is None:
+        return read_detector(weights)
+    path, checkpoint = read_last_checkpoint(Path(cfg.OUTPUT_DIR))
+    if path is None:
         raise ValueError(
             f"nothing to test: MODEL.WEIGHT is {weights!r} and OUTPUT_DIR {cfg.OUTPUT_DIR!r} has no "
             f"checkpoint; give MODEL.WEIGHT a detector (.pth or .safetensors, a file or URL)"
         )
-    return checkpoint
+    return str(path), checkpoint
 
 
 def test_detector(

@@ -10,14 +10,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from yacs.config import CfgNode
 
 from atss_core.checkpoint.weights import load_trained, read_detector
 from atss_core.cli.common import add_config_arguments
 from atss_core.cli.datasets import open_dataset
-from atss_core.cli.evaluate import find_weights_to_test
+from atss_core.cli.evaluate import read_weights_to_test
 from atss_core.cli.parser import CommandParser, did_you_mean, expanded_path
 from atss_core.config import load_cfg
 from atss_core.data import UnreadableImageError, fill_num_classes, grey_bits, pixel_limit, read_image
@@ -33,7 +32,7 @@ from atss_core.export import (
 )
 from atss_core.modeling import Detector, build_detector
 from atss_core.utils.extras import require
-from atss_core.utils.files import atomic_write, refuse_overwriting
+from atss_core.utils.files import atomic_write, draft_folder, refuse_overwriting, remove_leftovers
 from atss_core.utils.text import printable
 
 EXAMPLE = """
@@ -156,9 +155,9 @@ def readable(cfg: CfgNode, files: Iterable[Path]) -> Iterator[Path]:
             yield file
 
 
-def load_detector(cfg: CfgNode, weights: str | None) -> tuple[CfgNode, Detector, list[str], str | Path]:
+def load_detector(cfg: CfgNode, weights: str | None) -> tuple[CfgNode, Detector, list[str], str]:
     """Return the configuration with the number of classes, the detector on the CPU, class names and file."""
-    source, checkpoint = read_detector(weights or find_weights_to_test(cfg))
+    source, checkpoint = read_detector(weights) if weights else read_weights_to_test(cfg)
     learned = checkpoint.get("class_names")
     if learned:
         cfg = fill_num_classes(cfg, learned)
@@ -186,10 +185,10 @@ def export(
     """
     target = TARGETS[name]
     print(f"writing {path} ...", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, is_locked=False)
     # A folder, because the files of a model refer to each other by name.
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
+    with draft_folder(path) as folder:
+        draft = folder / path.name
         description = build_description(cfg, class_names, nms)
         target.write(build_graph(cfg, detector), nms == "inside", draft, description)
         report = build_parity_check(cfg, detector, images)(draft)

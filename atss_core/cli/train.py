@@ -23,6 +23,7 @@ from atss_core.cli.common import (
     add_launcher_argument,
     load_config,
     start,
+    start_log,
 )
 from atss_core.cli.evaluate import test_detector
 from atss_core.cli.parser import CommandParser
@@ -116,8 +117,9 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
     """
     cfg = checked(cfg)
     choose_backend(cfg.TEST.COCO_EVAL)
-    device = start(cfg, "log.txt")
+    device = start(cfg)
     with lock_folder(Path(cfg.OUTPUT_DIR)) if dist.is_main() else nullcontext():
+        start_log(cfg, device, "log.txt")  # that of another run stays as it is
         return _train(cfg, device, will_test)
 
 

@@ -16,7 +16,7 @@ class PeriodicTest:
     """Test every so many iterations and after the last one, and keep the best weights.
 
     Each test is a line of metrics in a file, which also tells a resumed run what has been tested and what was
-    the best until then.
+    the best until then. Checkpoints hold the best as well, so that it outlives the file.
 
     Args:
         test: tests the current weights, after an iteration; returns metrics by data set name on the main
@@ -56,7 +56,8 @@ class PeriodicTest:
         self._tested = {line["iteration"] for line in tests}
         # The first line of an iteration is that of the first data set.
         firsts = {line["iteration"]: line[best_metric] for line in reversed(tests)}
-        self.best: float = max(firsts.values(), default=-1.0)
+        best = checkpointer.best.get(best_metric, -1.0)
+        checkpointer.best = {best_metric: max([best, *firsts.values()])}
 
     def is_due(self, iteration: int) -> bool:
         """Tell whether to test after this iteration, which all processes answer alike."""
@@ -70,8 +71,9 @@ class PeriodicTest:
         self._tested.add(iteration)
         if dist.is_main():
             value = next(iter(metrics.values())).overall[self.best_metric]
-            if value > self.best or not (self.checkpointer.folder / "model_best.pth").is_file():
-                self.best = max(value, self.best)
+            best = self.checkpointer.best[self.best_metric]
+            if value > best or not (self.checkpointer.folder / "model_best.pth").is_file():
+                self.checkpointer.best = {self.best_metric: float(max(value, best))}
                 self.checkpointer.save_best(iteration, value)
             for name, found in metrics.items():
                 append_json(self.file, {"iteration": iteration, "dataset": name, **found.overall})

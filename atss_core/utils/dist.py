@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -31,6 +33,8 @@ def start_process_group(device: torch.device) -> torch.device:
     Args:
         device: what the configuration asks for. CUDA talks through NCCL, anything else through gloo.
 
+    Whatever ends this process, it leaves the job before the interpreter ends.
+
     Returns:
         The device of this process: with several on CUDA, the one of its local rank.
 
@@ -53,6 +57,7 @@ def start_process_group(device: torch.device) -> torch.device:
         distributed.init_process_group(
             BACKENDS.get(device.type, "gloo"), timeout=TIMEOUT, store=store, rank=rank, world_size=size
         )
+        atexit.register(_abandon_process_group)
         _barrier_group = distributed.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
     return device
 
@@ -125,6 +130,15 @@ def stop_process_group() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
         _barrier_group = None
+
+
+def _abandon_process_group() -> None:
+    """Leave the job after an error, without which the threads of gloo may end the process with status 134."""
+    if (group := distributed.group.WORLD) is not None:
+        with suppress(RuntimeError):  # NCCL would wait for the other processes
+            group.abort()
+        with suppress(RuntimeError):  # the error has been told
+            stop_process_group()
 
 
 def rank() -> int:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 from collections import deque
@@ -24,6 +25,7 @@ __all__ = [
     "atomic_write",
     "auxiliary",
     "check_regular",
+    "draft_folder",
     "files_below",
     "keep_lines",
     "on_main_process",
@@ -36,7 +38,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-# What ``atomic_write`` names its temporary files: .NAME.HOST.PID.RANDOM.tmp
+# What ``_temporary`` names: .NAME.HOST.PID.RANDOM.tmp
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _START = time.time()  # of this process
 _failed: set[Path] = set()  # auxiliary files whose failure has been reported
@@ -51,7 +53,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     Raises:
         OSError: if it cannot be written, such as on a full disk.
     """
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # "x": a file of that name, or a link to another, is never written through.
@@ -75,18 +77,46 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes had begun to write with ``atomic_write`` into a folder.
+@contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """Make a temporary folder beside ``path``, and remove it at the end with what is still in it."""
+    folder = _temporary(path)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    A file of a process that still runs on this host stays, and so does every other name. Hold the lock of the
-    folder, so that no process of another host is writing.
+
+def remove_leftovers(folder: Path, *, is_locked: bool = True) -> None:
+    """Remove what killed processes had begun with ``atomic_write`` or ``draft_folder`` in a folder.
+
+    What belongs to a process that still runs on this host stays, and so does every other name.
+
+    Args:
+        folder: where to look.
+        is_locked: whether this process holds its lock, so that no process of another host is writing;
+            otherwise what other hosts have written stays.
     """
     for file in folder.glob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(file.name)
         with auxiliary(file):
-            if match and not (match["host"] == _host() and _is_writing(int(match["pid"]), file)):
+            if _is_leftover(file, is_locked):
                 logger.info("Removing %s, which a killed run left unfinished", file)
-                file.unlink(missing_ok=True)
+                if file.is_dir() and not file.is_symlink():
+                    shutil.rmtree(file)
+                else:
+                    file.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def _is_leftover(file: Path, is_locked: bool) -> bool:
+    match = _TEMPORARY.fullmatch(file.name)
+    if match is None or match["host"] != _host():
+        return match is not None and is_locked
+    return not _is_writing(int(match["pid"]), file)
 
 
 def _host() -> str:

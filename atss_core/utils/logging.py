@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -48,8 +49,14 @@ class _BarHandler(_OutlivedHandler):
             self.handleError(record)
 
 
-class _FileHandler(_OutlivedHandler, logging.FileHandler):
-    """Append to a file."""
+class _FileHandler(_OutlivedHandler, logging.handlers.WatchedFileHandler):
+    """Append to a file, which is made anew if it has been removed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of opening it; those of writing are handled there
+            self.handleError(record)
 
 
 def setup_logging(folder: Path | None = None, file_name: str = "log.txt") -> None:
@@ -68,7 +75,7 @@ def setup_logging(folder: Path | None = None, file_name: str = "log.txt") -> Non
     handlers: list[logging.Handler] = [_BarHandler(logging.INFO if dist.is_main() else logging.ERROR)]
     if folder is not None and dist.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        handlers.append(_FileHandler(folder / file_name, encoding="utf-8"))
+        handlers.append(_FileHandler(folder / file_name, encoding="utf-8", delay=True))
     for handler in handlers:
         handler.setFormatter(_Formatter("%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)

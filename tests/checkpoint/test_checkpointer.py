@@ -21,10 +21,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from atss_core.checkpoint.checkpointer import (
     Checkpointer,
-    last_checkpoint,
     load_weights_strictly,
     random_state,
     read_checkpoint,
+    read_last_checkpoint,
     set_random_state,
 )
 from atss_core.utils.files import atomic_write
@@ -57,6 +57,19 @@ def test_resumed_run_continues_bit_for_bit(tmp_path):
         step(other)
     assert torch.equal(other.model.weight, run.model.weight)
     assert other.scheduler.get_last_lr() == run.scheduler.get_last_lr()
+
+
+def test_best_metric_is_restored_or_refused(tmp_path):
+    run = make(tmp_path)
+    run.best = {"AP": 0.25}
+    run.save("model_0000001", 1)
+    other = make(tmp_path)
+    other.resume()
+    assert other.best == {"AP": 0.25}
+    run.best = {"AP": "high"}
+    run.save("model_0000001", 1)
+    with pytest.raises(ValueError, match=r"expected the solver state .*could not convert string to float"):
+        other.resume()
 
 
 def test_changed_settings_take_effect_after_resuming(tmp_path):
@@ -108,7 +121,7 @@ def test_random_generators_are_restored():
 
 def test_empty_folder_has_nothing_to_resume(tmp_path):
     assert make(tmp_path).resume() is None
-    assert last_checkpoint(tmp_path) is None
+    assert read_last_checkpoint(tmp_path)[0] is None
 
 
 def test_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
@@ -130,10 +143,10 @@ def test_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
 def test_published_pointer_with_a_path_is_understood(tmp_path):
     make(tmp_path).save("model_0000007", 7)
     (tmp_path / "last_checkpoint").write_text("/somewhere/else/model_0000007.pth")
-    assert last_checkpoint(tmp_path) == tmp_path / "model_0000007.pth"
+    assert read_last_checkpoint(tmp_path)[0] == tmp_path / "model_0000007.pth"
     (tmp_path / "model_0000007.pth").unlink()
     with pytest.raises(ValueError, match=r"names model_0000007.pth, which is not there"):
-        last_checkpoint(tmp_path)
+        read_last_checkpoint(tmp_path)
 
 
 LOST_POINTERS = {
@@ -172,7 +185,7 @@ def test_run_resumes_from_the_newest_checkpoint_without_a_pointer(saved, newest,
     assert other.resume() == dict(saved)[newest.removesuffix(".pth")]
     expected = torch.load(tmp_path / newest)["model"]
     assert torch.equal(other.model.weight, expected["weight"])
-    assert last_checkpoint(tmp_path) == tmp_path / newest
+    assert read_last_checkpoint(tmp_path)[0] == tmp_path / newest
     assert f"resuming from the newest checkpoint that can be read, {tmp_path / newest}" in caplog.text
     assert "last_checkpoint" in caplog.text
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,9 +86,22 @@ def test_test_net_agrees_with_the_test_after_training(tiny, tmp_path):
     assert found == len(json.loads(after_training)) > 0
 
 
-def test_test_net_takes_the_last_checkpoint_of_the_folder(tiny, trained, capsys):
+@pytest.mark.parametrize("pointer", ["model_final.pth", "model_0000009.pth", None])
+def test_test_net_reads_the_last_checkpoint_of_the_folder_once(pointer, tiny, trained, capsys, monkeypatch):
+    if pointer is None:
+        (trained / "last_checkpoint").unlink()
+    else:
+        (trained / "last_checkpoint").write_text(pointer)
+    read, load = [], torch.load
+
+    def spy(file, *arguments, **options):
+        read.append(Path(file.name).name)
+        return load(file, *arguments, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
     test.main(["--config-file", str(QUICK), *tiny])
     assert f"Testing {trained / 'model_final.pth'}" in capsys.readouterr().out
+    assert read == ["model_final.pth"]
 
 
 @pytest.mark.parametrize(

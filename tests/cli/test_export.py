@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from atss_core.cli import export
 from atss_core.cli.common import run
 from atss_core.config import load_cfg
 from atss_core.export import TARGETS
-from atss_core.utils import extras
+from atss_core.utils import extras, files
 from tests import golden
 from tests.conftest import QUICK, TINY
 from tests.export.conftest import SIZES, Model
@@ -95,6 +97,9 @@ def test_an_export_that_breaks_off_leaves_the_earlier_one_alone(package, weights
     monkeypatch.setitem(TARGETS, "torch", TARGETS["torch"]._replace(write=break_off))
     output = tmp_path / "net.pt2"
     output.write_bytes(b"earlier")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".other.xml.{files._host()}.{dead.pid}.0123abcd.tmp").mkdir()  # of a killed export
     with pytest.raises(KeyboardInterrupt):
         export.main(words(weights, "--output", str(output)))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"net.pt2": b"earlier"}

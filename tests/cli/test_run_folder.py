@@ -5,11 +5,15 @@ import shutil
 from functools import partial
 
 import pytest
+import torch
 
+from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.cli import evaluate as test_command
 from atss_core.cli import train as train_command
+from atss_core.cli.common import run
 from atss_core.config import load_cfg
 from atss_core.engine.training_log import TrainingLog
+from atss_core.evaluation import CocoMetrics
 from atss_core.utils.extras import has
 from atss_core.utils.lock import lock_folder
 from tests.conftest import QUICK
@@ -58,6 +62,28 @@ def test_a_refused_start_changes_nothing(more, message, tiny, tmp_path):
         assert [line["iteration"] for line in records(folder / name)] == [2, 4, 6, 8]
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda state: state, (2, 0.5)),
+        (lambda state: state | {"best_metric": {"AP50": 0.9}}, (6, 0.3)),  # TEST.BEST_METRIC was another
+        (lambda state: {k: v for k, v in state.items() if k != "best_metric"}, (6, 0.3)),  # of before
+    ],
+)
+def test_the_best_checkpoint_outlives_the_file_of_evaluations(change, expected, tiny, tmp_path, monkeypatch):
+    values = iter([0.5, 0.2, 0.2, 0.3])  # after iterations 2 and 4; again after 4, and 6
+    monkeypatch.setattr(
+        train_command, "test_detector", lambda *a, **k: {"val": CocoMetrics({"AP": next(values)})}
+    )
+    train([*tiny, *EVALUATED, "SOLVER.MAX_ITER", "4"])
+    folder = tmp_path / "run"
+    (folder / "evaluations.jsonl").unlink()
+    torch.save(change(torch.load(folder / "model_final.pth")), folder / "model_final.pth")
+    train([*tiny, *EVALUATED])
+    best = read_checkpoint(folder / "model_best.pth")
+    assert (best["iteration"], best["best"]) == expected
+
+
 def test_a_finished_run_keeps_its_configuration(tiny, tmp_path):
     train([*tiny, "--skip-test"])
     file = tmp_path / "run" / "config.yml"
@@ -72,9 +98,12 @@ def test_a_finished_run_keeps_its_configuration(tiny, tmp_path):
 def test_a_second_run_in_the_folder_is_refused_and_a_test_is_not(tiny, tmp_path, monkeypatch):
     train(tiny)
     folder = tmp_path / "run"
-    before = content(folder)
+    before, log = content(folder), (folder / "log.txt").read_text()
     monkeypatch.setattr(train_command, "lock_folder", partial(lock_folder, patience=0))
     with lock_folder(folder):
+        with pytest.raises(SystemExit):
+            run(train_command.main, ["--config-file", str(QUICK), *tiny])
+        assert (folder / "log.txt").read_text() == log, "it is that of the other run"
         with pytest.raises(ValueError, match="expected a folder that no other run writes to, but process"):
             train([*tiny, "SOLVER.MAX_ITER", "8"])
         test_command.main(["--config-file", str(QUICK), *tiny])
@@ -98,8 +127,11 @@ def test_auxiliary_files_that_cannot_be_written_are_told_once_and_training_goes_
         (folder / name).symlink_to("/dev/full")
     for name in ("tensorboard", "inference"):
         (folder / name).write_text("no folder")
+    (folder / "log.txt").mkdir()
     train([*tiny, "TEST.EVAL_PERIOD", "2"])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("goes on without it")]
+    output = capsys.readouterr().out
+    assert output.count(f"{folder / 'log.txt'} cannot be written to (Is a directory); the run goes on") == 1
+    lines = [line for line in output.splitlines() if line.endswith("goes on without it")]
     told = [line.split(" WARNING: ")[1].split(": cannot be written (")[0] for line in lines]
     reasons = {line.rsplit(" (", 1)[1] for line in lines}
     events = [name for name in told if "tfevents" in name]
@@ -134,6 +166,7 @@ def test_a_folder_that_is_deleted_during_the_run_is_told_and_training_goes_on(
         (line,) = [line for line in output.splitlines() if name in line and "goes on without it" in line]
         assert "(No such file or directory)" in line
     assert [line["iteration"] for line in records(folder / "metrics.jsonl")] == [4, 6]  # after the checkpoint
+    assert "iter 6/6" in (folder / "log.txt").read_text()
     assert (folder / "model_final.pth").is_file()
 
 

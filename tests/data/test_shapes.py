@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from atss_core.data.datasets.shapes import CLASS_NAMES, draw_image, write_shapes
+from atss_core.utils import files
 from tests.conftest import small_disk
 
 SMALL = {"num_train": 6, "num_val": 3, "progress": False}
@@ -119,3 +122,11 @@ def test_full_disk_is_told_with_the_folder(tmp_path):
 def test_impossible_numbers_are_errors(tmp_path, wrong):
     with pytest.raises(ValueError, match="must be"):
         write_shapes(tmp_path / "shapes", **{**SMALL, **wrong})
+
+
+def test_what_a_killed_process_has_left_is_removed_by_the_next(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".shapes.{files._host()}.{dead.pid}.0123abcd.tmp" / "train").mkdir(parents=True)
+    write_shapes(tmp_path / "shapes", **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]

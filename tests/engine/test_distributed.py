@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -85,6 +86,59 @@ def test_processes_wait_long_only_for_the_main_one(what):
         assert "has not answered for 0:00:06" in errors[0]
         assert "Timed out waiting" in errors[0]
         assert "Traceback" not in done.stderr
+
+
+DOORS = """
+import atexit, os, sys
+import torch
+from torch import distributed, nn
+from atss_core.cli.common import run
+from atss_core.engine import TerminatedError
+from atss_core.utils import dist
+
+def job(error):
+    dist.start_process_group(torch.device("cpu"))
+    model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+    model(torch.ones(1, 2)).sum().backward()
+    pending = distributed.all_reduce(torch.ones(1), async_op=True)  # as the notice of SIGTERM may be
+    raise error
+
+def tell():
+    # In one piece, and as late as an exit handler is called.
+    os.write(1, f"{os.environ['DOOR']} left: {not distributed.is_initialized()}\\n".encode())
+
+errors = {
+    "user": ValueError("broken"), "fault": RuntimeError("broken"), "interrupt": KeyboardInterrupt(),
+    "SIGTERM": TerminatedError("stopped"), "script": ValueError("broken"),
+}
+for number, (door, error) in enumerate(errors.items()):
+    port = int(sys.argv[1 + number])
+    os.environ |= {"DOOR": door, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for rank in "01":
+        os.environ["RANK"] = rank
+        if os.fork() == 0:
+            atexit.register(tell)
+            sys.exit(job(error) if door == "script" else run(job, error))
+    for _ in "01":
+        os.write(1, f"{door} {os.waitstatus_to_exitcode(os.wait()[1])}\\n".encode())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_a_process_leaves_the_job_by_whatever_error_it_ends():
+    """Threads of gloo that outlive the interpreter end it with SIGABRT, which a shell reports as 134."""
+    done = subprocess.run(
+        [sys.executable, "-c", DOORS, *(str(free_port()) for _ in range(5))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    codes = {"user": 2, "fault": 1, "interrupt": 1, "SIGTERM": 128 + signal.SIGTERM, "script": 1}
+    expected = [line for door, code in codes.items() for line in (f"{door} left: True", f"{door} {code}")]
+    assert sorted(done.stdout.splitlines()) == sorted(2 * expected), done.stderr[-3000:]
 
 
 def free_port():

@@ -1,6 +1,7 @@
 """What commands print: to consoles of any encoding, that are closed, full or read by nobody."""
 
 import logging
+import shutil
 import subprocess
 import sys
 
@@ -109,6 +110,47 @@ def test_log_file_on_a_full_disk_is_reported_once(tmp_path, capsys):
         f"{tmp_path / 'log.txt'} cannot be written to (No space left on device); the run goes on",
         *("line 1", "line 2"),
     ]
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda file: file.mkdir(), "Is a directory"),
+        (lambda file: file.symlink_to("gone/log.txt"), "No such file or directory"),
+    ],
+)
+def test_log_file_that_cannot_be_opened_is_reported_once(spoil, reason, tmp_path, capsys):
+    spoil(tmp_path / "log.txt")
+    setup_logging(tmp_path)
+    for number in range(3):
+        logging.getLogger("atss_core.test").info("line %d", number)
+    shown = capsys.readouterr()
+    assert [line.split(": ", 1)[1] for line in shown.out.splitlines()] == [
+        "line 0",
+        f"{tmp_path / 'log.txt'} cannot be written to ({reason}); the run goes on",
+        *("line 1", "line 2"),
+    ]
+    assert shown.err == ""
+
+
+def test_log_file_goes_on_in_a_folder_that_is_deleted_and_made_anew(tmp_path, capsys):
+    folder = tmp_path / "run"
+    for number in range(6):
+        if number == 0:
+            setup_logging(folder)
+        if number == 1:
+            shutil.rmtree(folder)
+        if number in (3, 5):  # lines 1 and 2 have no folder; before line 5 the file alone is replaced
+            folder.mkdir(exist_ok=True)
+            (folder / "log.txt").unlink(missing_ok=True)
+        logging.getLogger("atss_core.test").info("line %d", number)
+        if number == 4:
+            text = (folder / "log.txt").read_text()
+            assert [line.split(": ", 1)[1] for line in text.splitlines()] == ["line 3", "line 4"]
+    assert (folder / "log.txt").read_text().endswith(": line 5\n")
+    shown = capsys.readouterr()
+    assert shown.out.count("cannot be written to (No such file or directory); the run goes on") == 1
     assert shown.err == ""
 
 

@@ -3,6 +3,8 @@ import os
 import resource
 import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +14,7 @@ from atss_core.utils.files import (
     append_json,
     atomic_write,
     check_regular,
+    draft_folder,
     files_below,
     keep_lines,
     read_text,
@@ -163,6 +166,29 @@ def test_a_leftover_with_the_process_id_of_this_run_is_removed_if_it_is_older(tm
     os.utime(tmp_path / names[0], (files._START - 60,) * 2)
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == names[1:]
+
+
+def test_drafts_of_killed_processes_are_removed(tmp_path):
+    with draft_folder(tmp_path / "net.xml") as own:
+        pattern = own.name.replace(f".{os.getpid()}.", ".{}.")
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        killed = pattern.format(dead.pid)
+        foreign = killed.replace(f".{files._host()}.", ".another-host.")
+        others = (killed.removesuffix(".tmp"), killed.replace(f".{dead.pid}.", ".x."), ".notes.tmp")
+        for name in (killed, foreign, *others):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "net.xml").write_text("half")
+        (tmp_path / "kept").write_text("not a draft")
+        link = killed.replace("net", "link")
+        (tmp_path / link).symlink_to(own)
+        remove_leftovers(tmp_path, is_locked=False)
+        left = {own.name, foreign, *others, "kept"}
+        assert set(os.listdir(tmp_path)) == left
+        remove_leftovers(tmp_path)
+        assert set(os.listdir(tmp_path)) == left - {foreign}
+        (own / "net.bin").write_text("half")
+    assert set(os.listdir(tmp_path)) == {*others, "kept"}
 
 
 def test_on_windows_no_process_is_asked_for_since_that_ends_it(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
+
+from atss_core.utils.files import draft_folder, remove_leftovers
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 IMAGE_SIZES = ((144, 144), (128, 160), (160, 128), (128, 192))  # (height, width)
@@ -82,19 +83,17 @@ def write_shapes(
     if _is_complete(folder, recipe):
         return folder
     _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    remove_leftovers(folder.parent, is_locked=False)
     try:
-        for split in _SPLITS:
-            _write_split(unfinished, split, recipe, progress)
-        _move_into_place(unfinished, folder, recipe)
+        with draft_folder(folder) as unfinished:
+            for split in _SPLITS:
+                _write_split(unfinished, split, recipe, progress)
+            _move_into_place(unfinished, folder, recipe)
     except OSError as error:
         raise OSError(
             f"cannot write {folder} ({error.strerror or error}). {folder.parent} must be a folder that has"
             " room and that you may write to"
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

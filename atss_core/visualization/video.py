@@ -86,6 +86,7 @@ class VideoReader:
         if not self._capture.isOpened():
             remedy = "Is it connected, and free?" if self.is_camera else "Is it a video, with images in it?"
             raise UnreadableVideoError(f"{self.name} cannot be opened as a video. {remedy}")
+        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # not the default everywhere
         self.num_frames = max(round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
     def __enter__(self) -> VideoReader:

@@ -225,6 +225,9 @@ class FakeCapture:
     def read(self):
         return (True, self.images.pop()) if self.images else (False, None)
 
+    def set(self, name, value):
+        return False
+
     def release(self):
         pass
 

@@ -167,7 +167,7 @@ def test_damage_is_told_from_the_end(tmp_path, start, end):
 
 def test_a_wrong_number_of_frames_in_the_header_is_no_damage(tmp_path):
     with VideoReader(write(tmp_path / "a.mp4")) as reader:
-        reader.num_frames = 5000  # as an estimate by a wrong rate is
+        reader.num_frames = 10**15  # as an estimate by a wrong rate can be
         assert len(list(reader)) == 8
 
 

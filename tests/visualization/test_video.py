@@ -152,7 +152,7 @@ def damage(file, start, end):
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.5, 1), (0.4, 0.5)])
-def test_damage_is_told_from_the_end(tmp_path, start, end):
+def test_damage_is_distinguished_from_the_end(tmp_path, start, end):
     with VideoWriter(tmp_path / "a.mp4") as writer:
         noise = np.random.default_rng(0)
         for i in range(60):

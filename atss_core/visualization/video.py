@@ -86,6 +86,7 @@ class VideoReader:
         if not self._capture.isOpened():
             remedy = "Is it connected, and free?" if self.is_camera else "Is it a video, with images in it?"
             raise UnreadableVideoError(f"{self.name} cannot be opened as a video. {remedy}")
+        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # not the default everywhere
         self.num_frames = max(round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
     def __enter__(self) -> VideoReader:
@@ -125,7 +126,7 @@ class VideoReader:
         OpenCV takes damage for the end, and the header's number of frames is not reliable: it counts those
         that an edit cuts off, or is an estimate. Later frames that decode tell, or encoded frames well after.
         """
-        missing = (self.num_frames or 0) - count
+        missing = min((self.num_frames or 0) - count, 10_000)  # headers can have any number
         if missing <= 0 or any(self._capture.grab() for _ in range(missing)):
             return missing > 0
         packets, end = self._cv2.VideoCapture(*self._input, [self._cv2.CAP_PROP_FORMAT, -1]), last

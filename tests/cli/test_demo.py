@@ -28,7 +28,7 @@ TIMES = [0, 0.1, 0.15, 0.4, 0.5, 1.5]
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    """The flags of a detector that sees objects everywhere."""
+    """The arguments for a detector that detects objects everywhere."""
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("weights") / "detector.pth"
     torch.save({"model": build_detector(load_cfg(QUICK, TINY)).state_dict()}, file)
@@ -116,9 +116,9 @@ def test_camera(detector, clip, tmp_path, monkeypatch, capsys):
     assert "stopped after 6 frames: waiting for the camera" in capsys.readouterr().out
 
 
-def fails(words, capsys):
+def error_of(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        run(demo.main, words)
+        run(demo.main, arguments)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -128,7 +128,7 @@ def fails(words, capsys):
 def test_faults_end_in_one_line(detector, clip, tmp_path, capsys, monkeypatch):
     (tmp_path / "text.mp4").write_text("not a video")
     out = ["--output-dir", str(tmp_path / "out")]
-    for words, message in (
+    for arguments, message in (
         (["--video", str(tmp_path / "text.mp4")], "text.mp4 cannot be opened as a video"),
         (["--video", "nowhere.mp4"], "there is no video file nowhere.mp4"),
         (["--webcam", "97"], "camera 97 cannot be opened"),
@@ -138,14 +138,14 @@ def test_faults_end_in_one_line(detector, clip, tmp_path, capsys, monkeypatch):
         (["--video", str(clip), "--webcam", "0"], "not allowed with argument --video"),
         (["--vidoe", str(clip)], "did you mean --video?"),
     ):
-        assert message in fails([*detector, *out, *words, *OPTS], capsys)
-    words = [*detector, "--video", str(clip), "--output-dir", str(clip.parent), *OPTS]
-    assert "clip.mp4 would be overwritten" in fails(words, capsys)
+        assert message in error_of([*detector, *out, *arguments, *OPTS], capsys)
+    arguments = [*detector, "--video", str(clip), "--output-dir", str(clip.parent), *OPTS]
+    assert "clip.mp4 would be overwritten" in error_of(arguments, capsys)
     assert not (tmp_path / "out").exists()
     monkeypatch.delenv("DISPLAY", raising=False)
-    assert "--show needs" in fails([*detector, *out, "--video", str(clip), "--show", *OPTS], capsys)
+    assert "--show needs" in error_of([*detector, *out, "--video", str(clip), "--show", *OPTS], capsys)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    assert "pip install opencv-python-headless" in fails([*detector, "--video", str(clip)], capsys)
+    assert "pip install opencv-python-headless" in error_of([*detector, "--video", str(clip)], capsys)
 
 
 def test_a_damaged_video_leaves_what_came_before(detector, clip, tmp_path, capsys):
@@ -161,8 +161,15 @@ def test_a_damaged_video_leaves_what_came_before(detector, clip, tmp_path, capsy
     damaged = bytearray(content)
     damaged[half:index] = bytes(index - half)
     (tmp_path / "long.mp4").write_bytes(damaged)
-    words = [*detector, "--video", str(tmp_path / "long.mp4"), "--output-dir", str(tmp_path / "out"), *OPTS]
-    assert re.search(r"long\.mp4 is damaged after \d\.\d s: ", fails(words, capsys))
+    arguments = [
+        *detector,
+        "--video",
+        str(tmp_path / "long.mp4"),
+        "--output-dir",
+        str(tmp_path / "out"),
+        *OPTS,
+    ]
+    assert re.search(r"long\.mp4 is damaged after \d\.\d s: ", error_of(arguments, capsys))
     assert 5 < len(read(tmp_path / "out" / "long.mp4")) < 60
 
 
@@ -184,8 +191,8 @@ def test_closing_the_window_ends_a_video(detector, clip, tmp_path, monkeypatch):
     for i in range(5):
         Image.new("RGB", SIZE).save(tmp_path / f"{i}.png")
     shown.clear()
-    words = ["--images-dir", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--show"]
-    demo.main([*detector, *words, *OPTS])
+    arguments = ["--images-dir", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--show"]
+    demo.main([*detector, *arguments, *OPTS])
     assert [wait for _, wait in shown] == [True] * 3
     assert len(list((tmp_path / "out").iterdir())) == 5, "images are written without the window as well"
 
@@ -195,9 +202,9 @@ def test_ctrl_c_completes_the_file(detector, tmp_path):
     with VideoWriter(tmp_path / "long.mp4") as writer:
         for i in range(3000):
             writer.write(Image.new("RGB", (64, 48)), i / 100)
-    words = ["--video", str(tmp_path / "long.mp4"), "--output-dir", str(tmp_path / "out"), *OPTS]
+    arguments = ["--video", str(tmp_path / "long.mp4"), "--output-dir", str(tmp_path / "out"), *OPTS]
     process = subprocess.Popen(
-        [sys.executable, "demo/atss_demo.py", *detector, *words],
+        [sys.executable, "demo/atss_demo.py", *detector, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

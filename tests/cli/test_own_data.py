@@ -11,6 +11,7 @@ from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.cli import assign, check, datasets, demo, train
 from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
+from tests.apps.pages import check_self_contained
 from tests.cli.faults import CASES, edit, in_annotation, truncate
 from tests.conftest import TINY
 from tests.golden import ROOT
@@ -116,6 +117,10 @@ def test_sound_data_is_found_sound(tmp_path, capsys):
     assert report["num_images"] == 4
     assert sum(report["sides"].values()) == 6
     assert report["defects"] == []
+    folder = tmp_path / "check" / "data_train"
+    page = check_self_contained((folder / "index.html").read_text(), folder)
+    assert "Nothing wrong was found" in page.text
+    assert [image["src"] for image in page.images] == ["objects.png", "sample.jpg"]
     for name in ("objects.png", "sample.jpg"):
         assert min(Image.open(tmp_path / "check" / "data_train" / name).size) > 200
     assert not (tmp_path / "check" / "data_train" / "defects.jpg").exists()
@@ -134,6 +139,10 @@ def test_defects_are_drawn_and_listed(tmp_path, capsys):
         ("boxes without area", ["a.png"], [2]),
         ("unreadable images", ["a.png"], []),
     ]
+    page = check_self_contained((folder / "index.html").read_text(), folder)
+    assert "! unreadable images" in page.text
+    assert "1 of 4 images cannot be read" in page.text
+    assert "defects.jpg" in page.addresses
     assert "! 1 of 4 images cannot be read" in capsys.readouterr().out
 
 
@@ -147,7 +156,7 @@ def test_objects_that_get_no_anchor_are_counted(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("command", "output"),
-    [(check, "sample.jpg"), (check, "defects.jpg"), (assign, "images/1_rules.jpg")],
+    [(check, "sample.jpg"), (check, "defects.jpg"), (check, "index.html"), (assign, "images/1_rules.jpg")],
 )
 def test_data_is_never_written_over_or_removed(command, output, tmp_path, capsys):
     places = write_coco(tmp_path / "data")
@@ -228,8 +237,8 @@ def test_twenty_thousand_objects(tmp_path, capsys):
     assert "20000 objects of 2 class(es), at most 200 in an image" in capsys.readouterr().out
 
 
-def test_words_of_the_command_line():
-    split = datasets.split_words
+def test_datasets_and_overrides_of_the_command_line():
+    split = datasets.split_arguments
     assert split(["a.json@b", "c@d", "INPUT.MIN_SIZE_TEST", "9"]) == (
         ["a.json@b", "c@d"],
         ["INPUT.MIN_SIZE_TEST", "9"],
@@ -244,8 +253,7 @@ def test_check_without_data_says_how_to_give_some(capsys):
     with pytest.raises(SystemExit):
         run(check.main, ["--config-file", CONFIG])
     assert (
-        "there is no data set to look at: give its place, such as train.json@images"
-        in capsys.readouterr().err
+        "there is no data set to look at: give its path, such as train.json@images" in capsys.readouterr().err
     )
 
 

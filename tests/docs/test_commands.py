@@ -19,7 +19,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from atss_core.cli import quickstart
-from atss_core.cli.datasets import split_words
+from atss_core.cli.datasets import split_arguments
 from atss_core.cli.main import COMMANDS, main
 from atss_core.cli.parser import CommandParser
 from atss_core.config import load_cfg
@@ -128,7 +128,7 @@ def load(arguments):
     """Load the configuration that a command asks for, as far as it is here."""
     opts = getattr(arguments, "opts", None)
     if opts is None:
-        opts = split_words(getattr(arguments, "words", []))[1]
+        opts = split_arguments(getattr(arguments, "words", []))[1]
     file = getattr(arguments, "config_file", str(QUICK))
     # What a run leaves, or the reader's own, has the keys of any other.
     is_made = file.startswith("training_dir/") or file == "my.yaml"
@@ -138,7 +138,7 @@ def load(arguments):
 def data_of(name, cfg, words):
     """Return the data sets that a command opens."""
     if name in ("check", "assign"):
-        return split_words(words)[0] or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+        return split_arguments(words)[0] or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     return {"train": [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], "test": cfg.DATASETS.TEST}.get(name, ())
 
 

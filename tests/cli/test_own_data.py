@@ -156,7 +156,12 @@ def test_objects_that_get_no_anchor_are_counted(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("command", "output"),
-    [(check, "sample.jpg"), (check, "defects.jpg"), (check, "index.html"), (assign, "images/1_rules.jpg")],
+    [
+        (check, "sample.jpg"),
+        (check, "defects.jpg"),
+        (check, "index.html"),
+        (assign, "images/1_assigners.jpg"),
+    ],
 )
 def test_data_is_never_written_over_or_removed(command, output, tmp_path, capsys):
     places = write_coco(tmp_path / "data")

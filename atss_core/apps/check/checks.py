@@ -359,8 +359,8 @@ def _unfit_objects(cfg: CfgNode, dataset: DetectionDataset) -> Iterator[Defect]:
         sides, anchor_sides = (np.sqrt(s.prod(axis=1)) for s in (sizes[unfit], anchors))
         message = (
             f"{len(unfit)} object(s), {100 * len(unfit) / np.count_nonzero(~rows.is_crowd):.1f}%, are far"
-            f" from every anchor size: sides of {sides.min():.0f} to {sides.max():.0f} pixels on the network's"
-            f" input, anchors of {anchor_sides.min():.0f} to {anchor_sides.max():.0f} (in"
+            f" from every anchor size: sides of {sides.min():.0f} to {sides.max():.0f} pixels on the"
+            f" network's input, anchors of {anchor_sides.min():.0f} to {anchor_sides.max():.0f} (in"
             f" {_file_names(dataset, images)}); change INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST, or"
             " MODEL.ATSS.ANCHOR_SIZES"
         )

@@ -1,0 +1,235 @@
+"""Draw label assignment: positives on an image, the candidates of an object, and a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from atss_core.modeling.anchors import Anchors
+from atss_core.modeling.assigners import Candidates
+from atss_core.structures import BoxList
+from atss_core.structures import boxes as box_ops
+from atss_core.visualization.boxes import class_color
+from atss_core.visualization.fonts import set_literal
+
+# Colours of levels and sizes that are told apart with colour-blindness (Okabe and Ito).
+LEVEL_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
+SIZE_COLORS = {"S": "#0072B2", "M": "#E69F00", "L": "#009E73"}
+RED = (214, 39, 40)
+FIRST_LEVEL = 3  # P3 is the finest
+TILE_SIDE = 420  # pixels of the longer side of an image
+SMOOTHING = 2  # drawn so many times as large, because Pillow does not smooth lines
+
+# States of a candidate in the order of drawing: label in the legend, marker, its area in square points.
+CANDIDATE, OUTSIDE, LOST, POSITIVE = range(4)
+STATES = (
+    ("below the threshold", "o", 26),
+    ("above it, centre outside", "X", 46),
+    ("above it, matched to another object", "^", 26),
+    ("positive", "o", 58),
+)
+MEAN_LINE: dict[str, Any] = {"color": "dimgray", "linestyle": (0, (4, 3)), "linewidth": 1.3}
+THRESHOLD_LINE: dict[str, Any] = {"color": "black", "linewidth": 1.5}
+
+
+def draw_positives(image: Image.Image, anchors: Anchors, target: BoxList, matched: Tensor) -> Image.Image:
+    """Draw the centres of positive anchors in the colours of their objects; unmatched objects are red.
+
+    Args:
+        image: the image, of any size.
+        anchors: of the network input.
+        target: the objects, in pixels of the network input.
+        matched: the object of each anchor, int64 (K,), negative for none.
+    """
+    scale = SMOOTHING * TILE_SIDE / max(image.size)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    canvas = Image.blend(canvas, Image.new("RGB", size, "white"), 0.45)  # so that colours show
+    pen = ImageDraw.Draw(canvas)
+    boxes = target.resize((canvas.height, canvas.width)).boxes.round().int().tolist()
+    is_matched = torch.isin(torch.arange(len(target)), matched)
+    for index in torch.argsort(~is_matched, stable=True).tolist():  # unmatched objects on top
+        if is_matched[index]:
+            pen.rectangle(boxes[index], outline=class_color(index + 1), width=SMOOTHING)
+        else:
+            pen.rectangle(boxes[index], outline=RED, width=4 * SMOOTHING)
+    height, width = target.image_size
+    factors = torch.tensor([canvas.width / width, canvas.height / height])
+    points = box_ops.centers(anchors.boxes[matched >= 0]) * factors
+    radius = 2.5 * SMOOTHING
+    for (x, y), index in zip(points.tolist(), matched[matched >= 0].tolist(), strict=True):
+        circle = (x - radius, y - radius, x + radius, y + radius)
+        pen.ellipse(circle, fill=class_color(index + 1), outline="black")
+    return canvas.reduce(SMOOTHING)
+
+
+def candidate_states(found: Candidates, matched: Tensor, index: int) -> np.ndarray:
+    """Return what became of each ATSS candidate of an object: CANDIDATE, OUTSIDE, LOST or POSITIVE, (M,)."""
+    states = torch.full_like(found.anchors[0, index], CANDIDATE)
+    states[found.ious[0, index] >= found.threshold[0, index]] = OUTSIDE
+    states[found.is_positive[0, index]] = LOST
+    states[matched[found.anchors[0, index]] == index] = POSITIVE
+    return states.numpy()
+
+
+def draw_object(
+    image: Image.Image,
+    anchors: Anchors,
+    target: BoxList,
+    found: Candidates,
+    states: np.ndarray,
+    index: int,
+    title: str,
+) -> Image.Image:
+    """Draw an object with the centres of its candidates, beside their IoUs by level.
+
+    Args:
+        image: the image, of any size.
+        anchors: of the network input.
+        target: the objects, in pixels of the network input.
+        found: the ATSS candidates of all objects.
+        states: as ``candidate_states`` returns.
+        index: of the object.
+        title: above the drawing.
+    """
+    chosen = found.anchors[0, index]
+    centers = box_ops.centers(anchors.boxes[chosen]).numpy()
+    levels = np.searchsorted(np.cumsum(anchors.counts), chosen.numpy(), side="right")
+    figure = _figure(8.4, 4.0)
+    set_literal(figure.suptitle("", fontsize=12), title)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    _plot_centers(left, image, target, index, centers, levels, states, anchors.strides[0])
+    mean, threshold = float(found.mean[0, index]), float(found.threshold[0, index])
+    _plot_ious(right, found.ious[0, index].numpy(), levels, states, mean, threshold, anchors.strides)
+    handles = [
+        Line2D([], [], color="dimgray", marker=marker, linestyle="", markersize=size**0.5, label=label)
+        for label, marker, size in STATES
+    ]
+    for handle in handles[:POSITIVE]:
+        handle.set_markerfacecolor("white")
+    handles += [
+        Line2D([], [], label="mean of the IoUs", **MEAN_LINE),
+        Line2D([], [], label="threshold: mean + std", **THRESHOLD_LINE),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return _to_image(figure)
+
+
+def _plot_centers(
+    axes: Axes,
+    image: Image.Image,
+    target: BoxList,
+    index: int,
+    centers: np.ndarray,
+    levels: np.ndarray,
+    states: np.ndarray,
+    stride: int,
+) -> None:
+    """Plot the object, its positives and the candidates of the finest level; others may lie outside."""
+    height, width = target.image_size
+    x1, y1, x2, y2 = target.boxes[index].tolist()
+    middle = np.array([x1 + x2, y1 + y2]) / 2
+    offsets = np.abs(centers - middle).max(axis=1)
+    reach = offsets[(states != CANDIDATE) | (levels == 0)].max(initial=0)
+    half = max(0.75 * (x2 - x1), 0.75 * (y2 - y1), 1.2 * reach, 3 * stride)
+    axes.imshow(image.convert("RGB"), extent=(0, width, height, 0), alpha=0.75, interpolation="bilinear")
+    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] + half, middle[1] - half))
+    axes.set(xticks=[], yticks=[], aspect="equal", facecolor="whitesmoke")
+    for color, line in (("white", 4.0), ("black", 1.8)):
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=line))
+    is_seen = offsets <= half
+    _scatter(axes, centers[is_seen], levels[is_seen], states[is_seen])
+    if not is_seen.all():
+        axes.set_xlabel(f"{np.count_nonzero(~is_seen)} candidates lie outside this section", fontsize=9)
+
+
+def _plot_ious(
+    axes: Axes,
+    ious: np.ndarray,
+    levels: np.ndarray,
+    states: np.ndarray,
+    mean: float,
+    threshold: float,
+    strides: Sequence[int],
+) -> None:
+    heights = levels.astype(float)
+    for level in range(len(strides)):
+        # Candidates of a level lie a little above each other, so that equal IoUs can be counted.
+        members = np.flatnonzero(levels == level)
+        heights[members] += np.linspace(-0.36, 0.36, len(members)) if len(members) > 1 else 0
+    axes.axvline(mean, **MEAN_LINE)
+    axes.axvline(threshold, **THRESHOLD_LINE)
+    _scatter(axes, np.column_stack([ious, heights]), levels, states)
+    names = [f"P{FIRST_LEVEL + i}\nstride {stride}" for i, stride in enumerate(strides)]
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for i, label in enumerate(axes.get_yticklabels()):
+        label.set_color(LEVEL_COLORS[i % len(LEVEL_COLORS)])
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(-0.02, max(1.15 * ious.max(), 1.15 * threshold, 0.1)))
+    axes.set_xlabel(f"IoU: mean {mean:.3f}, mean + std {threshold:.3f}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="gainsboro", linewidth=0.7)
+
+
+def _scatter(axes: Axes, points: np.ndarray, levels: np.ndarray, states: np.ndarray) -> None:
+    """Plot candidates at points, (M, 2), coloured by level and marked by state."""
+    colors = np.array(LEVEL_COLORS)[levels % len(LEVEL_COLORS)]
+    for state, (_, marker, size) in enumerate(STATES):
+        (x, y), edges = points[states == state].T, colors[states == state].tolist()
+        # A white rim keeps the colours apart from the image behind them.
+        axes.scatter(x, y, s=size + 30, c="white", marker=marker, zorder=3 + state)
+        dots = axes.scatter(x, y, s=size, c=edges, marker=marker, linewidths=1.6, zorder=3 + state)
+        if state != POSITIVE:
+            dots.set_facecolor("white")
+
+
+def draw_summary(
+    bars: Mapping[str, Mapping[str, Mapping[str, float]]],
+    thresholds: Mapping[str, Any],
+    edges: Sequence[float],
+) -> Image.Image:
+    """Draw bars of sizes and assigners, and the histograms of ATSS thresholds by size.
+
+    Args:
+        bars: axis label -> assigner -> size -> value.
+        thresholds: size -> {"histogram": objects per bin}.
+        edges: of the bins.
+    """
+    figure = _figure(12, 3.9)
+    *axes, last = figure.subplots(1, len(bars) + 1)
+    width = 0.8 / len(SIZE_COLORS)
+    for axis, (label, values) in zip(axes, bars.items(), strict=True):
+        for i, (size, color) in enumerate(SIZE_COLORS.items()):
+            heights = [by_size[size] for by_size in values.values()]
+            axis.bar(np.arange(len(values)) + (i - 1) * width, heights, width, color=color)
+        axis.set_xticks(range(len(values)), [name.replace(" + ", "\n+ ") for name in values], fontsize=7)
+        axis.set_ylabel(label)
+    counts = [thresholds[size]["histogram"] for size in SIZE_COLORS]
+    colors, sizes = list(SIZE_COLORS.values()), list(SIZE_COLORS)
+    last.hist([edges[:-1]] * 3, edges, weights=counts, color=colors, label=sizes, stacked=True)
+    last.set(xlim=(0, 1), xlabel="threshold of ATSS (IoU)", ylabel="objects")
+    last.legend(frameon=False, title="size")
+    return _to_image(figure)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Not pyplot: its global state and its choice of a display would leak into the caller.
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _to_image(figure: Figure) -> Image.Image:
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

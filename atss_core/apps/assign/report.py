@@ -195,24 +195,19 @@ class AssignmentViewer:
         panels = []
         for i in chosen:
             states = candidate_states(found, matched[ATSS], i)
-            width, height = (float(side) for side in widths_heights(target.boxes[i]))
-            positives = int((states == POSITIVE).sum())
+            size = " x ".join(f"{side:.0f}" for side in widths_heights(target.boxes[i]))
             title = (
-                f"{names[i]}, {width:.0f} x {height:.0f} px: {positives} of {len(states)} candidates positive"
+                f"{names[i]}, {size} px: {(states == POSITIVE).sum()} positive of {len(states)} candidates"
             )
             panels.append((title, draw_object(image, anchors, target, found, states, i, title)))
         file_name = str(self.dataset.image_info(index)["file_name"])
-        folder = self.folder / "images"
-        save_image(image_grid([tiles[:3], tiles[3:]], title=file_name), folder / f"{number}_assigners.jpg")
-        return (
-            file_name,
-            _save(tiles, folder / f"{number}_assigner"),
-            _save(panels, folder / f"{number}_object"),
-        )
+        stem = self.folder / "images" / str(number)
+        save_image(image_grid([tiles[:3], tiles[3:]], title=file_name), f"{stem}_assigners.jpg")
+        return file_name, _save(tiles, f"{stem}_assigner"), _save(panels, f"{stem}_object")
 
 
-def _save(tiles: list[tuple[str, Image.Image]], stem: Path) -> list[Figure]:
-    files = [stem.with_name(f"{stem.name}_{number}.jpg") for number in range(1, len(tiles) + 1)]
+def _save(tiles: list[tuple[str, Image.Image]], stem: str) -> list[Figure]:
+    files = [Path(f"{stem}_{number}.jpg") for number in range(1, len(tiles) + 1)]
     for (_, tile), file in zip(tiles, files, strict=True):
         save_image(tile, file)
     return [(text, f"images/{file.name}", tile.size) for (text, tile), file in zip(tiles, files, strict=True)]

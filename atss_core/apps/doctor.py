@@ -23,9 +23,14 @@ from atss_core.config.catalog import DATASETS, find_dataset
 from atss_core.config.shipped import shipped_configs
 from atss_core.utils.extras import EXTRAS, has
 
-REQUIRED = (
-    *("torchvision", "numpy", "pillow", "pycocotools", "matplotlib", "jinja2", "yacs", "safetensors"),
-)
+torch: Any = None
+try:
+    torch = importlib.import_module("torch")
+except (ImportError, OSError) as error:  # OSError: a shared library is missing
+    _error = error
+
+INSTALL = "https://pytorch.org/get-started/locally/"
+REQUIRED = "torchvision numpy pillow jinja2 pycocotools matplotlib yacs safetensors".split()
 # Loading the operators can end the process, so another process does it, with a small NMS on each device.
 TRY_OPERATORS = """
 import torch
@@ -70,10 +75,8 @@ def examine() -> bool:
 def versions() -> Iterator[Finding]:
     """Yield the versions of what decides results and speed."""
     yield Finding(f"atss {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    torch = _load_torch()
-    if isinstance(torch, Exception):
-        remedy = "install it again: https://pytorch.org/get-started/locally/"
-        yield Finding(f"PyTorch does not load: {torch}", remedy, is_fatal=True)
+    if torch is None:
+        yield Finding(f"PyTorch does not load: {_error}", f"install it again: {INSTALL}", is_fatal=True)
     else:
         yield Finding(f"PyTorch {torch.__version__}, CUDA of this PyTorch: {torch.version.cuda or 'none'}")
     found = {name: version_of(name) for name in REQUIRED}
@@ -85,8 +88,7 @@ def versions() -> Iterator[Finding]:
 
 def devices() -> Iterator[Finding]:
     """Yield what can compute, and what keeps a GPU from it."""
-    torch = _load_torch()
-    if isinstance(torch, Exception):
+    if torch is None:
         yield Finding(f"CPU: {os.cpu_count()} cores")
         return
     yield Finding(f"CPU: {torch.get_num_threads()} threads of PyTorch, {os.cpu_count()} cores")
@@ -101,7 +103,7 @@ def devices() -> Iterator[Finding]:
     if shutil.which("nvidia-smi") and torch.version.cuda is None:
         yield Finding(
             "there is an NVIDIA driver, but this PyTorch is built for CPUs",
-            "install a CUDA build of PyTorch: https://pytorch.org/get-started/locally/",
+            f"install a CUDA build of PyTorch: {INSTALL}",
         )
     elif shutil.which("nvidia-smi"):
         yield Finding(
@@ -156,11 +158,3 @@ def version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _load_torch() -> Any:
-    """Return the module torch, or the exception of its import."""
-    try:
-        return importlib.import_module("torch")
-    except (ImportError, OSError) as error:  # OSError: a shared library that is missing
-        return error

@@ -17,7 +17,7 @@ from atss_core.data import UnreadableImageError, build_datasets, fill_num_classe
 from atss_core.engine.predictor import default_class_names
 from atss_core.engine.sources import find_images
 from atss_core.export import TARGETS, build_description, build_graph, build_parity_check, files_of
-from atss_core.modeling import Detector, build_detector
+from atss_core.modeling import build_detector
 from atss_core.utils.files import atomic_write, refuse_overwriting
 from atss_core.utils.text import printable
 
@@ -62,39 +62,24 @@ def export_detector(
     paths = [output if output.suffix in SUFFIXES else output / f"{stem}{TARGETS[n].suffix}" for n in formats]
     outputs = [file for path in paths for file in (*files_of(path), report_of(path))]
     refuse_overwriting(outputs, [source, *inputs, *images], "Give another --output.")
-    for name, path in zip(formats, paths, strict=True):
-        _export(cfg, detector, class_names, name, path, images, nms)
-
-
-def _export(
-    cfg: CfgNode,
-    detector: Detector,
-    class_names: Sequence[str],
-    name: str,
-    path: Path,
-    images: Sequence[Path],
-    nms: str,
-) -> None:
-    """Write one file and verify it; files of an earlier export stay as they are until then."""
-    target = TARGETS[name]
-    print(f"writing {path} ...", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A folder, because the files of a model refer to each other by name.
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        description = build_description(cfg, class_names, nms)
-        target.write(build_graph(cfg, detector), nms == "inside", draft, description)
-        report = build_parity_check(cfg, detector, images)(draft)
-        with atomic_write(report_of(draft), "w") as file:
-            json.dump(report.to_dict(), file, indent=1)
-        print(report.table(), flush=True)
-        written = publish(draft, path.with_name(f"{path.name}.failed") if report.failure else path)
-    if report.failure:
-        raise ValueError(f"{path.name} fails the parity check: {report.failure}; it is now {written}")
-    size = sum(file.stat().st_size for file in files_of(path)) / 1e6
-    print(
-        f"{path}: {size:.1f} MB, {target.title}, NMS {nms}; equal. Figures in {report_of(path)}", flush=True
-    )
+    for path, target in zip(paths, (TARGETS[name] for name in formats), strict=True):
+        print(f"writing {path} ...", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A folder, because the files of a model refer to each other by name. Files of an earlier export stay
+        # as they are until the new ones are verified.
+        with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            description = build_description(cfg, class_names, nms)
+            target.write(build_graph(cfg, detector), nms == "inside", draft, description)
+            report = build_parity_check(cfg, detector, images)(draft)
+            with atomic_write(report_of(draft), "w") as file:
+                json.dump(report.to_dict(), file, indent=1)
+            print(report.table(), flush=True)
+            written = publish(draft, path.with_name(f"{path.name}.failed") if report.failure else path)
+        if report.failure:
+            raise ValueError(f"{path.name} fails the parity check: {report.failure}; it is now {written}")
+        size = f"{sum(file.stat().st_size for file in files_of(path)) / 1e6:.1f} MB"
+        print(f"{path}: {size}, {target.title}, NMS {nms}; equal. Report: {report_of(path)}", flush=True)
 
 
 def choose_images(cfg: CfgNode, folder: str | None) -> list[Path]:

@@ -33,14 +33,11 @@ def draw_detections(cfg: CfgNode, path: Path, num_images: int, title: str = "", 
         image = dataset.load_image(index)
         canvas = Image.new("RGB", image.size, "gainsboro") if blank else image
         scale = readable_scale((image.height, image.width), short_side=256)
-        values = predictions[image_id]
+        target, values = dataset.target(index), predictions[image_id]
         detections = BoxList(
             values["boxes"], values["image_size"], labels=values["labels"], scores=values["scores"]
         )
-        for caption, boxes in (
-            (f"{image_id}: ground truth", dataset.target(index)),
-            ("detections", detections),
-        ):
+        for caption, boxes in {f"{image_id}: ground truth": target, "detections": detections}.items():
             drawn = draw_boxes(canvas, boxes, dataset.class_names, SCORE_THRESHOLD, scale=scale)
             tiles.append((caption, drawn))
     rows = [tiles[i : i + 4] for i in range(0, len(tiles), 4)]

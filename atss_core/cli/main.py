@@ -64,7 +64,7 @@ def _help_text() -> str:
     return "\n".join(
         [
             "usage: atss COMMAND [arguments]",
-            "\nTrain, evaluate and use detectors whose positive samples are selected by the statistics of each object.\n",
+            "\nTrain, evaluate and use detectors with Adaptive Training Sample Selection.\n",
             *lines,
             "\nexample:\n  atss train --config-file atss_R_50_FPN_1x OUTPUT_DIR training_dir/first",
             "\natss COMMAND --help lists the arguments of each.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -59,10 +59,8 @@ def draw_positives(image: Image.Image, anchors: Anchors, target: BoxList, matche
     boxes = target.resize((canvas.height, canvas.width)).boxes.round().int().tolist()
     is_matched = torch.isin(torch.arange(len(target)), matched)
     for index in torch.argsort(~is_matched, stable=True).tolist():  # unmatched objects on top
-        if is_matched[index]:
-            pen.rectangle(boxes[index], outline=class_color(index + 1), width=SMOOTHING)
-        else:
-            pen.rectangle(boxes[index], outline=RED, width=4 * SMOOTHING)
+        color, width = (class_color(index + 1), 1) if is_matched[index] else (RED, 4)
+        pen.rectangle(boxes[index], outline=color, width=width * SMOOTHING)
     height, width = target.image_size
     factors = torch.tensor([canvas.width / width, canvas.height / height])
     points = box_ops.centers(anchors.boxes[matched >= 0]) * factors
@@ -73,149 +71,127 @@ def draw_positives(image: Image.Image, anchors: Anchors, target: BoxList, matche
     return canvas.reduce(SMOOTHING)
 
 
-def candidate_states(found: Candidates, matched: Tensor, index: int) -> np.ndarray:
-    """Return what became of each ATSS candidate of an object: CANDIDATE, OUTSIDE, LOST or POSITIVE, (M,)."""
-    states = torch.full_like(found.anchors[0, index], CANDIDATE)
-    states[found.ious[0, index] >= found.threshold[0, index]] = OUTSIDE
-    states[found.is_positive[0, index]] = LOST
-    states[matched[found.anchors[0, index]] == index] = POSITIVE
-    return states.numpy()
-
-
-def draw_object(
-    image: Image.Image,
-    anchors: Anchors,
-    target: BoxList,
-    found: Candidates,
-    states: np.ndarray,
-    index: int,
-    title: str,
-) -> Image.Image:
-    """Draw an object with the centres of its candidates, beside their IoUs by level.
+class ObjectDrawing:
+    """An object and its ATSS candidates, drawn on the image and beside it by IoU and level.
 
     Args:
-        image: the image, of any size.
         anchors: of the network input.
-        target: the objects, in pixels of the network input.
-        found: the ATSS candidates of all objects.
-        states: as ``candidate_states`` returns.
+        target: the objects of the image, in pixels of the network input.
+        found: the candidates of all objects.
+        matched: the object of each anchor, int64 (K,), negative for none.
         index: of the object.
-        title: above the drawing.
+        name: of the object, for the title.
     """
-    chosen = found.anchors[0, index]
-    centers = box_ops.centers(anchors.boxes[chosen]).numpy()
-    levels = np.searchsorted(np.cumsum(anchors.counts), chosen.numpy(), side="right")
-    figure = _figure(8.4, 4.0)
-    set_literal(figure.suptitle("", fontsize=12), title)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    _plot_centers(left, image, target, index, centers, levels, states, anchors.strides[0])
-    mean, threshold = float(found.mean[0, index]), float(found.threshold[0, index])
-    _plot_ious(right, found.ious[0, index].numpy(), levels, states, mean, threshold, anchors.strides)
-    handles = [
-        Line2D([], [], color="dimgray", marker=marker, linestyle="", markersize=size**0.5, label=label)
-        for label, marker, size in STATES
-    ]
-    for handle in handles[:POSITIVE]:
-        handle.set_markerfacecolor("white")
-    handles += [
-        Line2D([], [], label="mean of the IoUs", **MEAN_LINE),
-        Line2D([], [], label="threshold: mean + std", **THRESHOLD_LINE),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    return _to_image(figure)
+
+    def __init__(
+        self, anchors: Anchors, target: BoxList, found: Candidates, matched: Tensor, index: int, name: str
+    ) -> None:
+        chosen = found.anchors[0, index]
+        self.strides = anchors.strides
+        self.image_size = target.image_size
+        self.box = target.boxes[index]
+        self.centers = box_ops.centers(anchors.boxes[chosen]).numpy()
+        self.levels = np.searchsorted(np.cumsum(anchors.counts), chosen.numpy(), side="right")
+        self.ious = found.ious[0, index].numpy()
+        self.mean, self.threshold = float(found.mean[0, index]), float(found.threshold[0, index])
+        states = torch.full_like(chosen, CANDIDATE)
+        states[found.ious[0, index] >= found.threshold[0, index]] = OUTSIDE
+        states[found.is_positive[0, index]] = LOST
+        states[matched[chosen] == index] = POSITIVE
+        self.states = states.numpy()
+        size = " x ".join(f"{side:.0f}" for side in box_ops.widths_heights(self.box))
+        num_positives = np.count_nonzero(self.states == POSITIVE)
+        self.title = f"{name}, {size} px: {num_positives} positive of {len(chosen)} candidates"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Draw on an image of any size."""
+        figure = _figure(8.4, 4.0)
+        set_literal(figure.suptitle("", fontsize=12), self.title)
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+        self._plot_centers(left, image)
+        self._plot_ious(right)
+        handles = [
+            Line2D([], [], color="dimgray", marker=marker, linestyle="", markersize=size**0.5, label=label)
+            for label, marker, size in STATES
+        ]
+        for handle in handles[:POSITIVE]:
+            handle.set_markerfacecolor("white")
+        handles.append(Line2D([], [], label="mean of the IoUs", **MEAN_LINE))
+        handles.append(Line2D([], [], label="threshold: mean + std", **THRESHOLD_LINE))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        return _to_image(figure)
+
+    def _plot_centers(self, axes: Axes, image: Image.Image) -> None:
+        """Plot the object with its positives and the finest candidates; others may lie outside."""
+        height, width = self.image_size
+        x1, y1, x2, y2 = self.box.tolist()
+        x, y = box_ops.centers(self.box).tolist()
+        offsets = np.abs(self.centers - (x, y)).max(axis=1)
+        reach = offsets[(self.states != CANDIDATE) | (self.levels == 0)].max(initial=0)
+        half = max(0.75 * (x2 - x1), 0.75 * (y2 - y1), 1.2 * reach, 3 * self.strides[0])
+        axes.imshow(image.convert("RGB"), extent=(0, width, height, 0), alpha=0.75, interpolation="bilinear")
+        axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half), xticks=[], yticks=[])
+        axes.set(aspect="equal", facecolor="whitesmoke")
+        for color, line in (("white", 4.0), ("black", 1.8)):
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=line))
+        is_seen = offsets <= half
+        self._scatter(axes, self.centers, is_seen)
+        if not is_seen.all():
+            axes.set_xlabel(f"{np.count_nonzero(~is_seen)} candidates lie outside this section", fontsize=9)
+
+    def _plot_ious(self, axes: Axes) -> None:
+        heights = self.levels.astype(float)
+        for level in range(len(self.strides)):
+            # Candidates of a level lie a little above each other, so that equal IoUs can be counted.
+            members = np.flatnonzero(self.levels == level)
+            heights[members] += np.linspace(-0.36, 0.36, len(members)) if len(members) > 1 else 0
+        axes.axvline(self.mean, **MEAN_LINE)
+        axes.axvline(self.threshold, **THRESHOLD_LINE)
+        self._scatter(axes, np.column_stack([self.ious, heights]), np.ones(len(heights), dtype=bool))
+        names = [f"P{FIRST_LEVEL + i}\nstride {stride}" for i, stride in enumerate(self.strides)]
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        for i, label in enumerate(axes.get_yticklabels()):
+            label.set_color(LEVEL_COLORS[i % len(LEVEL_COLORS)])
+        right = max(1.15 * self.ious.max(), 1.15 * self.threshold, 0.1)
+        axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(-0.02, right))
+        axes.set_xlabel(f"IoU: mean {self.mean:.3f}, mean + std {self.threshold:.3f}", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="gainsboro", linewidth=0.7)
+
+    def _scatter(self, axes: Axes, points: np.ndarray, is_shown: np.ndarray) -> None:
+        """Plot candidates at points, (M, 2), coloured by level and marked by state."""
+        colors = np.array(LEVEL_COLORS)[self.levels % len(LEVEL_COLORS)]
+        for state, (_, marker, size) in enumerate(STATES):
+            chosen = is_shown & (self.states == state)
+            x, y = points[chosen].T
+            # A white rim keeps the colours apart from the image behind them.
+            axes.scatter(x, y, s=size + 30, c="white", marker=marker, zorder=3 + state)
+            style: dict[str, Any] = {"marker": marker, "linewidths": 1.6, "zorder": 3 + state}
+            dots = axes.scatter(x, y, s=size, c=colors[chosen].tolist(), **style)
+            if state != POSITIVE:
+                dots.set_facecolor("white")
 
 
-def _plot_centers(
-    axes: Axes,
-    image: Image.Image,
-    target: BoxList,
-    index: int,
-    centers: np.ndarray,
-    levels: np.ndarray,
-    states: np.ndarray,
-    stride: int,
-) -> None:
-    """Plot the object, its positives and the candidates of the finest level; others may lie outside."""
-    height, width = target.image_size
-    x1, y1, x2, y2 = target.boxes[index].tolist()
-    middle = np.array([x1 + x2, y1 + y2]) / 2
-    offsets = np.abs(centers - middle).max(axis=1)
-    reach = offsets[(states != CANDIDATE) | (levels == 0)].max(initial=0)
-    half = max(0.75 * (x2 - x1), 0.75 * (y2 - y1), 1.2 * reach, 3 * stride)
-    axes.imshow(image.convert("RGB"), extent=(0, width, height, 0), alpha=0.75, interpolation="bilinear")
-    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] + half, middle[1] - half))
-    axes.set(xticks=[], yticks=[], aspect="equal", facecolor="whitesmoke")
-    for color, line in (("white", 4.0), ("black", 1.8)):
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=line))
-    is_seen = offsets <= half
-    _scatter(axes, centers[is_seen], levels[is_seen], states[is_seen])
-    if not is_seen.all():
-        axes.set_xlabel(f"{np.count_nonzero(~is_seen)} candidates lie outside this section", fontsize=9)
-
-
-def _plot_ious(
-    axes: Axes,
-    ious: np.ndarray,
-    levels: np.ndarray,
-    states: np.ndarray,
-    mean: float,
-    threshold: float,
-    strides: Sequence[int],
-) -> None:
-    heights = levels.astype(float)
-    for level in range(len(strides)):
-        # Candidates of a level lie a little above each other, so that equal IoUs can be counted.
-        members = np.flatnonzero(levels == level)
-        heights[members] += np.linspace(-0.36, 0.36, len(members)) if len(members) > 1 else 0
-    axes.axvline(mean, **MEAN_LINE)
-    axes.axvline(threshold, **THRESHOLD_LINE)
-    _scatter(axes, np.column_stack([ious, heights]), levels, states)
-    names = [f"P{FIRST_LEVEL + i}\nstride {stride}" for i, stride in enumerate(strides)]
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    for i, label in enumerate(axes.get_yticklabels()):
-        label.set_color(LEVEL_COLORS[i % len(LEVEL_COLORS)])
-    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(-0.02, max(1.15 * ious.max(), 1.15 * threshold, 0.1)))
-    axes.set_xlabel(f"IoU: mean {mean:.3f}, mean + std {threshold:.3f}", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="gainsboro", linewidth=0.7)
-
-
-def _scatter(axes: Axes, points: np.ndarray, levels: np.ndarray, states: np.ndarray) -> None:
-    """Plot candidates at points, (M, 2), coloured by level and marked by state."""
-    colors = np.array(LEVEL_COLORS)[levels % len(LEVEL_COLORS)]
-    for state, (_, marker, size) in enumerate(STATES):
-        (x, y), edges = points[states == state].T, colors[states == state].tolist()
-        # A white rim keeps the colours apart from the image behind them.
-        axes.scatter(x, y, s=size + 30, c="white", marker=marker, zorder=3 + state)
-        dots = axes.scatter(x, y, s=size, c=edges, marker=marker, linewidths=1.6, zorder=3 + state)
-        if state != POSITIVE:
-            dots.set_facecolor("white")
-
-
-def draw_summary(
-    bars: Mapping[str, Mapping[str, Mapping[str, float]]],
-    thresholds: Mapping[str, Any],
-    edges: Sequence[float],
-) -> Image.Image:
-    """Draw bars of sizes and assigners, and the histograms of ATSS thresholds by size.
+def draw_summary(report: Mapping[str, Any], columns: Mapping[str, tuple[str, float, str]]) -> Image.Image:
+    """Draw columns of a report as bars by size and assigner, and the histograms of the ATSS thresholds.
 
     Args:
-        bars: axis label -> assigner -> size -> value.
-        thresholds: size -> {"histogram": objects per bin}.
-        edges: of the bins.
+        report: as ``report.json`` has it.
+        columns: key of the report -> title, factor and format.
     """
     figure = _figure(12, 3.9)
-    *axes, last = figure.subplots(1, len(bars) + 1)
-    width = 0.8 / len(SIZE_COLORS)
-    for axis, (label, values) in zip(axes, bars.items(), strict=True):
+    *axes, last = figure.subplots(1, len(columns) + 1)
+    width, names = 0.8 / len(SIZE_COLORS), list(report["assigners"])
+    for axis, (key, (title, factor, _)) in zip(axes, columns.items(), strict=True):
         for i, (size, color) in enumerate(SIZE_COLORS.items()):
-            heights = [by_size[size] for by_size in values.values()]
-            axis.bar(np.arange(len(values)) + (i - 1) * width, heights, width, color=color)
-        axis.set_xticks(range(len(values)), [name.replace(" + ", "\n+ ") for name in values], fontsize=7)
-        axis.set_ylabel(label)
-    counts = [thresholds[size]["histogram"] for size in SIZE_COLORS]
-    colors, sizes = list(SIZE_COLORS.values()), list(SIZE_COLORS)
-    last.hist([edges[:-1]] * 3, edges, weights=counts, color=colors, label=sizes, stacked=True)
+            heights = [factor * (sizes[size][key] or 0) for sizes in report["assigners"].values()]
+            axis.bar(np.arange(len(names)) + (i - 1) * width, heights, width, color=color)
+        axis.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ") for name in names], fontsize=7)
+        axis.set_ylabel(title)
+    edges, sizes = report["threshold_edges"], list(SIZE_COLORS)
+    counts = [report["thresholds"][size]["histogram"] for size in sizes]
+    colors = list(SIZE_COLORS.values())
+    last.hist([edges[:-1]] * len(sizes), edges, weights=counts, color=colors, label=sizes, stacked=True)
     last.set(xlim=(0, 1), xlabel="threshold of ATSS (IoU)", ylabel="objects")
     last.legend(frameon=False, title="size")
     return _to_image(figure)

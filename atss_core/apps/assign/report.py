@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,10 +25,8 @@ from atss_core.apps.assign.assignment import (
     summarize,
 )
 from atss_core.apps.assign.drawings import (
-    POSITIVE,
     TILE_SIDE,
-    candidate_states,
-    draw_object,
+    ObjectDrawing,
     draw_positives,
     draw_summary,
 )
@@ -37,7 +36,7 @@ from atss_core.modeling.anchors import Anchors
 from atss_core.modeling.assigners import AtssAssigner
 from atss_core.modeling.build import build_anchor_generator
 from atss_core.structures import BoxList
-from atss_core.structures.boxes import area, widths_heights
+from atss_core.structures.boxes import area
 from atss_core.utils.files import atomic_write
 from atss_core.utils.progress import progress
 from atss_core.utils.text import printable
@@ -98,14 +97,7 @@ class AssignmentViewer:
             old.unlink()
         drawn = choose_images(unmatched, num_drawn)
         images = [found for number, i in enumerate(drawn, start=1) if (found := self._draw(i, number))]
-        bars = {
-            title: {
-                name: {size: factor * (sizes[size][key] or 0) for size in SIZES}
-                for name, sizes in report["assigners"].items()
-            }
-            for key, (title, factor, _) in COLUMNS.items()
-        }
-        summary = draw_summary(bars, report["thresholds"], report["threshold_edges"])
+        summary = draw_summary(report, COLUMNS)
         save_image(summary, self.folder / "images" / "summary.png")
         with atomic_write(self.folder / "report.json", "w") as file:
             json.dump(report, file, indent=2, ensure_ascii=False)
@@ -115,7 +107,7 @@ class AssignmentViewer:
                     Path(__file__).with_name("templates") / "assign.html",
                     title=f"Label assignment on {report['name']}",
                     report=report,
-                    tables=_tables(report),
+                    tables=list(_tables(report)),
                     summary=("images/summary.png", summary.size),
                     images=images,
                 )
@@ -126,10 +118,7 @@ class AssignmentViewer:
         """Choose images with objects, the same ones each time."""
         indices = list(range(len(self.dataset)))
         Random(0).shuffle(indices)
-        chosen: list[int] = []
-        for index in indices:
-            if len(chosen) < most and len(self.dataset.target(index)):
-                chosen.append(index)
+        chosen = list(islice((i for i in indices if len(self.dataset.target(i))), most))
         if not chosen:
             raise ValueError(NOTHING_TO_LEARN.format(self.dataset.path))
         return sorted(chosen)
@@ -192,14 +181,8 @@ class AssignmentViewer:
             counts = count_positives(of_anchors, len(target))
             caption = f"{name}: {counts.sum()} positives, {(counts == 0).sum()} of {len(target)} unmatched"
             tiles.append((caption, draw_positives(image, anchors, target, of_anchors)))
-        panels = []
-        for i in chosen:
-            states = candidate_states(found, matched[ATSS], i)
-            size = " x ".join(f"{side:.0f}" for side in widths_heights(target.boxes[i]))
-            title = (
-                f"{names[i]}, {size} px: {(states == POSITIVE).sum()} positive of {len(states)} candidates"
-            )
-            panels.append((title, draw_object(image, anchors, target, found, states, i, title)))
+        objects = [ObjectDrawing(anchors, target, found, matched[ATSS], i, names[i]) for i in chosen]
+        panels = [(drawing.title, drawing.draw(image)) for drawing in objects]
         file_name = str(self.dataset.image_info(index)["file_name"])
         stem = self.folder / "images" / str(number)
         save_image(image_grid([tiles[:3], tiles[3:]], title=file_name), f"{stem}_assigners.jpg")
@@ -213,32 +196,30 @@ def _save(tiles: list[tuple[str, Image.Image]], stem: str) -> list[Figure]:
     return [(text, f"images/{file.name}", tile.size) for (text, tile), file in zip(tiles, files, strict=True)]
 
 
-def _tables(report: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return the tables of a report: title, header and rows, all as text."""
+def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Yield the tables of a report: title, header and rows, all as text."""
     header = [f"{size} ({report['thresholds'][size]['objects']})" for size in SIZES]
-    tables = [
-        (
-            title,
-            ["assigner", *header],
-            [
-                [name, *(_cell(sizes[size][key], factor, form) for size in SIZES)]
-                for name, sizes in report["assigners"].items()
-            ],
-        )
-        for key, (title, factor, form) in COLUMNS.items()
-    ]
-    quantiles = [
-        [
-            f"{100 * quantile:.0f}% of the objects are below",
-            *(_cell(report["thresholds"][size]["quantiles"][str(quantile)], 1, "{:.3f}") for size in SIZES),
+
+    def row(name: str, values: Iterable[float | None], factor: float, form: str) -> list[str]:
+        return [name, *("-" if value is None else form.format(factor * value) for value in values)]
+
+    for key, (title, factor, form) in COLUMNS.items():
+        rows = [
+            row(name, (sizes[size][key] for size in SIZES), factor, form)
+            for name, sizes in report["assigners"].items()
         ]
-        for quantile in QUANTILES
+        yield title, ["assigner", *header], rows
+    quantiles = [report["thresholds"][size]["quantiles"] for size in SIZES]
+    rows = [
+        row(
+            f"{100 * q:.0f}% of the objects are below",
+            (of_size[str(q)] for of_size in quantiles),
+            1,
+            "{:.3f}",
+        )
+        for q in QUANTILES
     ]
-    return [*tables, ("threshold of ATSS", ["", *header], quantiles)]
-
-
-def _cell(value: float | None, factor: float, form: str) -> str:
-    return "-" if value is None else form.format(factor * value)
+    yield "threshold of ATSS", ["", *header], rows
 
 
 def _describe(report: Mapping[str, Any]) -> Iterator[str]:

@@ -37,16 +37,16 @@ MOST_CLASSES = 40  # rows of the table of classes
 def check_datasets(
     cfg: CfgNode, datasets: Sequence[DetectionDataset], output_dir: Path, *, quick: bool
 ) -> None:
-    """Check datasets that were opened for testing; print a report of each and write it with drawings.
+    """Check datasets that were opened for testing; print the reports, write them to folders of their names.
 
     Args:
         cfg: for sizes and anchors.
         datasets: of the same classes.
-        output_dir: receives a folder for each dataset, of its name.
-        quick: leave out what reads the images, and the drawings of them.
+        output_dir: receives the folders.
+        quick: skip checks that read images, and drawings of them.
 
     Raises:
-        ValueError: if training must not start with one, or their classes differ.
+        ValueError: if training must not start with one of them, or their classes differ.
     """
     defects = [_check(cfg, dataset, output_dir / dataset.name, quick) for dataset in datasets]
     for line in _shared_images(datasets):

@@ -30,7 +30,7 @@ except (ImportError, OSError) as error:  # OSError: a shared library is missing
     _error = error
 
 INSTALL = "https://pytorch.org/get-started/locally/"
-REQUIRED = "torchvision numpy pillow jinja2 pycocotools matplotlib yacs safetensors".split()
+REQUIRED = ["torchvision", "numpy", "pillow", "jinja2", "pycocotools", "matplotlib", "yacs", "safetensors"]
 # Loading the operators can end the process, so another process does it, with a small NMS on each device.
 TRY_OPERATORS = """
 import torch

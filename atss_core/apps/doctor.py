@@ -79,9 +79,9 @@ def versions() -> Iterator[Finding]:
         yield Finding(f"PyTorch does not load: {_error}", f"install it again: {INSTALL}", is_fatal=True)
     else:
         yield Finding(f"PyTorch {torch.__version__}, CUDA of this PyTorch: {torch.version.cuda or 'none'}")
-    found = {name: version_of(name) for name in REQUIRED}
-    yield Finding(", ".join(f"{name} {version}" for name, version in found.items() if version))
-    for name, version in found.items():
+    packages = {name: version_of(name) for name in REQUIRED}
+    yield Finding(", ".join(f"{name} {version}" for name, version in packages.items() if version))
+    for name, version in packages.items():
         if version is None:
             yield Finding(f"no {name}", f"pip install {name}", is_fatal=True)
 

@@ -58,10 +58,10 @@ def test_report_equals_a_slow_count(written, name):
     path, folder = written
     report = json.loads((folder / "report.json").read_text())
     assert list(report["assigners"]) == ASSIGNERS
-    found = slow_count(path, name)
-    assert report["num_objects"] == len(found) > 20
+    counted = slow_count(path, name)
+    assert report["num_objects"] == len(counted) > 20
     for size, (low, high) in {"S": (0, 32), "M": (32, 96), "L": (96, 1e9), "all": (0, 1e9)}.items():
-        counts = [n for pixels, n in found if low**2 <= pixels < high**2]
+        counts = [n for pixels, n in counted if low**2 <= pixels < high**2]
         entry = report["assigners"][name][size]
         assert entry["objects"] == len(counts)
         assert entry["without_positive"] == counts.count(0)

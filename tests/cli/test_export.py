@@ -82,11 +82,11 @@ def test_file_must_detect_the_same_to_replace_the_earlier_one(
         run(export.main, command)
     assert stop.value.code == 2
     assert "error: net.pt2 fails the parity check: it does not detect" in capsys.readouterr().err
-    found = {p.name: p.read_bytes() for p in output.parent.iterdir()}
-    assert earlier.items() <= found.items(), "a verified export stays with its report"
-    assert found.keys() - earlier.keys() == {"net.pt2.failed", "net.pt2.failed.parity.json"}
-    assert found["net.pt2.failed"] == package.read_bytes()
-    assert not json.loads(found["net.pt2.failed.parity.json"])["is_equal"]
+    written = {p.name: p.read_bytes() for p in output.parent.iterdir()}
+    assert earlier.items() <= written.items(), "a verified export stays with its report"
+    assert written.keys() - earlier.keys() == {"net.pt2.failed", "net.pt2.failed.parity.json"}
+    assert written["net.pt2.failed"] == package.read_bytes()
+    assert not json.loads(written["net.pt2.failed.parity.json"])["is_equal"]
 
 
 def test_an_export_that_breaks_off_leaves_the_earlier_one_alone(package, weights, tmp_path, monkeypatch):
@@ -112,9 +112,9 @@ def test_files_beside_the_main_one_move_with_it(tmp_path, ending):
     report_of(tmp_path / "draft" / "net.xml").write_text("new")
     main_file = tmp_path / f"net.xml{ending}"
     assert publish(tmp_path / "draft" / "net.xml", main_file) == main_file
-    found = {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()}
+    written = {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()}
     expected = [*(f"{name}{ending}" for name in names), f"net.xml{ending}.parity.json"]
-    assert found == dict.fromkeys(expected, "new")
+    assert written == dict.fromkeys(expected, "new")
     assert not any((tmp_path / "draft").iterdir())
 
 
@@ -130,14 +130,14 @@ def test_weights_are_never_written_over(weights, tmp_path):
 def test_images_are_by_default_those_of_the_test_set_or_the_demo(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # away from the checkout
     cfg = load_cfg(QUICK, [*TINY, "DATASETS.DATA_DIR", str(shapes)])
-    found = choose_images(cfg, None)
-    assert found == sorted((shapes / "shapes" / "val").glob("*.jpg"))[:8]
+    images = choose_images(cfg, None)
+    assert images == sorted((shapes / "shapes" / "val").glob("*.jpg"))[:8]
     cfg = load_cfg(QUICK, [*TINY, "DATASETS.DATA_DIR", str(tmp_path)])
     assert choose_images(cfg, None)[0].name == "shapes_14.jpg"
     monkeypatch.setattr(app, "DEMO_IMAGES", ())
     with pytest.raises(ValueError, match=r"--images: expected images .* DATASETS.TEST \('shapes_val',\)"):
         choose_images(cfg, None)
-    shutil.copy(found[0], tmp_path / "b.jpg")
+    shutil.copy(images[0], tmp_path / "b.jpg")
     (tmp_path / "a.jpg").write_text("no image")
     assert choose_images(cfg, str(tmp_path)) == [tmp_path / "b.jpg"]
     assert capsys.readouterr().err.startswith(f"skipped: {tmp_path / 'a.jpg'} cannot be read")

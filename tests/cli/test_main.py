@@ -72,10 +72,10 @@ def test_flags_stand_anywhere_and_values_may_be_negative():
     parser.add_argument("--flag", action="store_true")
     parser.add_argument("--number", type=float)
     parser.add_argument("opts", nargs="*")
-    found = parser.parse_args(["A", "-1e-3", "--flag", "B", "(1, 2)", "--number", "-.5", "--", "C", "-3"])
-    assert found.opts == ["A", "-1e-3", "B", "(1, 2)", "C", "-3"]
-    assert found.flag
-    assert found.number == -0.5
+    parsed = parser.parse_args(["A", "-1e-3", "--flag", "B", "(1, 2)", "--number", "-.5", "--", "C", "-3"])
+    assert parsed.opts == ["A", "-1e-3", "B", "(1, 2)", "C", "-3"]
+    assert parsed.flag
+    assert parsed.number == -0.5
 
 
 def test_a_command_that_does_not_load_names_the_doctor(monkeypatch):

@@ -77,26 +77,26 @@ class ObjectDrawing:
     Args:
         anchors: of the network input.
         target: the objects of the image, in pixels of the network input.
-        found: the candidates of all objects.
+        atss: the candidates of all objects.
         matched: the object of each anchor, int64 (K,), negative for none.
         index: of the object.
         name: of the object, for the title.
     """
 
     def __init__(
-        self, anchors: Anchors, target: BoxList, found: Candidates, matched: Tensor, index: int, name: str
+        self, anchors: Anchors, target: BoxList, atss: Candidates, matched: Tensor, index: int, name: str
     ) -> None:
-        chosen = found.anchors[0, index]
+        chosen = atss.anchors[0, index]
         self.strides = anchors.strides
         self.image_size = target.image_size
         self.box = target.boxes[index]
         self.centers = box_ops.centers(anchors.boxes[chosen]).numpy()
         self.levels = np.searchsorted(np.cumsum(anchors.counts), chosen.numpy(), side="right")
-        self.ious = found.ious[0, index].numpy()
-        self.mean, self.threshold = float(found.mean[0, index]), float(found.threshold[0, index])
+        self.ious = atss.ious[0, index].numpy()
+        self.mean, self.threshold = float(atss.mean[0, index]), float(atss.threshold[0, index])
         states = torch.full_like(chosen, CANDIDATE)
-        states[found.ious[0, index] >= found.threshold[0, index]] = OUTSIDE
-        states[found.is_positive[0, index]] = LOST
+        states[atss.ious[0, index] >= atss.threshold[0, index]] = OUTSIDE
+        states[atss.is_positive[0, index]] = LOST
         states[matched[chosen] == index] = POSITIVE
         self.states = states.numpy()
         size = " x ".join(f"{side:.0f}" for side in box_ops.widths_heights(self.box))

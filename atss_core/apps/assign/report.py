@@ -96,7 +96,7 @@ class AssignmentViewer:
         for old in _drawings(self.folder):
             old.unlink()
         drawn = choose_images(unmatched, num_drawn)
-        images = [found for number, i in enumerate(drawn, start=1) if (found := self._draw(i, number))]
+        images = [page for number, i in enumerate(drawn, start=1) if (page := self._draw(i, number))]
         summary = draw_summary(report, COLUMNS)
         save_image(summary, self.folder / "images" / "summary.png")
         with atomic_write(self.folder / "report.json", "w") as file:
@@ -138,8 +138,8 @@ class AssignmentViewer:
             for name, assigner in self.assigners.items():
                 positives[name].append(count_positives(assigner(anchors, [target.boxes])[0], len(target)))
             areas.append(area(target.boxes).double().numpy())
-            found = self.atss.candidates(anchors, [target.boxes])
-            thresholds.append(found.threshold[0].double().numpy())
+            candidates = self.atss.candidates(anchors, [target.boxes])
+            thresholds.append(candidates.threshold[0].double().numpy())
         counts = {name: np.concatenate(of_images) for name, of_images in positives.items()}
         report = {
             "name": self.dataset.name,
@@ -167,7 +167,7 @@ class AssignmentViewer:
             raise
         anchors, target = self._inputs(index)
         matched = {name: assigner(anchors, [target.boxes])[0] for name, assigner in self.assigners.items()}
-        found = self.atss.candidates(anchors, [target.boxes])
+        candidates = self.atss.candidates(anchors, [target.boxes])
         chosen = choose_objects(
             area(target.boxes).numpy(), count_positives(matched[ATSS], len(target)), OBJECTS_PER_IMAGE
         )
@@ -181,7 +181,7 @@ class AssignmentViewer:
             counts = count_positives(of_anchors, len(target))
             caption = f"{name}: {counts.sum()} positives, {(counts == 0).sum()} of {len(target)} unmatched"
             tiles.append((caption, draw_positives(image, anchors, target, of_anchors)))
-        objects = [ObjectDrawing(anchors, target, found, matched[ATSS], i, names[i]) for i in chosen]
+        objects = [ObjectDrawing(anchors, target, candidates, matched[ATSS], i, names[i]) for i in chosen]
         panels = [(drawing.title, drawing.draw(image)) for drawing in objects]
         file_name = str(self.dataset.image_info(index)["file_name"])
         stem = self.folder / "images" / str(number)

@@ -205,12 +205,12 @@ def _box_defects(dataset: DetectionDataset) -> Iterator[Defect]:
             "box(es) repeat another of the same class and position; remove the copies",
         ),
     ):
-        found = np.flatnonzero(severity)
-        found = found[np.argsort(-severity[found].astype(float), kind="stable")]
-        if len(found):
-            cases = tuple(dict.fromkeys(owners[found].tolist()))
-            where = f"annotation(s) {some(rows.ids[found])} in {_file_names(dataset, cases)}"
-            yield Defect(kind, f"{len(found)} {text} ({where})", cases, tuple(found.tolist()))
+        selected = np.flatnonzero(severity)
+        selected = selected[np.argsort(-severity[selected].astype(float), kind="stable")]
+        if len(selected):
+            cases = tuple(dict.fromkeys(owners[selected].tolist()))
+            where = f"annotation(s) {some(rows.ids[selected])} in {_file_names(dataset, cases)}"
+            yield Defect(kind, f"{len(selected)} {text} ({where})", cases, tuple(selected.tolist()))
 
 
 def _unused_classes(dataset: DetectionDataset) -> Iterator[Defect]:
@@ -250,9 +250,9 @@ def check_images(dataset: DetectionDataset) -> list[Defect]:
     name = f"images of {printable(dataset.name)}"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = pool.map(problem, range(len(dataset)))
-        for index, found in enumerate(tqdm(problems, name, len(dataset), unit="image", disable=None)):
-            if found:
-                cases[found[0]].append((index, found[1]))
+        for index, case in enumerate(tqdm(problems, name, len(dataset), unit="image", disable=None)):
+            if case:
+                cases[case[0]].append((index, case[1]))
     defects = []
     for kind, entries in cases.items():
         count, first = f"{len(entries)} of {len(dataset)} images", entries[0][1]
@@ -296,14 +296,14 @@ def ambiguous_orientations(dataset: DetectionDataset, most: int) -> list[Defect]
             return False  # reported elsewhere
 
     indices = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int).tolist()
-    found = () if dataset.is_upright else tuple(filter(is_ambiguous, indices))
+    cases = () if dataset.is_upright else tuple(filter(is_ambiguous, indices))
     message = (
-        f"{len(found)} of {len(indices)} images looked at are turned or flipped by their EXIF data and keep"
+        f"{len(cases)} of {len(indices)} images looked at are turned or flipped by their EXIF data and keep"
         " their size, so that it does not tell whether boxes are for the images as shown or as stored; they"
-        f" are taken as shown: {_file_names(dataset, found)}; look at the boxes that atss check draws, and if"
+        f" are taken as shown: {_file_names(dataset, cases)}; look at the boxes that atss check draws, and if"
         " they are wrong, remove the EXIF orientation from the files"
     )
-    return [Defect("ambiguous orientation", message, found)] if found else []
+    return [Defect("ambiguous orientation", message, cases)] if cases else []
 
 
 def crowded_images(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:

@@ -89,7 +89,7 @@ def draw_defects(dataset: DetectionDataset, defects: Sequence[Defect]) -> Image.
 
     Args:
         dataset: opened for testing.
-        defects: found in it.
+        defects: of this dataset.
     """
     rows = [
         [

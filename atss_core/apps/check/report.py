@@ -53,8 +53,8 @@ def check_datasets(
         print(line)
     for dataset in datasets:
         check_same_classes(dataset, datasets[0].class_names, datasets[0].name)
-    for dataset, found in zip(datasets, defects, strict=True):
-        refuse_fatal(dataset.name, found, cfg.DATALOADER.SKIP_CORRUPT)
+    for dataset, of_dataset in zip(datasets, defects, strict=True):
+        refuse_fatal(dataset.name, of_dataset, cfg.DATALOADER.SKIP_CORRUPT)
 
 
 def _check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) -> list[Defect]:

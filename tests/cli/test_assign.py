@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageColor
 
 from atss_core.apps.assign.assignment import (
     build_assigners,
@@ -12,12 +13,14 @@ from atss_core.apps.assign.assignment import (
     choose_objects,
     count_positives,
 )
+from atss_core.apps.assign.drawings import LEVEL_COLORS, POSITIVE, ObjectDrawing
 from atss_core.cli import assign
 from atss_core.cli.common import run
 from atss_core.cli.datasets import open_dataset
 from atss_core.config import load_cfg
 from atss_core.modeling import build_assigner
 from atss_core.modeling.build import build_anchor_generator
+from atss_core.structures import BoxList
 from tests.apps.pages import check_self_contained
 from tests.golden import ROOT
 from tests.layouts import CONTENT, coco_tree, write_coco
@@ -121,6 +124,23 @@ def test_errors_are_one_line(written, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_candidates_have_the_colours_of_their_levels():
+    cfg = load_cfg(CONFIG)
+    anchors = build_anchor_generator(cfg).for_image((96, 128))
+    target = BoxList(torch.tensor([[40.0, 30.0, 79.0, 69.0]]), (96, 128), labels=torch.tensor([1]))
+    atss = build_assigners(cfg)["ATSS"]
+    candidates = atss.candidates(anchors, [target.boxes])
+    (matched,) = atss(anchors, [target.boxes])
+    drawing = ObjectDrawing(anchors, target, candidates, matched, 0, "1 cat")
+    positives = int((matched == 0).sum())
+    assert drawing.title == f"1 cat, 40 x 40 px: {positives} positive of {len(drawing.states)} candidates"
+    assert np.count_nonzero(drawing.states == POSITIVE) == positives > 0
+    pixels = np.asarray(drawing.draw(Image.new("RGB", (128, 96), "white")))[:300, 410:]  # IoUs by level
+    for level in set(drawing.levels):
+        color = ImageColor.getrgb(LEVEL_COLORS[level])
+        assert (pixels == color).all(axis=-1).any(), f"level {level}"
 
 
 def test_assigners_of_any_configuration():

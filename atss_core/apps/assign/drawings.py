@@ -166,10 +166,10 @@ class ObjectDrawing:
             x, y = points[chosen].T
             # A white rim keeps the colours apart from the image behind them.
             axes.scatter(x, y, s=size + 30, c="white", marker=marker, zorder=3 + state)
+            edges: Any = colors[chosen].tolist()
+            faces = edges if state == POSITIVE else "white"
             style: dict[str, Any] = {"marker": marker, "linewidths": 1.6, "zorder": 3 + state}
-            dots = axes.scatter(x, y, s=size, c=colors[chosen].tolist(), **style)
-            if state != POSITIVE:
-                dots.set_facecolor("white")
+            axes.scatter(x, y, s=size, edgecolors=edges, facecolors=faces, **style)
 
 
 def draw_summary(report: Mapping[str, Any], columns: Mapping[str, tuple[str, float, str]]) -> Image.Image:

@@ -313,35 +313,35 @@ def crowded_images(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
     owners = image_indices(dataset)[is_object]
     pairs = np.column_stack([owners, rows.category_ids[is_object]])
     pairs, per_class = np.unique(pairs, axis=0, return_counts=True)
-    per_image = np.arange(len(images)), np.bincount(owners, minlength=len(images))
+    in_image = np.arange(len(images)), np.bincount(owners, minlength=len(images))
+    per_image = cfg.TEST.DETECTIONS_PER_IMG or np.inf
     defects = []
-    for limit, (index, counts), what, consequence in (
+    for limit, (index, counts), text in (
         (
             MOST_OF_A_CLASS,
             (pairs[:, 0], per_class),
-            "objects of a class",
-            "the metrics of COCO count no more detections of a class per image (maxDets), so that AP stays"
-            " below 100 even if all are found; cut such images into tiles, or compare AP between detectors",
+            "objects of a class ({}): the metrics of COCO count no more detections of a class per image "
+            "(maxDets), so that AP stays below 100 even if all are found; cut such images into tiles, or "
+            "compare AP between detectors",
         ),
         (
-            cfg.TEST.DETECTIONS_PER_IMG or np.inf,
             per_image,
-            "objects",
-            "TEST.DETECTIONS_PER_IMG keeps no more detections per image; raise it, or set it to 0 for all",
+            in_image,
+            "objects ({}): TEST.DETECTIONS_PER_IMG keeps no more detections per image; raise it, or set it "
+            "to 0 for all",
         ),
         (
             cfg.MODEL.ATSS.PRE_NMS_TOP_N,
-            per_image,
-            "objects",
-            "MODEL.ATSS.PRE_NMS_TOP_N lets no more candidates per level into the NMS; raise it",
+            in_image,
+            "objects ({}): MODEL.ATSS.PRE_NMS_TOP_N lets no more candidates per level into the NMS; raise it",
         ),
     ):
         order = np.argsort(-counts, kind="stable")
-        crowded = tuple(dict.fromkeys(index[order[counts[order] > limit]].tolist()))
-        if crowded:
-            where = f"up to {counts.max()} in {_file_names(dataset, crowded)}"
-            message = f"{len(crowded)} image(s) have more than {limit} {what} ({where}): {consequence}"
-            defects.append(Defect("more objects than detections", message, crowded))
+        cases = tuple(dict.fromkeys(index[order[counts[order] > limit]].tolist()))
+        if cases:
+            where = text.format(f"up to {counts.max()} in {_file_names(dataset, cases)}")
+            message = f"{len(cases)} image(s) have more than {limit} {where}"
+            defects.append(Defect("more objects than detections", message, cases))
     return defects
 
 
@@ -373,21 +373,20 @@ def unmatched_objects(cfg: CfgNode, dataset: DetectionDataset) -> Iterator[Defec
     indices = range(len(dataset))
     if len(indices) > LARGEST_SAMPLE:
         indices = np.random.default_rng(0).choice(len(dataset), LARGEST_SAMPLE, replace=False).tolist()
-    num_objects, num_unmatched, images = 0, 0, []
+    num_objects, unmatched = 0, {}
     for index in progress(indices, f"anchors on {dataset.name}"):
         target = dataset.target(index)
         if not len(target):
             continue
         size = resize_size(target.image_size, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         (matched,) = assigner(generator.for_image(size), [target.resize(size).boxes])
-        unmatched = len(target) - len(matched[matched >= 0].unique())
         num_objects += len(target)
-        num_unmatched += unmatched
-        images += [index] * (unmatched > 0)
-    if num_unmatched:
+        unmatched[index] = len(target) - len(matched[matched >= 0].unique())
+    images = tuple(index for index, count in unmatched.items() if count)
+    if images:
         message = (
-            f"{num_unmatched} of {num_objects} objects get no anchor by POSITIVE_TYPE "
+            f"{sum(unmatched.values())} of {num_objects} objects get no anchor by POSITIVE_TYPE "
             f"{cfg.MODEL.ATSS.POSITIVE_TYPE} and are not learned: too small for the grid, or behind others "
             f"(in {_file_names(dataset, images)}); larger images (INPUT.MIN_SIZE_TRAIN) or other anchors help"
         )
-        yield Defect("objects without an anchor", message, tuple(images))
+        yield Defect("objects without an anchor", message, images)

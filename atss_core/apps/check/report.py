@@ -96,7 +96,12 @@ def _to_html(report: Mapping[str, Any], folder: Path, quick: bool) -> str:
         summary=_summary(report),
         quick=quick,
         warnings=[
-            ("! " * d["is_fatal"] + d["kind"], len(d["images"]), len(d["annotation_ids"]), d["message"])
+            (
+                "! " * d["is_fatal"] + d["kind"],
+                len(d["images"]),
+                len(d["annotation_ids"]) or "-",
+                d["message"],
+            )
             for d in report["defects"]
         ],
         classes=[(name, n, report["images_with_class"][name]) for name, n in report["objects"].items()],

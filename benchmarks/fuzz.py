@@ -37,11 +37,10 @@ import yaml
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from atss_core.apps.check.checks import check_images
+from atss_core.apps.check.checks import check_images, quick_defects
 from atss_core.checkpoint.checkpointer import Checkpointer
 from atss_core.checkpoint.weights import load_initial_weights
 from atss_core.cli.check import main as check
-from atss_core.cli.check import quick_defects
 from atss_core.cli.common import USER_ERRORS, user_message
 from atss_core.cli.datasets import open_dataset
 from atss_core.cli.evaluate import write_results

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from atss_core.cli import quickstart
+from atss_core.apps.quickstart import draw_detections
 from atss_core.cli.common import run
 from atss_core.cli.evaluate import test_detector
 from atss_core.cli.train import train_detector
@@ -65,8 +65,8 @@ def main(argv=None):
     metrics = test_detector(trained.cfg, trained.detector, trained.device, is_final=True)["coco_2017_val"]
     minutes = (time.perf_counter() - start) / 60
     title = f"{NUM_IMAGES} images, trained and tested on"
-    quickstart.draw_detections(cfg, FOLDER / "detections.png", NUM_IMAGES, title)
-    quickstart.draw_detections(cfg, FOLDER / "boxes.png", 4, title, blank=True)
+    draw_detections(cfg, FOLDER / "detections.png", NUM_IMAGES, title)
+    draw_detections(cfg, FOLDER / "boxes.png", 4, title, blank=True)
     found = metrics.overall
     print(f"torch {torch.__version__}, {trained.device}, {torch.get_num_threads()} threads")
     print(

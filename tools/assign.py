@@ -1,4 +1,4 @@
-"""Show how anchors are assigned; see ``atss_core/cli/assign.py``."""
+"""Show label assignment; see ``atss_core/cli/assign.py``."""
 
 from atss_core.cli import assign
 from atss_core.cli.common import run

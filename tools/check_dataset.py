@@ -1,4 +1,4 @@
-"""Check data sets; see ``atss_core/cli/check.py``."""
+"""Check datasets; see ``atss_core/cli/check.py``."""
 
 from atss_core.cli import check
 from atss_core.cli.common import run

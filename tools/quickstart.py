@@ -1,4 +1,4 @@
-"""Make a small data set, train on it, test and draw; see ``atss_core/cli/quickstart.py``."""
+"""Write a small dataset, train on it, evaluate and draw; see ``atss_core/cli/quickstart.py``."""
 
 from atss_core.cli import quickstart
 from atss_core.cli.common import run

@@ -1,4 +1,4 @@
-"""Write the weights of a checkpoint alone; see ``atss_core/cli/remove_solver_states.py``."""
+"""Write only the weights of a checkpoint; see ``atss_core/cli/remove_solver_states.py``."""
 
 from atss_core.cli import remove_solver_states
 from atss_core.cli.common import run

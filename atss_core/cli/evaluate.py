@@ -16,13 +16,12 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from atss_core import __version__
-from atss_core.apps.check.checks import unused_ranges
+from atss_core.apps.check.checks import crowded_images, unused_ranges
 from atss_core.apps.report.images import ImageSource
 from atss_core.apps.report.report import ReportInput, build_report
 from atss_core.checkpoint.backbones import is_imagenet_backbone
 from atss_core.checkpoint.checkpointer import read_last_checkpoint
 from atss_core.checkpoint.weights import load_trained, read_detector
-from atss_core.cli.check import beyond_limits
 from atss_core.cli.common import (
     add_config_arguments,
     add_launcher_argument,
@@ -152,7 +151,7 @@ def test_detector(
         dataset = loader.dataset
         assert isinstance(dataset, DetectionDataset)
         folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset.name
-        defects = [*beyond_limits(cfg, dataset), *unused_ranges(dataset)] if is_final else []
+        defects = [*crowded_images(cfg, dataset), *unused_ranges(dataset)] if is_final else []
         warnings = [defect.message for defect in defects]
         for warning in warnings:
             logger.warning("%s: %s", dataset.name, warning)

@@ -1,4 +1,4 @@
-"""Write the weights of a checkpoint alone, without what only resuming a training needs."""
+"""Write only the weights of a checkpoint, without what resuming a training needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ atss remove-solver-states --model training_dir/atss_R_50_FPN_1x/model_final.pth
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command with command-line words, by default those of this process."""
+    """Run the command with command-line arguments, by default those of this process.
+
+    Raises:
+        ValueError: if the output exists already, or the source is no checkpoint.
+        FileNotFoundError: if there is no source.
+    """
     parser = CommandParser("atss remove-solver-states", __doc__, EXAMPLE)
     parser.add_argument("file", nargs="?", metavar="FILE", help="the checkpoint or its URL")
     parser.add_argument("--model", metavar="FILE", help="the same")
@@ -38,22 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = arguments.model or arguments.file
     source = locate(name)
     folder = Path() if is_url(name) else source.parent
-    remove_solver_states(
-        source, arguments.output or folder / f"{source.stem}_wo_solver_states{source.suffix}"
-    )
-
-
-def remove_solver_states(source: Path, output: Path) -> None:
-    """Write the weights of ``source``, averaged ones if it has them, and its class names to ``output``.
-
-    Raises:
-        ValueError: if there is an ``output`` already, or ``source`` is no checkpoint.
-        FileNotFoundError: if there is no ``source``.
-    """
+    output = arguments.output or folder / f"{source.stem}_wo_solver_states{source.suffix}"
     if output.exists():
         raise ValueError(f"{output} exists already; remove it, or choose another file with --output")
     checkpoint = read_checkpoint(source)
-    kept: dict[str, Any] = {"model": weights_of(checkpoint)}
+    kept: dict[str, Any] = {"model": weights_of(checkpoint)}  # EMA weights, if there are any
     if "class_names" in checkpoint:
         kept["class_names"] = checkpoint["class_names"]
     with atomic_write(output) as file:
@@ -61,9 +55,5 @@ def remove_solver_states(source: Path, output: Path) -> None:
             file.write(to_safetensors(kept["model"], kept.get("class_names")))
         else:
             torch.save(kept, file)
-    print(f"{source}: {megabytes(source)}\n{output}: {megabytes(output)}")
-
-
-def megabytes(path: Path) -> str:
-    """Write the size of a file."""
-    return f"{path.stat().st_size / 1e6:.1f} MB"
+    for path in (source, output):
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

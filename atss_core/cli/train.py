@@ -14,10 +14,9 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from atss_core.apps.check.checks import refuse_fatal
+from atss_core.apps.check.checks import quick_defects, refuse_fatal
 from atss_core.checkpoint.checkpointer import Checkpointer
 from atss_core.checkpoint.weights import load_initial_weights
-from atss_core.cli.check import quick_defects
 from atss_core.cli.common import (
     add_config_arguments,
     add_launcher_argument,

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
@@ -56,12 +57,20 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
-def check_self_contained(text):
-    """Check that nothing is loaded from elsewhere, and that all elements are closed; returns the page."""
+def check_self_contained(text, folder=None):
+    """Check that nothing is loaded from elsewhere, and that all elements are closed; returns the page.
+
+    Images may be files of a folder, if one is given.
+    """
     page = Page(text)
     assert page.open == []
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    for address in page.addresses:
+        if folder is None or address.startswith(("data:image/", "#")):
+            assert address.startswith(("data:image/", "#"))
+        else:
+            assert "://" not in address
+            Image.open(folder / address).load()
     assert "url(" not in text
     assert "@import" not in text
     for image in page.images:

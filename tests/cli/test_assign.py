@@ -1,88 +1,71 @@
-"""The viewer of assignments: its counts against a slow count, its page, and its errors."""
+"""The viewer of label assignment: its counts against a slow count, its page, and its errors."""
 
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
-from atss_core.apps.assign.assignment import choose_objects
+from atss_core.apps.assign.assignment import (
+    build_assigners,
+    choose_images,
+    choose_objects,
+    count_positives,
+)
+from atss_core.apps.assign.drawings import LEVEL_COLORS, POSITIVE, ObjectDrawing
 from atss_core.cli import assign
 from atss_core.cli.common import run
 from atss_core.cli.datasets import open_dataset
 from atss_core.config import load_cfg
 from atss_core.modeling import build_assigner
 from atss_core.modeling.build import build_anchor_generator
+from atss_core.structures import BoxList
+from tests.apps.pages import check_self_contained
 from tests.golden import ROOT
 from tests.layouts import CONTENT, coco_tree, write_coco
 
 CONFIG = str(ROOT / "configs" / "quick" / "atss_R_18_own_data.yaml")
 SMALL = ["INPUT.MIN_SIZE_TEST", "96"]
-RULES = ["ATSS", "ATSS + AT_LEAST_ONE", "SSC", "IoU", "TOPK"]
+ASSIGNERS = ["ATSS", "ATSS + AT_LEAST_ONE", "SSC", "IoU", "TOPK"]
 # Objects of a pixel or two, some of which hold no centre of an anchor; names that HTML must not take.
 TINY_OBJECTS = {**CONTENT, "a&b": [(0, x, 1 + x // 2, 2, 2) for x in range(0, 60, 3)]}
 NAMES = ["<b>cat</b>", "dog & co"]
 
 
-class Page(HTMLParser):
-    """Collect the tags of a page and check that they close in order."""
-
-    VOID = ("meta", "img")
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.sources, self.tags, self.words = [], [], set(), ""
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.open += [tag] * (tag not in self.VOID)
-        self.sources += [value for key, value in attrs if key in ("src", "href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words += data
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("assign")
-    place = write_coco(folder / "data", content=TINY_OBJECTS, names=NAMES)[0]
-    assign.main([place, "--config-file", CONFIG, "--output-dir", str(folder / "out"), *SMALL])
-    return place, folder / "out" / "data_train"
+    path = write_coco(folder / "data", content=TINY_OBJECTS, names=NAMES)[0]
+    assign.main([path, "--config-file", CONFIG, "--output-dir", str(folder / "out"), *SMALL])
+    return path, folder / "out" / "data_train"
 
 
-def slow_count(place, rule):
+def slow_count(path, name):
     """Return (area, positives) of each object."""
-    opts = [*SMALL, "MODEL.ATSS.POSITIVE_TYPE", rule.split(" ")[0]]
-    opts += ["MODEL.ATSS.AT_LEAST_ONE", str("AT_LEAST_ONE" in rule)]
+    opts = [*SMALL, "MODEL.ATSS.POSITIVE_TYPE", name.split(" ")[0]]
+    opts += ["MODEL.ATSS.AT_LEAST_ONE", str("AT_LEAST_ONE" in name)]
     cfg = load_cfg(CONFIG, opts)
-    dataset = open_dataset(cfg, place)
-    found = []
+    dataset = open_dataset(cfg, path)
+    counts = []
     for index in range(len(dataset)):
         target = dataset.target(index).resize((96, 128))
         matched = build_assigner(cfg)(build_anchor_generator(cfg).for_image((96, 128)), [target.boxes])[0]
         for i, (x1, y1, x2, y2) in enumerate(target.boxes.tolist()):
-            found.append(((x2 - x1 + 1) * (y2 - y1 + 1), matched.tolist().count(i)))
-    return found
+            counts.append(((x2 - x1 + 1) * (y2 - y1 + 1), matched.tolist().count(i)))
+    return counts
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_report_equals_a_slow_count(written, rule):
-    place, folder = written
+@pytest.mark.parametrize("name", ASSIGNERS)
+def test_report_equals_a_slow_count(written, name):
+    path, folder = written
     report = json.loads((folder / "report.json").read_text())
-    assert list(report["rules"]) == RULES
-    found = slow_count(place, rule)
-    assert report["num_objects"] == len(found) > 20
+    assert list(report["assigners"]) == ASSIGNERS
+    counted = slow_count(path, name)
+    assert report["num_objects"] == len(counted) > 20
     for size, (low, high) in {"S": (0, 32), "M": (32, 96), "L": (96, 1e9), "all": (0, 1e9)}.items():
-        counts = [n for pixels, n in found if low**2 <= pixels < high**2]
-        entry = report["rules"][rule][size]
+        counts = [n for pixels, n in counted if low**2 <= pixels < high**2]
+        entry = report["assigners"][name][size]
         assert entry["objects"] == len(counts)
         assert entry["without_positive"] == counts.count(0)
         if counts:
@@ -93,8 +76,8 @@ def test_report_equals_a_slow_count(written, rule):
 
 
 def test_at_least_one_is_never_worse(written):
-    rules = json.loads((written[1] / "report.json").read_text())["rules"]
-    before, after = rules["ATSS"], rules["ATSS + AT_LEAST_ONE"]
+    assigners = json.loads((written[1] / "report.json").read_text())["assigners"]
+    before, after = assigners["ATSS"], assigners["ATSS + AT_LEAST_ONE"]
     assert before["all"]["without_positive"] > 0
     assert after["all"]["without_positive"] == 0
     assert all(after[size]["without_positive"] <= before[size]["without_positive"] for size in before)
@@ -109,25 +92,18 @@ def test_thresholds_of_the_report(written):
 
 
 def test_page_is_whole_and_needs_no_network(written):
-    text = (written[1] / "index.html").read_text(encoding="utf-8")
-    page = Page(text)
-    assert "://" not in text
-    assert "script" not in page.tags
+    page = check_self_contained((written[1] / "index.html").read_text(encoding="utf-8"), written[1])
     assert "b" not in page.tags  # the names of classes are no tags
-    assert "<b>cat</b>" in page.words
-    assert "a&b.png" in page.words
-    assert len(page.sources) > 30
-    for source in page.sources:
-        with Image.open(written[1] / source) as image:
-            image.load()
-    assert 'name="viewport"' in text
+    assert "<b>cat</b>" in page.text
+    assert "a&b.png" in page.text
+    assert len(page.addresses) > 30
 
 
-def test_second_run_leaves_no_old_images_and_prints_the_table(written, tmp_path, capsys):
+def test_second_run_removes_old_images_and_prints_the_table(written, tmp_path, capsys):
     flags = ["--config-file", CONFIG, "--output-dir", str(tmp_path), "--num-images", "2"]
     for number in ("1", "0"):
         assign.main([written[0], *flags, "--num-drawn", number, *SMALL])
-        drawn = list((tmp_path / "data_train" / "images").glob("*_rules.jpg"))
+        drawn = list((tmp_path / "data_train" / "images").glob("*_assigners.jpg"))
         assert len(drawn) == int(number)
     output = capsys.readouterr().out
     assert "objects of 2 images" in output
@@ -138,25 +114,42 @@ def test_second_run_leaves_no_old_images_and_prints_the_table(written, tmp_path,
 def test_errors_are_one_line(written, tmp_path, capsys):
     (tmp_path / "empty.json").write_text(json.dumps({**coco_tree(), "annotations": []}))
     images = written[0].split("@")[1]
-    for words, message in (
+    for arguments, message in (
         ([], "there is no data set to look at"),
         ([written[0], "--num-images", "0"], "--num-images of at least 1"),
         ([f"{tmp_path / 'empty.json'}@{images}"], "no image has an object to learn from"),
     ):
         with pytest.raises(SystemExit):
-            run(assign.main, [*words, "--config-file", CONFIG, "--output-dir", str(tmp_path / "out")])
+            run(assign.main, [*arguments, "--config-file", CONFIG, "--output-dir", str(tmp_path / "out")])
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
 
 
-def test_rules_of_any_configuration():
+def test_candidates_have_the_colours_of_their_levels():
+    cfg = load_cfg(CONFIG)
+    anchors = build_anchor_generator(cfg).for_image((96, 128))
+    target = BoxList(torch.tensor([[40.0, 30.0, 79.0, 69.0]]), (96, 128), labels=torch.tensor([1]))
+    atss = build_assigners(cfg)["ATSS"]
+    candidates = atss.candidates(anchors, [target.boxes])
+    (matched,) = atss(anchors, [target.boxes])
+    drawing = ObjectDrawing(anchors, target, candidates, matched, 0, "1 cat")
+    positives = int((matched == 0).sum())
+    assert drawing.title == f"1 cat, 40 x 40 px: {positives} positive of {len(drawing.states)} candidates"
+    assert np.count_nonzero(drawing.states == POSITIVE) == positives > 0
+    pixels = np.asarray(drawing.draw(Image.new("RGB", (128, 96), "white")))[:300, 410:]  # IoUs by level
+    for level in set(drawing.levels):
+        color = ImageColor.getrgb(LEVEL_COLORS[level])
+        assert (pixels == color).all(axis=-1).any(), f"level {level}"
+
+
+def test_assigners_of_any_configuration():
     ssc = ["MODEL.ATSS.POSITIVE_TYPE", "SSC", "MODEL.ATSS.CENTER_SAMPLING_RADIUS", "1.5"]
-    rules = assign.build_rules(load_cfg(CONFIG, ssc))
-    assert rules["SSC"].center_radius == 1.5
-    rules = assign.build_rules(load_cfg(CONFIG, ["MODEL.ATSS.POSITIVES_IN_BOX", "False"]))
-    assert not rules["ATSS"].positives_in_box
-    assert [rules[name].at_least_one for name in RULES[:2]] == [False, True]
+    assigners = build_assigners(load_cfg(CONFIG, ssc))
+    assert assigners["SSC"].center_radius == 1.5
+    assigners = build_assigners(load_cfg(CONFIG, ["MODEL.ATSS.POSITIVES_IN_BOX", "False"]))
+    assert not assigners["ATSS"].positives_in_box
+    assert [assigners[name].at_least_one for name in ASSIGNERS[:2]] == [False, True]
 
 
 def test_choice_of_objects_and_images():
@@ -169,6 +162,6 @@ def test_choice_of_objects_and_images():
     assert choose_objects(areas[:2], counts[:2], 6) == [1, 0]
     assert choose_objects(areas[:1], counts[:1], 6) == [0]
     assert choose_objects(areas, 0 * counts, 6)[:1] == [1]
-    assert assign.choose_images({0: 0, 1: 4, 2: 9}, 2)[-1] == 2
-    assert assign.choose_images({0: 0}, 6) == [0]
-    assert assign.count_positives(torch.tensor([-1, 2, -2, 2, 0]), 4).tolist() == [1, 0, 2, 0]
+    assert choose_images({0: 0, 1: 4, 2: 9}, 2)[-1] == 2
+    assert choose_images({0: 0}, 6) == [0]
+    assert count_positives(torch.tensor([-1, 2, -2, 2, 0]), 4).tolist() == [1, 0, 2, 0]

@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 
+from atss_core.apps import export as app
+from atss_core.apps.export import choose_images, publish, report_of
 from atss_core.cli import export
 from atss_core.cli.common import run
 from atss_core.config import load_cfg
@@ -26,7 +28,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def words(weights, *more):
+def arguments(weights, *more):
     return ["--config-file", str(QUICK), "--weights", str(weights), "--images", IMAGES, *more, *TINY, *SIZES]
 
 
@@ -34,11 +36,11 @@ def words(weights, *more):
 def package(weights, tmp_path_factory):
     """A package with NMS outside that the command has written."""
     folder = tmp_path_factory.mktemp("exported")
-    export.main(words(weights, "--format", "torch", "--nms", "outside", "--output", str(folder / "out")))
+    export.main(arguments(weights, "--format", "torch", "--nms", "outside", "--output", str(folder / "out")))
     return folder / "out" / "tiny.pt2"
 
 
-def test_package_is_proven_and_described(package):
+def test_package_is_verified_and_described(package):
     report = json.loads(package.with_name("tiny.pt2.parity.json").read_text())
     assert report["is_equal"]
     names = [comparison["name"] for comparison in report["comparisons"]]
@@ -68,7 +70,7 @@ def test_file_must_detect_the_same_to_replace_the_earlier_one(
     earlier = {"net.pt2": b"earlier", "net.pt2.parity.json": b"its report"}
     for name, content in earlier.items():
         (output.parent / name).write_bytes(content)
-    command = words(tmp_path / "other.pth", "--output", str(output), "--nms", "outside")
+    command = arguments(tmp_path / "other.pth", "--output", str(output), "--nms", "outside")
     if is_same:
         run(export.main, command)
         printed = capsys.readouterr().out
@@ -81,12 +83,12 @@ def test_file_must_detect_the_same_to_replace_the_earlier_one(
     with pytest.raises(SystemExit) as stop:
         run(export.main, command)
     assert stop.value.code == 2
-    assert "error: net.pt2 is not proven: it does not detect" in capsys.readouterr().err
-    found = {p.name: p.read_bytes() for p in output.parent.iterdir()}
-    assert earlier.items() <= found.items(), "a verified export stays with its report"
-    assert found.keys() - earlier.keys() == {"net.pt2.failed", "net.pt2.failed.parity.json"}
-    assert found["net.pt2.failed"] == package.read_bytes()
-    assert not json.loads(found["net.pt2.failed.parity.json"])["is_equal"]
+    assert "error: net.pt2 fails the parity check: it does not detect" in capsys.readouterr().err
+    written = {p.name: p.read_bytes() for p in output.parent.iterdir()}
+    assert earlier.items() <= written.items(), "a verified export stays with its report"
+    assert written.keys() - earlier.keys() == {"net.pt2.failed", "net.pt2.failed.parity.json"}
+    assert written["net.pt2.failed"] == package.read_bytes()
+    assert not json.loads(written["net.pt2.failed.parity.json"])["is_equal"]
 
 
 def test_an_export_that_breaks_off_leaves_the_earlier_one_alone(package, weights, tmp_path, monkeypatch):
@@ -101,7 +103,7 @@ def test_an_export_that_breaks_off_leaves_the_earlier_one_alone(package, weights
     dead.wait()
     (tmp_path / f".other.xml.{files._host()}.{dead.pid}.0123abcd.tmp").mkdir()  # of a killed export
     with pytest.raises(KeyboardInterrupt):
-        export.main(words(weights, "--output", str(output)))
+        export.main(arguments(weights, "--output", str(output)))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"net.pt2": b"earlier"}
 
 
@@ -112,12 +114,12 @@ def test_files_beside_the_main_one_move_with_it(tmp_path, ending):
     for name in names:
         (tmp_path / "draft" / name).write_text("new")
         (tmp_path / f"{name}{ending}").write_text("old")
-    export.report_of(tmp_path / "draft" / "net.xml").write_text("new")
+    report_of(tmp_path / "draft" / "net.xml").write_text("new")
     main_file = tmp_path / f"net.xml{ending}"
-    assert export.publish(tmp_path / "draft" / "net.xml", main_file) == main_file
-    found = {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()}
+    assert publish(tmp_path / "draft" / "net.xml", main_file) == main_file
+    written = {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()}
     expected = [*(f"{name}{ending}" for name in names), f"net.xml{ending}.parity.json"]
-    assert found == dict.fromkeys(expected, "new")
+    assert written == dict.fromkeys(expected, "new")
     assert not any((tmp_path / "draft").iterdir())
 
 
@@ -126,23 +128,23 @@ def test_weights_are_never_written_over(weights, tmp_path):
     shutil.copy(weights, file)
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(ValueError, match=r"net.pt2 would be overwritten: .* Give another --output"):
-        export.main(words(file, "--output", str(tmp_path / "link" / "net.pt2")))
+        export.main(arguments(file, "--output", str(tmp_path / "link" / "net.pt2")))
     assert file.read_bytes() == weights.read_bytes()
 
 
 def test_images_are_by_default_those_of_the_test_set_or_the_demo(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # away from the checkout
     cfg = load_cfg(QUICK, [*TINY, "DATASETS.DATA_DIR", str(shapes)])
-    found = export.choose_images(cfg, None)
-    assert found == sorted((shapes / "shapes" / "val").glob("*.jpg"))[:8]
+    images = choose_images(cfg, None)
+    assert images == sorted((shapes / "shapes" / "val").glob("*.jpg"))[:8]
     cfg = load_cfg(QUICK, [*TINY, "DATASETS.DATA_DIR", str(tmp_path)])
-    assert export.choose_images(cfg, None)[0].name == "shapes_14.jpg"
-    monkeypatch.setattr(export, "DEMO_IMAGES", ())
+    assert choose_images(cfg, None)[0].name == "shapes_14.jpg"
+    monkeypatch.setattr(app, "DEMO_IMAGES", ())
     with pytest.raises(ValueError, match=r"--images: expected images .* DATASETS.TEST \('shapes_val',\)"):
-        export.choose_images(cfg, None)
-    shutil.copy(found[0], tmp_path / "b.jpg")
+        choose_images(cfg, None)
+    shutil.copy(images[0], tmp_path / "b.jpg")
     (tmp_path / "a.jpg").write_text("no image")
-    assert export.choose_images(cfg, str(tmp_path)) == [tmp_path / "b.jpg"]
+    assert choose_images(cfg, str(tmp_path)) == [tmp_path / "b.jpg"]
     assert capsys.readouterr().err.startswith(f"skipped: {tmp_path / 'a.jpg'} cannot be read")
 
 
@@ -158,13 +160,13 @@ def test_images_are_by_default_those_of_the_test_set_or_the_demo(shapes, tmp_pat
 )
 def test_mistakes_are_explained_before_anything_is_loaded(more, message):
     with pytest.raises(ValueError, match=message):
-        export.main(words("missing.pth", *more))
+        export.main(arguments("missing.pth", *more))
 
 
 def test_missing_packages_are_named_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(extras, "has", lambda module: module != "openvino")
     with pytest.raises(ValueError, match=r"needs openvino.*pip install"):
-        export.main(words("missing.pth", "--format", "openvino"))
+        export.main(arguments("missing.pth", "--format", "openvino"))
 
 
 def test_formats_follow_from_the_output(tmp_path):

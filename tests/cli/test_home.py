@@ -57,10 +57,10 @@ def test_training_and_test_of_a_plain_node(home, is_frozen):
 
 
 @pytest.mark.parametrize("command", [check, assign])
-def test_data_sets(home, command):
-    place = "~/data/shapes/annotations/val.json@~/data/shapes/val"
+def test_datasets(home, command):
+    path = "~/data/shapes/annotations/val.json@~/data/shapes/val"
     flags = ["--quick"] if command is check else ["--num-images", "1", "--num-drawn", "0"]
-    run(command.main, [place, f"--config-file={QUICK}", "--output-dir=~/report", *flags, *TINY])
+    run(command.main, [path, f"--config-file={QUICK}", "--output-dir=~/report", *flags, *TINY])
     assert (home / "report" / "annotations_val" / "report.json").is_file()
 
 

@@ -1,6 +1,7 @@
 """The ``atss`` command: what chooses, helps and proposes; and its smaller commands."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from atss_core import __version__
-from atss_core.cli import doctor, plot, train
+from atss_core.apps import doctor
+from atss_core.cli import plot, train
 from atss_core.cli.common import run
 from atss_core.cli.main import COMMANDS, main
 from atss_core.cli.parser import CommandParser
@@ -19,9 +21,9 @@ from tests.conftest import QUICK
 from tests.golden import ROOT
 
 
-def message_of(capsys, function, *words):
+def message_of(capsys, function, *arguments):
     with pytest.raises(SystemExit) as stop:
-        function(*words)
+        function(*arguments)
     assert stop.value.code == 2
     return capsys.readouterr().err
 
@@ -46,7 +48,7 @@ def test_help_of_each_command_fits_a_screen_and_shows_an_example(name, capsys):
     assert shown.count("\n") < 40
 
 
-def test_unknown_words_get_the_nearest(capsys):
+def test_unknown_arguments_get_the_nearest(capsys):
     assert "there is no command tran; did you mean train?" in message_of(capsys, main, ["tran"])
     wrong = ["train", "--confg-file", str(QUICK)]
     assert "there is no flag --confg-file; did you mean --config-file?" in message_of(capsys, main, wrong)
@@ -70,19 +72,19 @@ def test_flags_stand_anywhere_and_values_may_be_negative():
     parser.add_argument("--flag", action="store_true")
     parser.add_argument("--number", type=float)
     parser.add_argument("opts", nargs="*")
-    found = parser.parse_args(["A", "-1e-3", "--flag", "B", "(1, 2)", "--number", "-.5", "--", "C", "-3"])
-    assert found.opts == ["A", "-1e-3", "B", "(1, 2)", "C", "-3"]
-    assert found.flag
-    assert found.number == -0.5
+    parsed = parser.parse_args(["A", "-1e-3", "--flag", "B", "(1, 2)", "--number", "-.5", "--", "C", "-3"])
+    assert parsed.opts == ["A", "-1e-3", "B", "(1, 2)", "C", "-3"]
+    assert parsed.flag
+    assert parsed.number == -0.5
 
 
-def test_a_command_that_does_not_load_sends_to_the_doctor(monkeypatch):
+def test_a_command_that_does_not_load_names_the_doctor(monkeypatch):
     monkeypatch.setitem(COMMANDS, "train", ("nowhere", ""))
     with pytest.raises(SystemExit, match=r"nowhere.*\natss doctor tells more"):
         main(["train"])
 
 
-def test_the_doctor_tells_versions_and_remedies(capsys, monkeypatch, tmp_path):
+def test_the_doctor_reports_versions_and_remedies(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "has", lambda module: module != "onnx")
     monkeypatch.setenv("ATSS_CACHE", str(tmp_path / "cache"))
     main(["doctor"])
@@ -96,14 +98,26 @@ def test_the_doctor_tells_versions_and_remedies(capsys, monkeypatch, tmp_path):
 def test_the_doctor_finds_operators_that_do_not_run(capsys, monkeypatch):
     monkeypatch.setenv("ATSS_OPS", "nonsense")
     with pytest.raises(SystemExit) as stop:
-        doctor.main([])
+        main(["doctor"])
     assert stop.value.code == 1
     shown = capsys.readouterr().out
     assert "! ValueError: ATSS_OPS must be compiled or torchvision" in shown
     assert "-> build them again" in shown
 
 
-def test_the_doctor_tells_about_a_missing_package(monkeypatch):
+def test_the_doctor_runs_where_torch_does_not_load(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch is broken')")
+    command = [sys.executable, "-m", "atss_core", "doctor"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert "! PyTorch does not load: libtorch is broken" in done.stdout
+    assert "-> install it again" in done.stdout
+    assert "Extras" in done.stdout  # the report goes on
+    assert done.stderr == ""
+
+
+def test_the_doctor_reports_a_missing_package(monkeypatch):
     monkeypatch.setattr(doctor, "version_of", lambda package: None if package == "pycocotools" else "1")
     (finding,) = [finding for finding in doctor.versions() if finding.is_fatal]
     assert finding == doctor.Finding("no pycocotools", "pip install pycocotools", is_fatal=True)

@@ -11,6 +11,7 @@ from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.cli import assign, check, datasets, demo, train
 from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
+from tests.apps.pages import check_self_contained
 from tests.cli.faults import CASES, edit, in_annotation, truncate
 from tests.conftest import TINY
 from tests.golden import ROOT
@@ -24,15 +25,15 @@ ONE_STEP = [
 ]
 
 
-def words_for(places, folder):
-    return ["DATASETS.TRAIN", places[0], "DATASETS.TEST", places[1], "OUTPUT_DIR", str(folder)]
+def dataset_overrides(paths, folder):
+    return ["DATASETS.TRAIN", paths[0], "DATASETS.TEST", paths[1], "OUTPUT_DIR", str(folder)]
 
 
 @pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])
-def test_any_layout_trains_tests_and_draws(write, tmp_path, capsys):
-    places = write(tmp_path / "my data", names=["große Katze", "dog"])
+def test_any_format_trains_tests_and_draws(write, tmp_path, capsys):
+    paths = write(tmp_path / "my data", names=["große Katze", "dog"])
     folder = tmp_path / "run"
-    train.main(["--config-file", CONFIG, *ONE_STEP, *words_for(places, folder)])
+    train.main(["--config-file", CONFIG, *ONE_STEP, *dataset_overrides(paths, folder)])
     names = read_checkpoint(folder / "model_final.pth")["class_names"]
     assert sorted(names) == ["dog", "große Katze"]
     assert "NUM_CLASSES: 3" in (folder / "config.yml").read_text()
@@ -44,7 +45,7 @@ def test_any_layout_trains_tests_and_draws(write, tmp_path, capsys):
     assert ("by the 11 points of 2007" in output) == (write is write_voc)
 
     # Neither testing nor the demo needs to be told the number of classes.
-    test.main(["--config-file", CONFIG, *ONE_STEP, *words_for(places, folder)])
+    test.main(["--config-file", CONFIG, *ONE_STEP, *dataset_overrides(paths, folder)])
     write_images(tmp_path / "new")
     flags = ["--weights", str(folder / "model_final.pth"), "--images-dir", str(tmp_path / "new")]
     demo.main([*flags, "--output-dir", str(tmp_path / "drawn"), "--config-file", CONFIG, *ONE_STEP])
@@ -52,10 +53,10 @@ def test_any_layout_trains_tests_and_draws(write, tmp_path, capsys):
 
 
 def test_registered_names(tmp_path):
-    places = write_coco(tmp_path / "data")
+    paths = write_coco(tmp_path / "data")
     config = tmp_path / "own.yaml"
     config.write_text(
-        f"_BASE_: {CONFIG}\nDATASETS:\n  REGISTER:\n    my_train: {places[0]}\n    my_val: {places[1]}\n"
+        f"_BASE_: {CONFIG}\nDATASETS:\n  REGISTER:\n    my_train: {paths[0]}\n    my_val: {paths[1]}\n"
         "  TRAIN: [my_train]\n  TEST: my_val\n"
     )
     train.main(["--config-file", str(config), *ONE_STEP, "OUTPUT_DIR", str(tmp_path / "run")])
@@ -65,33 +66,33 @@ def test_registered_names(tmp_path):
 
 
 def test_empty_images_train_on_demand(tmp_path):
-    places = write_coco(tmp_path / "data", content={**CONTENT, "e": [], "f": [], "g": [], "h": []})
-    words = words_for(places, tmp_path / "run")
+    paths = write_coco(tmp_path / "data", content={**CONTENT, "e": [], "f": [], "g": [], "h": []})
+    opts_of_data = dataset_overrides(paths, tmp_path / "run")
     opts = [*ONE_STEP, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "SOLVER.IMS_PER_BATCH", "8"]
-    train.main(["--config-file", CONFIG, "--skip-test", *opts, *words])
+    train.main(["--config-file", CONFIG, "--skip-test", *opts, *opts_of_data])
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert np.isfinite(json.loads(line)["loss"])
 
 
-def lines_with(words, text):
-    return [line for line in text.splitlines() if all(word in line for word in words)]
+def lines_with(fragments, text):
+    return [line for line in text.splitlines() if all(fragment in line for fragment in fragments)]
 
 
 @pytest.mark.parametrize(
-    ("write", "spoil", "words"),
-    [(write, spoil, words) for write, _, spoil, words in CASES],
+    ("write", "spoil", "fragments"),
+    [(write, spoil, fragments) for write, _, spoil, fragments in CASES],
     ids=[f"{write.__name__[6:]}: {name}" for write, name, _, _ in CASES],
 )
-def test_each_defect_has_one_line_in_the_check_and_in_training(write, spoil, words, tmp_path, capsys):
+def test_each_defect_has_one_line_in_the_check_and_in_training(write, spoil, fragments, tmp_path, capsys):
     folder = tmp_path / "data"
-    places = write(folder)
+    paths = write(folder)
     more = spoil(folder)
     opts = [*ONE_STEP, *(more if isinstance(more, list) else [])]
     commands = {
-        "check": (check.main, ["--output-dir", str(tmp_path / "check"), *places, *opts]),
-        "training": (train.main, ["--skip-test", *opts, *words_for(places, tmp_path / "run")]),
+        "check": (check.main, ["--output-dir", str(tmp_path / "check"), *paths, *opts]),
+        "training": (train.main, ["--skip-test", *opts, *dataset_overrides(paths, tmp_path / "run")]),
     }
-    if "must have the classes of" in words:  # which takes both sets
+    if "must have the classes of" in fragments:  # which takes both sets
         commands["training"][1].remove("--skip-test")
     for name, (command, arguments) in commands.items():
         status = 0
@@ -101,7 +102,7 @@ def test_each_defect_has_one_line_in_the_check_and_in_training(write, spoil, wor
             status = stop.code
         assert status in (0, 2), name
         printed = capsys.readouterr()
-        assert lines_with(words, printed.out + printed.err), f"{name} says {printed.out + printed.err}"
+        assert lines_with(fragments, printed.out + printed.err), f"{name} says {printed.out + printed.err}"
         assert "Traceback" not in printed.out + printed.err, name
         assert printed.err.count("\n") <= 1, f"{name} says {printed.err}"
 
@@ -116,17 +117,21 @@ def test_sound_data_is_found_sound(tmp_path, capsys):
     assert report["num_images"] == 4
     assert sum(report["sides"].values()) == 6
     assert report["defects"] == []
+    folder = tmp_path / "check" / "data_train"
+    page = check_self_contained((folder / "index.html").read_text(), folder)
+    assert "Nothing wrong was found" in page.text
+    assert [image["src"] for image in page.images] == ["objects.png", "sample.jpg"]
     for name in ("objects.png", "sample.jpg"):
         assert min(Image.open(tmp_path / "check" / "data_train" / name).size) > 200
     assert not (tmp_path / "check" / "data_train" / "defects.jpg").exists()
 
 
 def test_defects_are_drawn_and_listed(tmp_path, capsys):
-    places = write_coco(tmp_path / "data")
+    paths = write_coco(tmp_path / "data")
     in_annotation(bbox=[5, 5, 0, 30])(tmp_path / "data")
     truncate(tmp_path / "data")
     with pytest.raises(ValueError, match="1 of 4 images cannot be read"):
-        check.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+        check.main([paths[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     folder = tmp_path / "check" / "data_train"
     assert min(Image.open(folder / "defects.jpg").size) > 200
     defects = json.loads((folder / "report.json").read_text())["defects"]
@@ -134,30 +139,39 @@ def test_defects_are_drawn_and_listed(tmp_path, capsys):
         ("boxes without area", ["a.png"], [2]),
         ("unreadable images", ["a.png"], []),
     ]
+    page = check_self_contained((folder / "index.html").read_text(), folder)
+    assert "! unreadable images" in page.text
+    assert "1 of 4 images cannot be read" in page.text
+    assert "defects.jpg" in page.addresses
     assert "! 1 of 4 images cannot be read" in capsys.readouterr().out
 
 
 def test_objects_that_get_no_anchor_are_counted(tmp_path, capsys):
-    # Two objects of one place and size: the second finds all its anchors taken.
+    # Two objects of one position and size: the second finds all its anchors taken.
     content = {"a": [(0, 10, 10, 30, 30), (1, 10, 10, 30, 30)], "b": CONTENT["b"]}
-    places = write_coco(tmp_path / "data", content=content)
-    check.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+    paths = write_coco(tmp_path / "data", content=content)
+    check.main([paths[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     assert "1 of 3 objects get no anchor by POSITIVE_TYPE ATSS" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("command", "output"),
-    [(check, "sample.jpg"), (check, "defects.jpg"), (assign, "images/1_rules.jpg")],
+    [
+        (check, "sample.jpg"),
+        (check, "defects.jpg"),
+        (check, "index.html"),
+        (assign, "images/1_assigners.jpg"),
+    ],
 )
 def test_data_is_never_written_over_or_removed(command, output, tmp_path, capsys):
-    places = write_coco(tmp_path / "data")
+    paths = write_coco(tmp_path / "data")
     image = next((tmp_path / "data").rglob("a.png"))
     before = image.read_bytes()
     file = tmp_path / "out" / "data_train" / output
     file.parent.mkdir(parents=True)
     os.link(image, file)  # as if the folders were one
     with pytest.raises(ValueError, match=rf"{output} would be overwritten: .* Give another --output-dir"):
-        command.main([places[0], "--output-dir", str(tmp_path / "out"), *ONE_STEP])
+        command.main([paths[0], "--output-dir", str(tmp_path / "out"), *ONE_STEP])
     assert file.samefile(image)
     assert image.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -165,9 +179,9 @@ def test_data_is_never_written_over_or_removed(command, output, tmp_path, capsys
 
 
 def test_quick_check_reads_no_image(tmp_path, capsys):
-    places = write_coco(tmp_path / "data")
+    paths = write_coco(tmp_path / "data")
     truncate(tmp_path / "data")
-    check.main(["--quick", places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+    check.main(["--quick", paths[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     assert "nothing wrong was found" in capsys.readouterr().out
 
 
@@ -177,11 +191,11 @@ def test_gaps_in_category_ids(tmp_path):
             key = "category_id" if "category_id" in entry else "id"
             entry[key] = {1: 7, 2: 901}[entry[key]]
 
-    places = write_coco(tmp_path / "data")
+    paths = write_coco(tmp_path / "data")
     for split in ("train", "val"):
         edit(tmp_path / "data" / f"{split}.json", spread)
     opts = [*ONE_STEP, "MODEL.ATSS.INFERENCE_TH", "0.0"]
-    train.main(["--config-file", CONFIG, *opts, *words_for(places, tmp_path / "run")])
+    train.main(["--config-file", CONFIG, *opts, *dataset_overrides(paths, tmp_path / "run")])
     results = json.loads((tmp_path / "run" / "inference" / "data_val" / "bbox.json").read_text())
     assert {result["category_id"] for result in results} == {7, 901}
 
@@ -192,16 +206,16 @@ def test_null_fields_and_ignore_regions_train_and_evaluate(tmp_path, capsys):
             annotation.update(area=None, iscrowd=None, ignore=None)
         tree["annotations"][1]["ignore"] = 1
 
-    places = write_coco(tmp_path / "data")
+    paths = write_coco(tmp_path / "data")
     for split in ("train", "val"):
         edit(tmp_path / "data" / f"{split}.json", change)
-    check.main([places[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+    check.main([paths[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     output = capsys.readouterr().out
     assert "5 objects of 2 class(es), at most 2 in an image; 1 crowds or ignore regions" in output
     assert "nothing wrong was found" in output
     for library in ("pycocotools", "auto"):
-        words = [*words_for(places, tmp_path / library), "TEST.COCO_EVAL", library]
-        train.main(["--config-file", CONFIG, *ONE_STEP, *words])
+        opts_of_data = [*dataset_overrides(paths, tmp_path / library), "TEST.COCO_EVAL", library]
+        train.main(["--config-file", CONFIG, *ONE_STEP, *opts_of_data])
         (page,) = (tmp_path / library / "inference").glob("*/report.html")
         assert "4 images, 5 objects of 2 classes" in page.read_text()
         assert min(json.loads((page.parent / "metrics.json").read_text())["per_class"].values()) >= 0
@@ -218,8 +232,8 @@ def test_twenty_thousand_objects(tmp_path, capsys):
     write_images(folder / "images", content, size=(480, 640), suffix=".jpg")
     tree = coco_tree(content=content, size=(480, 640), suffix=".jpg")
     (folder / "train.json").write_text(json.dumps(tree))
-    place = f"{folder / 'train.json'}@{folder / 'images'}"
-    check.main([place, "--config-file", CONFIG, "--output-dir", str(tmp_path / "check")])
+    path = f"{folder / 'train.json'}@{folder / 'images'}"
+    check.main([path, "--config-file", CONFIG, "--output-dir", str(tmp_path / "check")])
     report = json.loads((tmp_path / "check" / "data_train" / "report.json").read_text())
     assert sum(report["objects"].values()) == 20000
     assert sum(report["sides"].values()) == 20000
@@ -228,8 +242,8 @@ def test_twenty_thousand_objects(tmp_path, capsys):
     assert "20000 objects of 2 class(es), at most 200 in an image" in capsys.readouterr().out
 
 
-def test_words_of_the_command_line():
-    split = datasets.split_words
+def test_datasets_and_overrides_of_the_command_line():
+    split = datasets.split_arguments
     assert split(["a.json@b", "c@d", "INPUT.MIN_SIZE_TEST", "9"]) == (
         ["a.json@b", "c@d"],
         ["INPUT.MIN_SIZE_TEST", "9"],
@@ -244,8 +258,7 @@ def test_check_without_data_says_how_to_give_some(capsys):
     with pytest.raises(SystemExit):
         run(check.main, ["--config-file", CONFIG])
     assert (
-        "there is no data set to look at: give its place, such as train.json@images"
-        in capsys.readouterr().err
+        "there is no data set to look at: give its path, such as train.json@images" in capsys.readouterr().err
     )
 
 
@@ -262,11 +275,11 @@ def test_real_data_goes_through_the_check(name, tmp_path, capsys):
     folder = ROOT.parent / "shared" / name
     if not folder.is_dir():
         pytest.skip(f"needs the data set {name} beside the checkout")
-    place = {
+    path = {
         "bccd": f"{folder}@test",
         "coco_tiny": f"{folder}/annotations/instances_val2017.json@{folder}/val2017",
     }[name]
-    check.main([place, "--output-dir", str(tmp_path), "--config-file", CONFIG])
+    check.main([path, "--output-dir", str(tmp_path), "--config-file", CONFIG])
     output = capsys.readouterr().out
     expected = {"bccd": "72 images of 640x480", "coco_tiny": "80 class(es)"}[name]
     assert expected in output

@@ -23,10 +23,10 @@ def checkpoint(tmp_path):
 
 
 def assert_weights(file, expected):
-    found = read_checkpoint(file)
-    assert found.keys() <= {"model", "class_names"}
-    assert found["model"].keys() == expected.keys()
-    assert all(torch.equal(found["model"][key], expected[key]) for key in expected)
+    written = read_checkpoint(file)
+    assert written.keys() <= {"model", "class_names"}
+    assert written["model"].keys() == expected.keys()
+    assert all(torch.equal(written["model"][key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("flags", [["--model"], []])
@@ -70,7 +70,7 @@ def test_url_is_taken_and_the_output_is_here(checkpoint, tmp_path, monkeypatch):
     assert_weights(tmp_path / "model_final_wo_solver_states.pth", read_checkpoint(checkpoint)["model"])
 
 
-def test_averaged_weights_are_the_ones_that_count(checkpoint, tmp_path):
+def test_ema_weights_are_kept(checkpoint, tmp_path):
     averaged = nn.Linear(100, 30).state_dict()
     torch.save({**read_checkpoint(checkpoint), "ema": {"model": averaged, "num_updates": 7}}, checkpoint)
     main([str(checkpoint), "--output", str(tmp_path / "averaged.pth")])
@@ -85,7 +85,7 @@ def test_published_checkpoint_without_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (
             ["{}", "--output", "{}"],
@@ -96,10 +96,10 @@ def test_published_checkpoint_without_names(tmp_path):
         (["{}", "--model", "{}"], "expected one checkpoint, as FILE or behind --model"),
     ],
 )
-def test_mistakes_are_explained(checkpoint, words, message, capsys):
+def test_mistakes_are_explained(checkpoint, arguments, message, capsys):
     before = checkpoint.read_bytes()
     with pytest.raises(SystemExit) as stop:
-        run(main, [word.format(checkpoint) for word in words])
+        run(main, [argument.format(checkpoint) for argument in arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert checkpoint.read_bytes() == before

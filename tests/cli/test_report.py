@@ -10,14 +10,19 @@ from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
 from tests.apps.pages import check_self_contained
 from tests.cli.faults import edit
-from tests.cli.test_own_data import CONFIG, ONE_STEP, words_for
+from tests.cli.test_own_data import CONFIG, ONE_STEP, dataset_overrides
 from tests.layouts import CONTENT, coco_tree, write_coco, write_voc
 
 
 @pytest.fixture
 def trained(tmp_path):
     """The command line of a run that was trained for a step and not tested."""
-    words = ["--config-file", CONFIG, *ONE_STEP, *words_for(write_coco(tmp_path / "data"), tmp_path / "run")]
+    words = [
+        "--config-file",
+        CONFIG,
+        *ONE_STEP,
+        *dataset_overrides(write_coco(tmp_path / "data"), tmp_path / "run"),
+    ]
     train.main([*words, "--skip-test"])
     return words
 
@@ -72,9 +77,9 @@ def test_more_objects_than_detections_are_told_everywhere(
     words = ["--config-file", CONFIG, *ONE_STEP, *opts]
     check.main([places[0], "--quick", *words, "--output-dir", str(tmp_path / "check")])
     printed = [capsys.readouterr().out]
-    train.main([*words, *words_for(places, tmp_path / "run"), "--skip-test"])
+    train.main([*words, *dataset_overrides(places, tmp_path / "run"), "--skip-test"])
     printed.append(capsys.readouterr().out)
-    test.main([*words, *words_for(places, tmp_path / "run")])
+    test.main([*words, *dataset_overrides(places, tmp_path / "run")])
     printed.append(capsys.readouterr().out)
     (file,) = reports(tmp_path)
     printed.append(check_self_contained(file.read_text(encoding="utf-8")).text)
@@ -100,7 +105,7 @@ def test_no_report_without_annotations(trained, tmp_path, capsys):
 
 
 def test_tests_during_training_write_no_report_but_the_last_does(tmp_path, capsys):
-    words = words_for(write_voc(tmp_path / "data"), tmp_path / "run")
+    words = dataset_overrides(write_voc(tmp_path / "data"), tmp_path / "run")
     opts = [*ONE_STEP, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1"]
     train.main(["--config-file", CONFIG, *opts, *words])
     output = capsys.readouterr().out

@@ -1,12 +1,13 @@
 """Inputs as people bring them, written by ``../shared/cases/make_cases.py``, through the commands.
 
-Each docstring there says what is right; the same rules have tests of their own that need no such folder.
+The docstrings there give the expected behaviour, which other tests check without that folder.
 """
 
 import io
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -34,8 +35,10 @@ pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="needs ../shared/ca
 @pytest.fixture
 def case(request, tmp_path, monkeypatch):
     """The folder of the case that a test is named after, as the current folder."""
-    name = request.node.name.removeprefix("test_").split("[")[0]
+    name = request.node.name.removeprefix("test_").split("[")[0].replace("image", "picture")  # as named there
     subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), name], check=True, capture_output=True)
+    with suppress(FileNotFoundError):
+        (tmp_path / name / "pictures").rename(tmp_path / name / "images")
     monkeypatch.chdir(tmp_path / name)
     return tmp_path / name
 
@@ -50,18 +53,18 @@ def detector(tmp_path_factory):
     return file
 
 
-def checked(capsys, place, *more):
+def checked(capsys, path, *more):
     """What the check of a data set prints."""
-    check.main(["--config-file", CONFIG, "--output-dir", "checked", place, *more])
+    check.main(["--config-file", CONFIG, "--output-dir", "checked", path, *more])
     return capsys.readouterr().out
 
 
-def open_case(place):
-    return open_dataset(load_cfg(CONFIG), place)
+def open_case(path):
+    return open_dataset(load_cfg(CONFIG), path)
 
 
-def trained(*places):
-    opts = ["DATASETS.TRAIN", places[0], "DATASETS.TEST", places[-1], "OUTPUT_DIR", "run"]
+def train_on(*paths):
+    opts = ["DATASETS.TRAIN", paths[0], "DATASETS.TEST", paths[-1], "OUTPUT_DIR", "run"]
     train.main(["--config-file", CONFIG, *BRIEF, *opts])
 
 
@@ -113,7 +116,7 @@ def test_ignored_regions(case, capsys):
 
 
 def test_area_null(case):
-    trained("train.json@images")
+    train_on("train.json@images")
     (report,) = (case / "run" / "inference").glob("*/report.html")
     assert report.stat().st_size
 
@@ -127,7 +130,7 @@ def test_twelve_bits(case, capsys):
     printed = checked(capsys, "train.json@images")
     red, _, _ = open_case("train.json@images").load_image(0).getpixel((100, 100))
     assert red > 60 or "set INPUT.GREY_BITS 12" in printed
-    trained("train.json@images")
+    train_on("train.json@images")
     assert capsys.readouterr().out.count("set INPUT.GREY_BITS 12") == 3  # of both sets, and in evaluation
     cfg = load_cfg(CONFIG, ["INPUT.GREY_BITS", "12"])
     assert open_dataset(cfg, "train.json@images").load_image(0).getpixel((100, 100))[0] > 60
@@ -157,9 +160,9 @@ def test_large_image(case, capsys, recwarn):
 def test_image_in_memory(case, detector):
     predictor = Predictor.from_config(CONFIG, str(detector), [*TINY, "MODEL.ATSS.INFERENCE_TH", "0.0"])
     expected = predictor("p1.jpg")
-    found = predictor(io.BytesIO((case / "p1.jpg").read_bytes()))
-    assert len(found) == len(expected) > 0
-    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0)
+    result = predictor(io.BytesIO((case / "p1.jpg").read_bytes()))
+    assert len(result) == len(expected) > 0
+    torch.testing.assert_close(result.boxes, expected.boxes, rtol=0, atol=0)
 
 
 def test_accented_class_names(case, capsys, recwarn):

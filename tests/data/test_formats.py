@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from atss_core.apps.check.checks import quick_check
 from atss_core.config.catalog import DATASETS, VOC_CLASSES, find_dataset, parse_place
 from atss_core.data import Compose, DetectionDataset, Normalize, Resize
 from tests.layouts import CONTENT, coco_tree, write_coco, write_images, write_voc, write_yolo
@@ -35,7 +34,7 @@ def test_all_layouts_hold_the_same_objects(layout, content, tmp_path):
         dataset = open_place(place)
         assert dataset.layout == layout
         assert dataset.class_names in (["große Katze", "dog"], ["dog", "große Katze"])
-        assert not quick_check(dataset)
+        assert not dataset.warnings
         found = {}
         for index in range(len(dataset)):
             sample = dataset[index]
@@ -115,8 +114,7 @@ def test_voc_images_without_xml_are_empty_and_told(layout, tmp_path):
     assert names == ["a.png", "renamed.png", "c.png", "d.png", "lone.png", "sub/lone.png"]
     assert [len(dataset.target(i)) for i in range(len(dataset))] == [2, 1, 1, 2, 0, 0]
     assert dataset.image_sizes.tolist() == [[48, 64]] * 4 + [[20, 30]] * 2
-    (defect,) = quick_check(dataset)
-    assert defect.message == "2 image(s) have no XML file and count as empty: lone.png, sub/lone.png"
+    assert dataset.warnings == ("2 image(s) have no XML file and count as empty: lone.png, sub/lone.png",)
     assert len(open_place(str(folder), training=True)) == 4
 
 
@@ -197,7 +195,7 @@ def test_linked_folders_are_read_and_loops_end(layout, tmp_path):
     assert counts == {
         parent / f"{name}.png": len(objects) for name, objects in {**CONTENT, **content}.items()
     }
-    assert not quick_check(dataset)
+    assert not dataset.warnings
 
 
 def test_voc_size_comes_from_the_image_where_the_file_has_none(tmp_path):
@@ -264,7 +262,7 @@ def test_yolo_names_by_number_and_list_of_images(tmp_path):
     dataset = open_place(f"{tmp_path / 'data.yaml'}@train")
     assert dataset.class_names == ["cat", "dog"]
     assert [len(dataset.target(i)) for i in range(2)] == [1, 2]
-    assert not quick_check(dataset)  # labels of images that the list leaves out are no defect
+    assert not dataset.warnings  # labels of images that the list leaves out are no fault
 
 
 def test_yolo_paths_of_another_machine_are_found_here(tmp_path):

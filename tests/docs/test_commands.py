@@ -19,7 +19,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from atss_core.cli import quickstart
-from atss_core.cli.datasets import split_words
+from atss_core.cli.datasets import split_arguments
 from atss_core.cli.main import COMMANDS, main
 from atss_core.cli.parser import CommandParser
 from atss_core.config import load_cfg
@@ -45,8 +45,8 @@ RUN_BY = {
     "atss check": "tests/cli/test_own_data.py::test_sound_data_is_found_sound",
     "atss assign": "tests/cli/test_assign.py::test_report_equals_a_slow_count",
     "atss plot": "tests/cli/test_main.py::test_plot_draws_runs_side_by_side",
-    "atss doctor": "tests/cli/test_main.py::test_the_doctor_tells_versions_and_remedies",
-    "atss export": "tests/cli/test_export.py::test_package_is_proven_and_described",
+    "atss doctor": "tests/cli/test_main.py::test_the_doctor_reports_versions_and_remedies",
+    "atss export": "tests/cli/test_export.py::test_package_is_verified_and_described",
     "atss remove-solver-states": "tests/cli/test_remove_solver_states.py::test_weights_and_names_are_kept",
     "torchrun": "tests/engine/test_distributed.py::test_two_processes_count_every_image_once",
     "python -m torch.distributed.launch": "tests/engine/test_interruptions.py::test_killed_worker",
@@ -128,7 +128,7 @@ def load(arguments):
     """Load the configuration that a command asks for, as far as it is here."""
     opts = getattr(arguments, "opts", None)
     if opts is None:
-        opts = split_words(getattr(arguments, "words", []))[1]
+        opts = split_arguments(getattr(arguments, "words", []))[1]
     file = getattr(arguments, "config_file", str(QUICK))
     # What a run leaves, or the reader's own, has the keys of any other.
     is_made = file.startswith("training_dir/") or file == "my.yaml"
@@ -138,7 +138,7 @@ def load(arguments):
 def data_of(name, cfg, words):
     """Return the data sets that a command opens."""
     if name in ("check", "assign"):
-        return split_words(words)[0] or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+        return split_arguments(words)[0] or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     return {"train": [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], "test": cfg.DATASETS.TEST}.get(name, ())
 
 

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from atss_core.apps.check.charts import plot_objects
+from atss_core.apps.check.drawings import plot_objects
 from atss_core.structures import BoxList
 from atss_core.visualization import fonts
 from atss_core.visualization.boxes import draw_boxes, image_grid

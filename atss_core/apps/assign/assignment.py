@@ -1,95 +1,98 @@
-"""Count what rules of assignment make of a data set: positives of its objects, and thresholds of ATSS."""
+"""Assign anchors with several assigners, and count positives and ATSS thresholds of a dataset's objects."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from random import Random
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
 
-# Areas in square pixels of the network's input, the lower end included: the sizes of COCO, but there in
-# pixels of the image.
+from atss_core.modeling.assigners import Assigner
+from atss_core.modeling.build import build_assigner
+
+ATSS, ATSS_AT_LEAST_ONE = "ATSS", "ATSS + AT_LEAST_ONE"
+# Areas in square pixels of the network input, the lower end included: COCO has the same sizes, in pixels of
+# the image.
 SIZES = {"S": (0.0, 32.0**2), "M": (32.0**2, 96.0**2), "L": (96.0**2, np.inf), "all": (0.0, np.inf)}
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 THRESHOLD_EDGES = np.linspace(0, 1, 21)
 
 
-@dataclass(frozen=True)
-class AssignedObjects:
-    """What became of each object of some images.
+def build_assigners(cfg: CfgNode) -> dict[str, Assigner]:
+    """Build ATSS with and without AT_LEAST_ONE and the assigners it is compared with, whatever cfg chooses.
 
-    Attributes:
-        areas: square pixels of the network's input, float64 (G,).
-        positives: rule -> positive anchors of each object, int64 (G,).
-        thresholds: mean plus standard deviation of the IoUs of the candidates of ATSS, float64 (G,).
+    Limits that belong to one assigner are left out of the others.
     """
-
-    areas: np.ndarray
-    positives: Mapping[str, np.ndarray]
-    thresholds: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.areas)
-
-    def is_of_size(self, size: str) -> np.ndarray:
-        """Tell which objects are of one of ``SIZES``, bool (G,)."""
-        low, high = SIZES[size]
-        return (self.areas >= low) & (self.areas < high)
-
-
-def join(parts: Sequence[AssignedObjects]) -> AssignedObjects:
-    """Join the objects of at least one image to one list."""
-    return AssignedObjects(
-        np.concatenate([part.areas for part in parts]),
-        {rule: np.concatenate([part.positives[rule] for part in parts]) for rule in parts[0].positives},
-        np.concatenate([part.thresholds for part in parts]),
-    )
+    assigners = {}
+    for name in (ATSS, ATSS_AT_LEAST_ONE, "SSC", "IoU", "TOPK"):
+        own = cfg.clone()
+        own.defrost()
+        own.MODEL.ATSS.POSITIVE_TYPE = name.split(" ")[0]
+        own.MODEL.ATSS.AT_LEAST_ONE = name == ATSS_AT_LEAST_ONE
+        if name == "SSC":
+            own.MODEL.ATSS.POSITIVES_IN_BOX = True
+        else:
+            own.MODEL.ATSS.CENTER_SAMPLING_RADIUS = 0.0
+        assigners[name] = build_assigner(own)
+    return assigners
 
 
-def summarize_positives(objects: AssignedObjects) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return rule -> size -> number of objects, their mean number of positives, and how many have none.
+def count_positives(matched: Tensor, num_objects: int) -> np.ndarray:
+    """Return the number of positive anchors of each object, int64 (G,), from the object of each anchor."""
+    return torch.bincount(matched[matched >= 0], minlength=num_objects).numpy()
 
-    Means and shares of no objects are None.
+
+def summarize(
+    areas: np.ndarray, positives: Mapping[str, np.ndarray], thresholds: np.ndarray
+) -> dict[str, Any]:
+    """Summarize the objects of a dataset by assigner and size; means and quantiles of no objects are None.
+
+    Args:
+        areas: square pixels of the network input, shape (G,).
+        positives: assigner -> positive anchors of each object, int64 (G,).
+        thresholds: mean plus standard deviation of the IoUs of each object's ATSS candidates, shape (G,).
     """
+    masks = {size: (areas >= low) & (areas < high) for size, (low, high) in SIZES.items()}
     return {
-        rule: {size: _summarize(counts[objects.is_of_size(size)]) for size in SIZES}
-        for rule, counts in objects.positives.items()
+        "assigners": {
+            name: {size: _positives(counts[mask]) for size, mask in masks.items()}
+            for name, counts in positives.items()
+        },
+        "thresholds": {size: _thresholds(thresholds[mask]) for size, mask in masks.items()},
+        "threshold_edges": THRESHOLD_EDGES.round(6).tolist(),
     }
 
 
-def _summarize(counts: np.ndarray) -> dict[str, Any]:
-    num_without = int(np.count_nonzero(counts == 0))
+def _positives(counts: np.ndarray) -> dict[str, Any]:
+    unmatched = int(np.count_nonzero(counts == 0))
     return {
         "objects": len(counts),
         "positives_per_object": float(counts.mean()) if len(counts) else None,
-        "without_positive": num_without,
-        "share_without_positive": num_without / len(counts) if len(counts) else None,
+        "without_positive": unmatched,
+        "share_without_positive": unmatched / len(counts) if len(counts) else None,
     }
 
 
-def summarize_thresholds(objects: AssignedObjects) -> dict[str, dict[str, Any]]:
-    """Return size -> quantiles and histogram of the thresholds of ATSS; no quantiles of no objects."""
-    return {size: _distribution(objects.thresholds[objects.is_of_size(size)]) for size in SIZES}
-
-
-def _distribution(values: np.ndarray) -> dict[str, Any]:
+def _thresholds(values: np.ndarray) -> dict[str, Any]:
     quantiles = np.quantile(values, QUANTILES).tolist() if len(values) else [None] * len(QUANTILES)
-    histogram, _ = np.histogram(values.clip(0, 1), THRESHOLD_EDGES)
     return {
         "objects": len(values),
         "quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
-        "histogram": histogram.tolist(),
+        "histogram": np.histogram(values.clip(0, 1), THRESHOLD_EDGES)[0].tolist(),
     }
 
 
 def choose_objects(areas: np.ndarray, positives: np.ndarray, most: int) -> list[int]:
-    """Choose objects of an image to look at: some without a positive, then from small to large.
+    """Choose objects of an image: up to a third for having no positive, the others from small to large.
 
     Args:
         areas: of all objects, shape (G,).
-        positives: their numbers of positives, shape (G,).
-        most: how many to choose; a third of them may be without a positive for that alone.
+        positives: positive anchors of each, shape (G,).
+        most: number to choose.
 
     Returns:
         Indices by rising area.
@@ -100,3 +103,15 @@ def choose_objects(areas: np.ndarray, positives: np.ndarray, most: int) -> list[
     steps = np.linspace(0, len(others) - 1, min(most - len(chosen), len(others)))
     chosen = np.concatenate([chosen, others[steps.round().astype(int)]])
     return chosen[np.argsort(areas[chosen], kind="stable")].tolist()
+
+
+def choose_images(unmatched: Mapping[int, int], most: int) -> list[int]:
+    """Choose images: half of them for the most unmatched objects, the others at random.
+
+    Args:
+        unmatched: image -> objects without a positive.
+        most: number to choose.
+    """
+    worst = sorted((i for i in unmatched if unmatched[i]), key=lambda i: (-unmatched[i], i))[: most // 2]
+    others = [i for i in unmatched if i not in worst]
+    return sorted(worst + Random(0).sample(others, min(most - len(worst), len(others))))

@@ -1,4 +1,4 @@
-"""Find what is wrong with a data set, from what its files say (quick) and from its images (thorough)."""
+"""Find defects of a dataset: from its annotations and file names (quick), and from its images (thorough)."""
 
 from __future__ import annotations
 
@@ -13,41 +13,46 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+from yacs.config import CfgNode
 
-from atss_core.data.dataset import NOTHING_TO_LEARN, DetectionDataset
+from atss_core.apps.check.statistics import anchor_sizes, best_anchor_iou, image_indices, object_sizes
+from atss_core.data import DetectionDataset, UnreadableImageError, resize_size
+from atss_core.data.dataset import NOTHING_TO_LEARN
 from atss_core.data.datasets.coco import some
-from atss_core.data.images import (
-    UnreadableImageError,
-    describe_unused_range,
-    has_ambiguous_orientation,
-    has_grey_bits,
-)
+from atss_core.data.images import describe_unused_range, has_ambiguous_orientation, has_grey_bits
+from atss_core.evaluation.matching import MOST_OF_A_CLASS
+from atss_core.modeling.build import build_anchor_generator, build_assigner
+from atss_core.utils.progress import progress
 from atss_core.utils.text import printable
 
-# A box may reach out of its image by so many pixels without being reported: whole numbers are rounded.
+# A box may reach out of its image by this many pixels without a report: whole numbers are rounded.
 TOLERANCE = 1.0
 # Training drops boxes with a side of one pixel or less, as the published code does.
 THINNEST = 1.0
-
-MISSING = "missing images"
-UNREADABLE = "unreadable images"
-OVERSIZED = "images above the pixel limit"
-WRONG_SIZES = "wrong sizes"
-DARK = "almost black images"
 # The largest of 0..255 in an image of 12 bits of which the upper 8 of 16 were kept.
 DARKEST = 15
+# Sides up to 4 times as long or as short as those of an anchor: IoU with the same centre.
+WORST_FIT = 1 / 16
+# Headers read before training starts; more would delay it on a network disk.
+NUM_HEADERS = 500
+# Images on which anchors are assigned; more would take minutes and add nothing.
+LARGEST_SAMPLE = 1000
+
+MISSING, UNREADABLE, OVERSIZED = "missing images", "unreadable images", "images above the pixel limit"
+WRONG_SIZES, DARK = "wrong sizes", "almost black images"
+_SKIP = "set DATALOADER.SKIP_CORRUPT True to skip them"
 
 
 @dataclass(frozen=True)
 class Defect:
-    """Something wrong with some images or objects of a data set.
+    """A fault of some images or objects of a dataset.
 
     Attributes:
-        kind: what, in two or three words.
-        message: what, how much, the first cases and the remedy, in one line.
-        images: the images it is in, as entries of ``coco_dict["images"]``.
-        rows: the objects that it is about, as rows of ``dataset.annotations``.
-        is_fatal: whether training must not begin.
+        kind: two or three words.
+        message: the fault, its extent, the first cases and the remedy, in one line.
+        images: the images that have it, as indices of ``coco_dict["images"]``.
+        rows: the objects that have it, as rows of ``dataset.annotations``.
+        is_fatal: whether training must not start.
     """
 
     kind: str
@@ -57,66 +62,176 @@ class Defect:
     is_fatal: bool = False
 
 
-def quick_check(dataset: DetectionDataset) -> list[Defect]:
-    """Find what the annotations and the list of files tell; takes seconds for a million objects."""
-    objects = _Objects(dataset)
-    found = [
-        *(Defect("odd files", line) for line in dataset.warnings),
-        _missing_images(dataset),
-        _unreadable_images(dataset),
-        _oversized_images(dataset),
-        _repeated_images(dataset),
-        objects.defect(
-            "repeated ids", objects.has_repeated_id, "annotation(s) have the id of another; number them anew"
-        ),
-        objects.defect(
-            "boxes without area",
-            ~objects.has_area,
-            "box(es) have a width or height of 0 or less and are ignored in training, but count as missed in "
-            "evaluation; correct or remove them",
-        ),
-        objects.defect(
-            "boxes outside",
-            objects.has_area & objects.is_outside,
-            "box(es) lie wholly outside their image and are ignored; correct or remove them",
-        ),
-        objects.defect(
-            "boxes reaching out",
-            objects.has_area & ~objects.is_outside & (objects.reach > TOLERANCE),
-            "box(es) reach out of their image by more than a pixel and are cut at its border; do the sizes "
-            "in the annotations belong to these images?",
-            worst=objects.reach,
-        ),
-        objects.defect(
-            "boxes one pixel thin",
-            objects.has_area & ~objects.is_outside & objects.is_thin,
-            "box(es) are at most one pixel wide or high and are ignored in training; correct or remove them",
-        ),
-        objects.defect(
-            "repeated boxes",
-            objects.is_repeated,
-            "box(es) repeat another of the same class and place; remove the copies",
-        ),
-        _classes_without_objects(dataset),
+def quick_defects(cfg: CfgNode, dataset: DetectionDataset, num_headers: int = NUM_HEADERS) -> list[Defect]:
+    """Find what annotations, file names and some headers tell, including objects that no anchor fits.
+
+    Takes seconds for a million objects, so that training and evaluation can begin with it.
+    """
+    return [
+        *quick_check(dataset),
+        *ambiguous_orientations(dataset, num_headers),
+        *unused_ranges(dataset),
+        *_unfit_objects(cfg, dataset),
+        *crowded_images(cfg, dataset),
     ]
-    return [defect for defect in found if defect is not None]
 
 
-def nothing_to_learn(dataset: DetectionDataset) -> list[Defect]:
-    """Report a data set that cannot be trained on for want of objects; for testing it may be meant so."""
+def quick_check(dataset: DetectionDataset) -> list[Defect]:
+    """Find what the annotations and the list of files tell."""
+    return [
+        *(Defect("unusual files", line) for line in dataset.warnings),
+        *_image_defects(dataset),
+        *_box_defects(dataset),
+        *_unused_classes(dataset),
+    ]
+
+
+def refuse_fatal(name: str, defects: Sequence[Defect], skip_corrupt: bool) -> None:
+    """Raise ValueError for the first defect of dataset ``name`` with which training must not start.
+
+    Missing, unreadable and too large images are none if ``skip_corrupt``.
+    """
+    skipped = (MISSING, UNREADABLE, OVERSIZED) if skip_corrupt else ()
+    for defect in defects:
+        if defect.is_fatal and defect.kind not in skipped:
+            raise ValueError(f"data set {name}: {defect.message}")
+
+
+def missing_objects(dataset: DetectionDataset) -> list[Defect]:
+    """Report a dataset without any usable object: an error in training, allowed in evaluation."""
     if any(len(dataset.target(index)) for index in range(len(dataset))):
         return []
     return [Defect("no objects", NOTHING_TO_LEARN.format(dataset.path))]
 
 
+def _file_names(dataset: DetectionDataset, indices: Sequence[int]) -> str:
+    return some([dataset.coco_dict["images"][i]["file_name"] for i in indices])
+
+
+def _unusable_images(dataset: DetectionDataset) -> dict[str, list[int]]:
+    """Return the images that are used but missing, present but without a readable size, and too large."""
+    images, used = dataset.coco_dict["images"], set(dataset.image_ids)
+    listings: dict[Path, set[str]] = {}  # each folder is listed once
+    missing = []
+    for i, image in enumerate(images):
+        path = dataset.folder / image["file_name"]
+        if path.parent not in listings:
+            listings[path.parent] = set(os.listdir(path.parent)) if os.path.isdir(path.parent) else set()
+        # Some file systems ignore case, so ask for what is not listed. Unlike Path.exists, os.path.exists
+        # accepts names that are too long for a file.
+        if image["id"] in used and path.name not in listings[path.parent] and not os.path.exists(path):
+            missing.append(i)
+    return {
+        MISSING: missing,
+        UNREADABLE: sorted(
+            {i for i, image in enumerate(images) if "unreadable" in image}.difference(missing)
+        ),
+        OVERSIZED: [i for i, im in enumerate(images) if im["width"] * im["height"] > dataset.max_pixels],
+    }
+
+
+def _image_defects(dataset: DetectionDataset) -> Iterator[Defect]:
+    images = dataset.coco_dict["images"]
+    unusable = _unusable_images(dataset)
+    for kind, indices in unusable.items():
+        if not indices:
+            continue
+        first, names = images[indices[0]], _file_names(dataset, indices)
+        message = {
+            MISSING: f"{len(indices)} of {len(dataset)} images are not in {dataset.folder}: {names}; restore "
+            f"them, correct their names, or {_SKIP}",
+            UNREADABLE: _describe_unreadable(len(indices), len(images), first.get("unreadable")),
+            OVERSIZED: f"{len(indices)} of {len(images)} images have more than {dataset.max_pixels} pixels, "
+            f"the first {first['width']}x{first['height']}: {names}; cut them into tiles, raise "
+            f"INPUT.MAX_PIXELS, or {_SKIP}",
+        }[kind]
+        yield Defect(kind, message, tuple(indices), is_fatal=True)
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        by_name[image["file_name"]].append(i)
+    repeated = {name: indices for name, indices in by_name.items() if len(indices) > 1}
+    if repeated:
+        message = (
+            f"{len(repeated)} image(s) are listed more than once: {some(list(repeated))}; the objects of each"
+            " entry are background to the other, so merge the entries"
+        )
+        yield Defect("repeated images", message, tuple(i for indices in repeated.values() for i in indices))
+
+
+def _describe_unreadable(count: int, total: int, first: str | None) -> str:
+    return f"{count} of {total} images cannot be read; the first: {first}; restore them, or {_SKIP}"
+
+
+def _is_repeated(values: np.ndarray) -> np.ndarray:
+    """Tell which rows equal an earlier one, bool (A,)."""
+    mask = np.ones(len(values), dtype=bool)
+    mask[np.unique(values, axis=0, return_index=True)[1]] = False
+    return mask
+
+
+def _box_defects(dataset: DetectionDataset) -> Iterator[Defect]:
+    rows, images, owners = dataset.annotations, dataset.coco_dict["images"], image_indices(dataset)
+    image_sizes = np.array([(i["width"], i["height"]) for i in images], dtype=np.float64)[owners]
+    first, last = rows.boxes[:, :2], rows.boxes[:, :2] + rows.boxes[:, 2:]
+    inside = np.minimum(last, image_sizes) - np.maximum(first, 0)
+    is_outside = (inside <= 0).any(axis=1)
+    is_seen = rows.has_area & ~is_outside
+    reach = np.maximum(np.maximum(-first, last - image_sizes).max(axis=1, initial=0), 0)
+    keys = np.column_stack([rows.image_ids, rows.category_ids, rows.boxes])
+    for kind, severity, text in (  # severity: 0 where all is well; the worst cases come first
+        ("repeated ids", _is_repeated(rows.ids), "annotation(s) have the id of another; number them anew"),
+        (
+            "boxes without area",
+            ~rows.has_area,
+            "box(es) have a width or height of 0 or less and are ignored in training, but count as missed in "
+            "evaluation; correct or remove them",
+        ),
+        (
+            "boxes outside",
+            rows.has_area & is_outside,
+            "box(es) lie wholly outside their image and are ignored; correct or remove them",
+        ),
+        (
+            "boxes reaching out",
+            np.where(is_seen & (reach > TOLERANCE), reach, 0),
+            "box(es) reach out of their image by more than a pixel and are cut at its border; do the sizes "
+            "in the annotations belong to these images?",
+        ),
+        (
+            "boxes one pixel thin",
+            is_seen & (inside <= THINNEST).any(axis=1),
+            "box(es) are at most one pixel wide or high and are ignored in training; correct or remove them",
+        ),
+        (
+            "repeated boxes",
+            _is_repeated(keys),
+            "box(es) repeat another of the same class and position; remove the copies",
+        ),
+    ):
+        selected = np.flatnonzero(severity)
+        selected = selected[np.argsort(-severity[selected].astype(float), kind="stable")]
+        if len(selected):
+            cases = tuple(dict.fromkeys(owners[selected].tolist()))
+            where = f"annotation(s) {some(rows.ids[selected])} in {_file_names(dataset, cases)}"
+            yield Defect(kind, f"{len(selected)} {text} ({where})", cases, tuple(selected.tolist()))
+
+
+def _unused_classes(dataset: DetectionDataset) -> Iterator[Defect]:
+    used = set(dataset.annotations.category_ids[~dataset.annotations.is_crowd].tolist())
+    pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
+    unused = [name for category_id, name in pairs if category_id not in used]
+    if unused and dataset.has_annotations:
+        message = f"{len(unused)} of {dataset.num_classes} classes have no object: {some(unused)}"
+        yield Defect("classes without objects", message)
+
+
 def check_images(dataset: DetectionDataset) -> list[Defect]:
-    """Read every image for damage, darkness and sizes unlike those of the annotations, with a progress bar.
+    """Read every image, with a progress bar; report damage, darkness and sizes unlike the annotations'.
 
     Args:
         dataset: opened for testing, so that it has all images.
     """
-    known = (_missing(dataset), _unreadable(dataset), _oversized(dataset))
-    present = set(range(len(dataset))).difference(*known)
+    present = set(range(len(dataset))).difference(*_unusable_images(dataset).values())
 
     def problem(index: int) -> tuple[str, str] | None:
         if index not in present:
@@ -128,36 +243,26 @@ def check_images(dataset: DetectionDataset) -> list[Defect]:
         except ValueError as error:
             return WRONG_SIZES, str(error)
         largest = np.asarray(image).max()
-        if largest > DARKEST:
-            return None
-        return DARK, f"{dataset.image_path(index)} has no value above {largest} of 255"
+        dark = DARK, f"{dataset.image_path(index)} has no value above {largest} of 255"
+        return dark if largest <= DARKEST else None
 
+    cases: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    name = f"images of {printable(dataset.name)}"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = list(
-            tqdm(
-                pool.map(problem, range(len(dataset))),
-                total=len(dataset),
-                desc=f"images of {printable(dataset.name)}",
-                unit="image",
-                disable=None,
-            )
-        )
-    by_kind: dict[str, list[int]] = defaultdict(list)
-    for index, found in enumerate(problems):
-        if found is not None:
-            by_kind[found[0]].append(index)
+        problems = pool.map(problem, range(len(dataset)))
+        for index, case in enumerate(tqdm(problems, name, len(dataset), unit="image", disable=None)):
+            if case:
+                cases[case[0]].append((index, case[1]))
     defects = []
-    for kind, indices in by_kind.items():
-        first = problems[indices[0]]
-        assert first is not None
-        count = f"{len(indices)} of {len(dataset)} images"
+    for kind, entries in cases.items():
+        count, first = f"{len(entries)} of {len(dataset)} images", entries[0][1]
         message = {
-            UNREADABLE: _describe_unreadable(len(indices), len(dataset), first[1]),
-            WRONG_SIZES: f"{count} have another size than their annotations; the first: {first[1]}",
-            DARK: f"{count} are almost black; the first: {first[1]}; files of 16 bits are read so if their"
+            UNREADABLE: _describe_unreadable(len(entries), len(dataset), first),
+            WRONG_SIZES: f"{count} have another size than their annotations; the first: {first}",
+            DARK: f"{count} are almost black; the first: {first}; files of 16 bits are read so if their"
             " values take up fewer: for grey ones set INPUT.GREY_BITS, convert colour ones to 8 bits",
         }[kind]
-        defects.append(Defect(kind, message, tuple(indices), is_fatal=kind != DARK))
+        defects.append(Defect(kind, message, tuple(index for index, _ in entries), is_fatal=kind != DARK))
     return defects
 
 
@@ -181,180 +286,112 @@ def unused_ranges(dataset: DetectionDataset, most: int = 16) -> list[Defect]:
 
 
 def ambiguous_orientations(dataset: DetectionDataset, most: int) -> list[Defect]:
-    """Report images that EXIF data turn or mirror without a change of size: boxes may belong to either.
+    """Report images whose EXIF orientation keeps their size: boxes may be for the stored or the shown image.
 
     Args:
         dataset: opened for training or testing.
-        most: read the headers of so many images, evenly spread.
+        most: number of headers to read, evenly spread.
     """
     images = dataset.coco_dict["images"]
-    if dataset.is_upright:
-        return []
 
     def is_ambiguous(index: int) -> bool:
         try:
             return has_ambiguous_orientation(dataset.folder / images[index]["file_name"])
         except UnreadableImageError:
-            return False  # which has a report of its own
+            return False  # reported elsewhere
 
-    steps = np.linspace(0, len(images) - 1, min(most, len(images)))
-    found = tuple(index for index in steps.round().astype(int).tolist() if is_ambiguous(index))
-    if not found:
-        return []
+    indices = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int).tolist()
+    cases = () if dataset.is_upright else tuple(filter(is_ambiguous, indices))
     message = (
-        f"{len(found)} of {len(steps)} images looked at are turned or flipped by their EXIF data and keep"
+        f"{len(cases)} of {len(indices)} images looked at are turned or flipped by their EXIF data and keep"
         " their size, so that it does not tell whether boxes are for the images as shown or as stored; they"
-        f" are taken as shown: {some([images[i]['file_name'] for i in found])}; look at the boxes that atss"
-        " check draws, and if they are wrong, remove the EXIF orientation from the files"
+        f" are taken as shown: {_file_names(dataset, cases)}; look at the boxes that atss check draws, and if"
+        " they are wrong, remove the EXIF orientation from the files"
     )
-    return [Defect("ambiguous orientation", message, found)]
+    return [Defect("ambiguous orientation", message, cases)] if cases else []
 
 
-def refuse_fatal(name: str, defects: Sequence[Defect], skip_corrupt: bool) -> None:
-    """Raise for the first defect with which training must not begin.
-
-    Args:
-        name: of the data set.
-        defects: as ``quick_check`` and ``check_images`` return.
-        skip_corrupt: whether missing, unreadable and too large images are to be skipped.
-
-    Raises:
-        ValueError: if there is one.
-    """
-    for defect in defects:
-        can_skip = skip_corrupt and defect.kind in (MISSING, UNREADABLE, OVERSIZED)
-        if defect.is_fatal and not can_skip:
-            raise ValueError(f"data set {name}: {defect.message}")
-
-
-class _Objects:
-    """What is true of each object of a data set: bool or float64 (A,), by the rows of its annotations."""
-
-    def __init__(self, dataset: DetectionDataset) -> None:
-        rows = dataset.annotations
-        images = dataset.coco_dict["images"]
-        self.dataset = dataset
-        self.owner = np.searchsorted([image["id"] for image in images], rows.image_ids)
-        sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64)[
-            self.owner
-        ]
-        first, last = rows.boxes[:, :2], rows.boxes[:, :2] + rows.boxes[:, 2:]
-        inside = np.minimum(last, sizes) - np.maximum(first, 0)
-        self.has_area = rows.has_area
-        self.is_outside = (inside <= 0).any(axis=1)
-        self.is_thin = (inside <= THINNEST).any(axis=1)
-        self.reach = np.maximum(np.maximum(-first, last - sizes).max(axis=1, initial=0), 0)
-        self.has_repeated_id = np.ones(len(rows), dtype=bool)
-        self.has_repeated_id[np.unique(rows.ids, return_index=True)[1]] = False
-        self.is_repeated = np.ones(len(rows), dtype=bool)
-        keys = np.column_stack([rows.image_ids, rows.category_ids, rows.boxes])
-        self.is_repeated[np.unique(keys, axis=0, return_index=True)[1]] = False
-
-    def defect(
-        self, kind: str, mask: np.ndarray, words: str, worst: np.ndarray | None = None
-    ) -> Defect | None:
-        """Describe the objects of a mask, (A,) bool, by falling ``worst``, (A,); None if there are none."""
-        rows = np.flatnonzero(mask)
-        if worst is not None:
-            rows = rows[np.argsort(-worst[rows], kind="stable")]
-        if not len(rows):
-            return None
-        images = list(dict.fromkeys(self.owner[rows].tolist()))
-        files = [self.dataset.coco_dict["images"][i]["file_name"] for i in images]
-        where = f"annotation(s) {some(self.dataset.annotations.ids[rows])} in {some(files)}"
-        return Defect(kind, f"{len(rows)} {words} ({where})", tuple(images), tuple(rows.tolist()))
+def crowded_images(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
+    """Report images with more objects than detections count: even a perfect detector misses some."""
+    rows, images = dataset.annotations, dataset.coco_dict["images"]
+    is_object = ~rows.is_crowd & rows.has_area
+    owners = image_indices(dataset)[is_object]
+    pairs = np.column_stack([owners, rows.category_ids[is_object]])
+    pairs, per_class = np.unique(pairs, axis=0, return_counts=True)
+    in_image = np.arange(len(images)), np.bincount(owners, minlength=len(images))
+    per_image = cfg.TEST.DETECTIONS_PER_IMG or np.inf
+    defects = []
+    for limit, (index, counts), text in (
+        (
+            MOST_OF_A_CLASS,
+            (pairs[:, 0], per_class),
+            "objects of a class ({}): the metrics of COCO count no more detections of a class per image "
+            "(maxDets), so that AP stays below 100 even if all are found; cut such images into tiles, or "
+            "compare AP between detectors",
+        ),
+        (
+            per_image,
+            in_image,
+            "objects ({}): TEST.DETECTIONS_PER_IMG keeps no more detections per image; raise it, or set it "
+            "to 0 for all",
+        ),
+        (
+            cfg.MODEL.ATSS.PRE_NMS_TOP_N,
+            in_image,
+            "objects ({}): MODEL.ATSS.PRE_NMS_TOP_N lets no more candidates per level into the NMS; raise it",
+        ),
+    ):
+        order = np.argsort(-counts, kind="stable")
+        cases = tuple(dict.fromkeys(index[order[counts[order] > limit]].tolist()))
+        if cases:
+            where = text.format(f"up to {counts.max()} in {_file_names(dataset, cases)}")
+            message = f"{len(cases)} image(s) have more than {limit} {where}"
+            defects.append(Defect("more objects than detections", message, cases))
+    return defects
 
 
-def _missing(dataset: DetectionDataset) -> list[int]:
-    """Return the images that are used and have no file, listing each folder once."""
-    listings: dict[Path, set[str]] = {}
-    missing = []
-    used = set(dataset.image_ids)
-    for i, image in enumerate(dataset.coco_dict["images"]):
-        path = dataset.folder / image["file_name"]
-        if path.parent not in listings:
-            listings[path.parent] = set(os.listdir(path.parent)) if os.path.isdir(path.parent) else set()
-        # Not every file system tells names apart as strings do, so what is not listed is asked for. Unlike
-        # Path.exists, os.path.exists takes names that are too long for one.
-        if image["id"] in used and path.name not in listings[path.parent] and not os.path.exists(path):
-            missing.append(i)
-    return missing
+def _unfit_objects(cfg: CfgNode, dataset: DetectionDataset) -> Iterator[Defect]:
+    """Report the objects that no anchor size fits, the worst first."""
+    rows = dataset.annotations
+    # Thinner objects are not used, and reported elsewhere.
+    candidates = np.flatnonzero(~rows.is_crowd & (rows.boxes[:, 2:] > THINNEST).all(axis=1))
+    sizes, anchors = object_sizes(cfg, dataset), anchor_sizes(cfg)
+    fit = best_anchor_iou(sizes[candidates], anchors)
+    order = np.argsort(fit, kind="stable")
+    unfit = candidates[order[fit[order] < WORST_FIT]]
+    if len(unfit):
+        images = tuple(dict.fromkeys(image_indices(dataset)[unfit].tolist()))
+        sides, anchor_sides = (np.sqrt(s.prod(axis=1)) for s in (sizes[unfit], anchors))
+        message = (
+            f"{len(unfit)} object(s), {100 * len(unfit) / np.count_nonzero(~rows.is_crowd):.1f}%, are far"
+            f" from every anchor size: sides of {sides.min():.0f} to {sides.max():.0f} pixels on the"
+            f" network's input, anchors of {anchor_sides.min():.0f} to {anchor_sides.max():.0f} (in"
+            f" {_file_names(dataset, images)}); change INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST, or"
+            " MODEL.ATSS.ANCHOR_SIZES"
+        )
+        yield Defect("objects that no anchor size fits", message, images, tuple(unfit.tolist()))
 
 
-def _missing_images(dataset: DetectionDataset) -> Defect | None:
-    missing = _missing(dataset)
-    if not missing:
-        return None
-    images = dataset.coco_dict["images"]
-    names = [images[i]["file_name"] for i in missing]
-    message = (
-        f"{len(missing)} of {len(dataset)} images are not in {dataset.folder}: {some(names)}; restore them,"
-        " correct their names, or set DATALOADER.SKIP_CORRUPT True to skip them"
-    )
-    return Defect(MISSING, message, tuple(missing), is_fatal=True)
-
-
-def _unreadable(dataset: DetectionDataset) -> list[int]:
-    """Return the images that could not be read for their sizes, and are there."""
-    unreadable = [i for i, image in enumerate(dataset.coco_dict["images"]) if "unreadable" in image]
-    missing = set(_missing(dataset)) if unreadable else set()
-    return [i for i in unreadable if i not in missing]
-
-
-def _unreadable_images(dataset: DetectionDataset) -> Defect | None:
-    unreadable = _unreadable(dataset)
-    if not unreadable:
-        return None
-    images = dataset.coco_dict["images"]
-    message = _describe_unreadable(len(unreadable), len(images), images[unreadable[0]]["unreadable"])
-    return Defect(UNREADABLE, message, tuple(unreadable), is_fatal=True)
-
-
-def _oversized(dataset: DetectionDataset) -> list[int]:
-    images = dataset.coco_dict["images"]
-    return [i for i, image in enumerate(images) if image["width"] * image["height"] > dataset.max_pixels]
-
-
-def _oversized_images(dataset: DetectionDataset) -> Defect | None:
-    oversized = _oversized(dataset)
-    if not oversized:
-        return None
-    images = [dataset.coco_dict["images"][i] for i in oversized]
-    first = images[0]
-    message = (
-        f"{len(images)} of {len(dataset.coco_dict['images'])} images have more than {dataset.max_pixels}"
-        f" pixels, the first {first['width']}x{first['height']}: {some([i['file_name'] for i in images])};"
-        " cut them into tiles, raise INPUT.MAX_PIXELS, or set DATALOADER.SKIP_CORRUPT True to skip them"
-    )
-    return Defect(OVERSIZED, message, tuple(oversized), is_fatal=True)
-
-
-def _describe_unreadable(count: int, total: int, first: str) -> str:
-    return (
-        f"{count} of {total} images cannot be read; the first: {first}; restore them, or set"
-        " DATALOADER.SKIP_CORRUPT True to skip them"
-    )
-
-
-def _repeated_images(dataset: DetectionDataset) -> Defect | None:
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for i, image in enumerate(dataset.coco_dict["images"]):
-        by_name[image["file_name"]].append(i)
-    repeated = {name: rows for name, rows in by_name.items() if len(rows) > 1}
-    if not repeated:
-        return None
-    message = (
-        f"{len(repeated)} image(s) are listed more than once: {some(list(repeated))}; the objects of each"
-        " entry are background to the other, so join the entries"
-    )
-    return Defect("repeated images", message, tuple(i for rows in repeated.values() for i in rows))
-
-
-def _classes_without_objects(dataset: DetectionDataset) -> Defect | None:
-    used = set(dataset.annotations.category_ids[~dataset.annotations.is_crowd].tolist())
-    pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
-    unused = [name for category_id, name in pairs if category_id not in used]
-    if not unused or not dataset.has_annotations:
-        return None
-    message = f"{len(unused)} of {dataset.num_classes} classes have no object: {some(unused)}"
-    return Defect("classes without objects", message)
+def unmatched_objects(cfg: CfgNode, dataset: DetectionDataset) -> Iterator[Defect]:
+    """Assign anchors on images of the network's size, and report the objects without a positive."""
+    generator, assigner = build_anchor_generator(cfg), build_assigner(cfg)
+    indices = range(len(dataset))
+    if len(indices) > LARGEST_SAMPLE:
+        indices = np.random.default_rng(0).choice(len(dataset), LARGEST_SAMPLE, replace=False).tolist()
+    num_objects, unmatched = 0, {}
+    for index in progress(indices, f"anchors on {dataset.name}"):
+        target = dataset.target(index)
+        if not len(target):
+            continue
+        size = resize_size(target.image_size, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        (matched,) = assigner(generator.for_image(size), [target.resize(size).boxes])
+        num_objects += len(target)
+        unmatched[index] = len(target) - len(matched[matched >= 0].unique())
+    images = tuple(index for index, count in unmatched.items() if count)
+    if images:
+        message = (
+            f"{sum(unmatched.values())} of {num_objects} objects get no anchor by POSITIVE_TYPE "
+            f"{cfg.MODEL.ATSS.POSITIVE_TYPE} and are not learned: too small for the grid, or behind others "
+            f"(in {_file_names(dataset, images)}); larger images (INPUT.MIN_SIZE_TRAIN) or other anchors help"
+        )
+        yield Defect("objects without an anchor", message, images)

@@ -35,7 +35,7 @@ from atss_core.data import (
     resize_size,
 )
 from atss_core.data.datasets.coco import some
-from atss_core.evaluation.matching import MOST_OF_A_CLASS
+from atss_core.evaluation.matching import MAX_DETECTIONS
 from atss_core.modeling.build import build_anchor_generator, build_assigner
 from atss_core.structures.boxes import widths_heights
 from atss_core.utils.files import atomic_write
@@ -127,7 +127,7 @@ def beyond_limits(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
     """Find images with more objects than detections count, by the configuration or the metrics."""
     return crowded_images(
         dataset,
-        num_of_class=MOST_OF_A_CLASS,
+        num_of_class=MAX_DETECTIONS,
         num_of_image=cfg.TEST.DETECTIONS_PER_IMG,
         num_of_level=cfg.MODEL.ATSS.PRE_NMS_TOP_N,
     )

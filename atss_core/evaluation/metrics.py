@@ -1,4 +1,4 @@
-"""The numbers of an evaluation: their table, and their comparison with published ones."""
+"""The metrics of an evaluation: their table, and their comparison with published ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from atss_core.evaluation.backends import UNDEFINED
+import numpy as np
+
 from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)
@@ -15,12 +16,13 @@ logger = logging.getLogger(__name__)
 # In the order of COCOeval.stats. AP and AR100 average over IoU 0.5 to 0.95; s, m, l are object areas up to
 # 32^2, up to 96^2 and above, in square pixels of the original image.
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+UNDEFINED = -1.0  # of a metric without ground truth, as in COCOeval
 TABLE_WIDTH = 100
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """The metrics of one evaluation, in 0..1, -1 where there is no ground truth to measure against.
+    """The metrics of an evaluation, in 0..1, -1 without ground truth.
 
     Attributes:
         overall: the twelve numbers of ``METRIC_NAMES``.
@@ -44,7 +46,7 @@ class CocoMetrics:
         """Return all numbers in percent as text of at most 100 columns.
 
         Args:
-            sort_by: "name" orders the classes by the alphabet, "AP" puts the best first.
+            sort_by: "name" sorts the classes alphabetically, "AP" puts the best first.
 
         Raises:
             ValueError: if ``sort_by`` is something else.
@@ -54,7 +56,7 @@ class CocoMetrics:
             "AP": lambda name: -self.per_class[name],
         }
         if sort_by not in orders:
-            raise ValueError(f"sort_by must be one of {', '.join(orders)}, got {sort_by!r}")
+            raise ValueError(f"sort_by: expected one of {', '.join(orders)}, got {sort_by!r}")
         overall = [
             "".join(f"{name:>7}" for name in self.overall),
             "".join(f"{percent(value):>7}" for value in self.overall.values()),
@@ -73,15 +75,15 @@ def check_expected_results(
     """Compare metrics with published ones and log every comparison.
 
     Args:
-        metrics: what was measured.
+        metrics: the measured ones.
         expected: (task, metric, mean, standard deviation), for example ("bbox", "AP", 0.393, 0.002).
-        sigma_tol: how many standard deviations from the mean are accepted.
+        sigma_tol: accepted distance from the mean, in standard deviations.
 
     Returns:
         A message for each metric out of its range; empty if all are as expected.
 
     Raises:
-        ValueError: if a task or metric does not exist or an entry has not four parts.
+        ValueError: if an entry does not have four values or names an unknown task or metric.
     """
     failures = []
     for entry in expected:
@@ -109,13 +111,20 @@ def _parse_expected(entry: Sequence[Any], choices: dict[str, float]) -> tuple[st
     return name, float(mean), float(std)
 
 
+def mean_defined(values: Sequence[float] | np.ndarray) -> float:
+    """Return the mean of the values that are defined, ``UNDEFINED`` without any."""
+    defined = np.asarray(values)
+    defined = defined[defined > UNDEFINED]
+    return float(defined.mean()) if defined.size else UNDEFINED
+
+
 def percent(value: float) -> str:
-    """Return a share in percent as text, "-" where it is not defined."""
+    """Return a fraction in percent as text, "-" where it is not defined."""
     return "-" if value == UNDEFINED else f"{100 * value:.1f}"
 
 
 def _class_columns(rows: Sequence[tuple[str, float, float]]) -> list[str]:
-    """Lay out (name, AP, AP50) in columns that are read from top to bottom."""
+    """Format rows of (name, AP, AP50) in columns, read from top to bottom."""
     gap, numbers = 4, 14
     name_width = min(max(len("class"), *(len(name) for name, _, _ in rows)), TABLE_WIDTH - numbers)
     num_columns = min((TABLE_WIDTH + gap) // (name_width + numbers + gap), len(rows))

@@ -31,7 +31,6 @@ EXTRAS = {
     "av": Extra("av", "video", "video files and cameras in the demo"),
     "supervision": Extra("supervision", "supervision", "detections as supervision.Detections"),
     "tensorboard": Extra("tensorboard", "tensorboard", "curves of a training in TensorBoard"),
-    "hotcoco": Extra("hotcoco", "fast", "faster COCO metrics"),
     "faster_coco_eval": Extra("faster-coco-eval", "fast", "faster COCO metrics"),
 }
 

@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
     @property
     def text(self):
-        return " ".join(self.words)
+        return " ".join(" ".join(self.words).split())
 
 
 def check_self_contained(text):

@@ -5,16 +5,8 @@ import pytest
 from PIL import Image
 
 from atss_core.apps.report.analysis import analyze
-from atss_core.apps.report.images import (
-    NUM_BEST,
-    NUM_WORST,
-    ImageSource,
-    choose_best,
-    choose_worst,
-    count_by_image,
-)
-from atss_core.apps.report.report import ReportInput, build_report
-from atss_core.apps.report.sections import SECTIONS
+from atss_core.apps.report.images import NUM_BEST, NUM_WORST, ImageSource
+from atss_core.apps.report.report import SECTIONS, ReportInput, build_report
 from atss_core.evaluation import CocoEvaluator, VocMetrics
 from tests.apps.pages import check_self_contained, open_in_browser
 from tests.evaluation.made_up import make_up
@@ -100,8 +92,8 @@ def test_names_are_text_and_not_html():
 
 def test_without_detections():
     page = check_self_contained(report_of(tiny(), {1: NOTHING, 2: NOTHING}))
-    assert "No detection is right" in page.text
-    assert "No other image has a right detection" in page.text
+    assert "No detection is correct" in page.text
+    assert "No other image has a correct detection" in page.text
     assert page.text.count("1 missed") == 2
 
 
@@ -126,7 +118,7 @@ def test_crowds_are_ignored():
     coco["annotations"][1]["iscrowd"] = 1
     inside = detections([[60, 10, 100, 50], [70, 20, 110, 60]], [2, 2], [0.95, 0.94])
     page = check_self_contained(report_of(coco, {1: CAT, 2: inside}))
-    assert "1 crowds, ignore regions or difficult objects count neither way" in page.text
+    assert "1 crowds, ignore regions or difficult objects do not count" in page.text
     assert "No image has an error" in page.text
     coco["annotations"][0]["iscrowd"] = 1  # nothing is left to find
     page = check_self_contained(report_of(coco, {1: CAT, 2: inside}))
@@ -160,7 +152,7 @@ def test_report_wants_an_evaluation_and_leaves_it_alone():
     assert coco == before
     evaluator = CocoEvaluator(coco, [7, 3], ["cat", "dog"], [1, 2])
     source = ImageSource(load, {})
-    with pytest.raises(ValueError, match=r"call evaluate\(\) first"):
+    with pytest.raises(ValueError, match=r"Call evaluate\(\) first"):
         build_report(ReportInput("made up", evaluator, None, source))
 
 
@@ -168,7 +160,7 @@ def test_many_classes_are_folded_and_small(many_classes):
     page = check_self_contained(many_classes)
     assert "The ten classes with the lowest AP" in page.text
     assert "All 80 classes" in page.text
-    assert "The pairs that are confused most" in page.text
+    assert "The most confused pairs of classes" in page.text
     assert 'class="heat"' not in many_classes, "a matrix of 80 classes cannot be read"
     assert len(page.images) == 4 + 2 * (NUM_WORST + NUM_BEST)
     assert len(many_classes) < 3_000_000
@@ -201,16 +193,16 @@ def test_browser_would_find_faults(tmp_path):
 
 
 def test_images_are_chosen_by_f1():
-    images, classes, annotations, found = make_up("plain", 2)
-    analysis = analyze(annotations, found, images, classes, [str(i) for i in classes])
-    counts = count_by_image(analysis)
-    assert counts.right.sum() == np.trace(analysis.confusion()[:-1, :-1])
-    worst, best = choose_worst(counts), choose_best(counts)
+    images, classes, annotations, boxes = make_up("plain", 2)
+    analysis = analyze(annotations, boxes, images, classes, [str(i) for i in classes])
+    counts = analysis.count_by_image()
+    assert counts.correct.sum() == np.trace(analysis.confusion()[:-1, :-1])
+    worst, best = counts.worst(), counts.best()
     assert len(worst) > 3
-    assert set(worst) == set(np.flatnonzero(counts.wrong + counts.missed))
+    assert set(worst) == set(np.flatnonzero(counts.false + counts.missed))
     keys = [(counts.f1[i], -counts.errors[i]) for i in worst]
     assert keys == sorted(keys)
-    keys = [(-counts.f1[i], -counts.right[i]) for i in best]
+    keys = [(-counts.f1[i], -counts.correct[i]) for i in best]
     assert keys == sorted(keys)
-    expected = 2 * counts.right / np.maximum(2 * counts.right + counts.wrong + counts.missed, 1)
+    expected = 2 * counts.correct / np.maximum(2 * counts.correct + counts.false + counts.missed, 1)
     assert np.array_equal(counts.f1[worst], expected[worst])

@@ -243,7 +243,7 @@ def test_reset_forgets():
     evaluator.process(1, CAT)
     evaluator.reset()
     assert evaluator.results == []
-    with pytest.raises(ValueError, match=r"call process\(\) first"):
+    with pytest.raises(ValueError, match=r"Call process\(\) first"):
         evaluator.evaluate()
 
 

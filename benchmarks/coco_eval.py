@@ -95,7 +95,7 @@ def main():
     names = [category["name"] for category in tree["categories"]]
     evaluator = CocoEvaluator(tree, ids, names, [image["id"] for image in tree["images"]])
     feed(evaluator, made_up)
-    ground_truth, detections = evaluator.ground_truth, evaluator.numbered_results()
+    ground_truth, detections = evaluator.ground_truth, evaluator.results
     libraries = [library for library in BACKENDS if library == "pycocotools" or has(library)]
 
     def run(library):

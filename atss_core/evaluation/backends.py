@@ -78,10 +78,10 @@ def measure(
 
     Args:
         backend: one of ``BACKENDS``.
-        image_ids: the images to measure on.
-        category_ids: the classes to measure.
-        ground_truth: annotations with "id" (not 0), "image_id", "category_id", "bbox", "area" and "iscrowd".
-        detections: the same with "score".
+        image_ids: the images to measure on; entries of others do not count.
+        category_ids: the classes to measure; entries of others do not count.
+        ground_truth: annotations with "image_id", "category_id", "bbox", "area" and "iscrowd".
+        detections: COCO results, with "image_id", "category_id", "bbox" and "score".
     """
     if not all(math.isfinite(entry["score"]) for entry in detections):
         # The others order such scores differently, or refuse them.
@@ -93,14 +93,25 @@ def measure(
     image_numbers = {image_id: number for number, image_id in enumerate(sorted(image_ids), start=1)}
     images = [{"id": number} for number in image_numbers.values()]
     categories = [{"id": number, "name": str(number)} for number in class_numbers.values()]
-    trees = [
-        {"images": images, "categories": categories, "annotations": numbered}
-        for numbered in (
-            _numbered(entries, image_numbers, class_numbers) for entries in (ground_truth, detections)
-        )
-    ]
+
+    def tree(entries: Entries) -> dict[str, Any]:
+        # pycocotools takes a match with annotation id 0 for no match, so all are renumbered from 1.
+        known = (e for e in entries if e["image_id"] in image_numbers and e["category_id"] in class_numbers)
+        annotations = [
+            {
+                "area": entry["bbox"][2] * entry["bbox"][3],
+                "iscrowd": 0,
+                **entry,
+                "id": number,
+                "image_id": image_numbers[entry["image_id"]],
+                "category_id": class_numbers[entry["category_id"]],
+            }
+            for number, entry in enumerate(known, start=1)
+        ]
+        return {"images": images, "categories": categories, "annotations": annotations}
+
     with _log_stdout():
-        evaluation = BACKENDS[backend](*trees)
+        evaluation = BACKENDS[backend](tree(ground_truth), tree(detections))
         evaluation.params.imgIds = [image["id"] for image in images]
         evaluation.params.catIds = [category["id"] for category in categories]
         evaluation.evaluate()
@@ -113,21 +124,6 @@ def measure(
         category_ids=ids,
         backend=backend,
     )
-
-
-def _numbered(
-    entries: Entries, image_numbers: dict[int, int], class_numbers: dict[int, int]
-) -> list[dict[str, Any]]:
-    """Renumber images and classes, without the entries of others."""
-    return [
-        {
-            **entry,
-            "image_id": image_numbers[entry["image_id"]],
-            "category_id": class_numbers[entry["category_id"]],
-        }
-        for entry in entries
-        if entry["image_id"] in image_numbers and entry["category_id"] in class_numbers
-    ]
 
 
 def _is_verified(library: str) -> bool:

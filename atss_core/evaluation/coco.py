@@ -123,25 +123,16 @@ class CocoEvaluator:
 
         Missing and null fields have their defaults; "ignore" makes a crowd, as in training.
         """
-        # pycocotools takes a match with annotation id 0 for no match, so all are renumbered from 1.
-        kept = (annotation for annotation in self._annotations if annotation["image_id"] in self._results)
         return [
             {
-                "id": number,
                 "image_id": annotation["image_id"],
                 "category_id": annotation["category_id"],
                 "bbox": annotation["bbox"],
                 "area": _area(annotation),
                 "iscrowd": int(bool(annotation.get("iscrowd") or annotation.get("ignore"))),
             }
-            for number, annotation in enumerate(kept, start=1)
-        ]
-
-    def numbered_results(self) -> list[dict[str, Any]]:
-        """Return the detections with the fields that the libraries need besides those of COCO results."""
-        return [
-            {"id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0, **result}
-            for number, result in enumerate(self.results, start=1)
+            for annotation in self._annotations
+            if annotation["image_id"] in self._results
         ]
 
     def evaluate(self) -> CocoMetrics:
@@ -160,7 +151,7 @@ class CocoEvaluator:
         if len(self._results) < len(self.image_sizes):
             logger.warning("measuring %d of %d images", len(self._results), len(self.image_sizes))
         self.measured = measured = measure(
-            self.backend, list(self._results), self.category_ids, self.ground_truth, self.numbered_results()
+            self.backend, list(self._results), self.category_ids, self.ground_truth, self.results
         )
         logger.info("measured with %s", measured.backend)
         # (IoU thresholds, recalls) of each class, over all areas.
@@ -183,15 +174,12 @@ def save_results(
 
     The VOC metrics are in the latter under "voc". Each file is written atomically.
     """
-    _write_json(Path(folder) / "bbox.json", list(results))
+    with atomic_write(Path(folder) / "bbox.json", "w") as stream:
+        json.dump(list(results), stream)
     if metrics is not None:
         voc = {} if voc_metrics is None else {"voc": voc_metrics.to_dict()}
-        _write_json(Path(folder) / "metrics.json", {**metrics.to_dict(), **voc}, indent=2)
-
-
-def _write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    with atomic_write(file, "w") as stream:
-        json.dump(content, stream, indent=indent)
+        with atomic_write(Path(folder) / "metrics.json", "w") as stream:
+            json.dump({**metrics.to_dict(), **voc}, stream, indent=2)
 
 
 def _area(annotation: dict[str, Any]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -87,28 +86,25 @@ def check_expected_results(
     """
     failures = []
     for entry in expected:
-        name, mean, std = _parse_expected(entry, metrics.overall)
-        actual = metrics.overall[name]
-        message = f"bbox {name} is {actual:.4f}, expected {mean:.4f} +- {sigma_tol * std:.4f}"
-        if abs(actual - mean) <= sigma_tol * std:
+        if len(entry) != 4:
+            raise ValueError(
+                f"TEST.EXPECTED_RESULTS: expected (task, metric, mean, std), got {entry!r}. Write it like "
+                "('bbox', 'AP', 0.393, 0.002)."
+            )
+        task, name, mean, std = entry
+        if task != "bbox":
+            raise ValueError(f"TEST.EXPECTED_RESULTS: expected the task 'bbox', got {task!r}. Correct it.")
+        if name not in metrics.overall:
+            choices = ", ".join(metrics.overall)
+            raise ValueError(f"TEST.EXPECTED_RESULTS: expected one of {choices}, got {name!r}. Correct it.")
+        actual, tolerance = metrics.overall[name], sigma_tol * float(std)
+        message = f"bbox {name} is {actual:.4f}, expected {float(mean):.4f} +- {tolerance:.4f}"
+        if abs(actual - float(mean)) <= tolerance:
             logger.info("PASS: %s", message)
         else:
             logger.error("FAIL: %s", message)
             failures.append(message)
     return failures
-
-
-def _parse_expected(entry: Sequence[Any], choices: dict[str, float]) -> tuple[str, float, float]:
-    if len(entry) != 4:
-        raise ValueError(
-            f"expected (task, metric, mean, std), got {entry!r}; write it like ('bbox', 'AP', 0.393, 0.002)"
-        )
-    task, name, mean, std = entry
-    if task != "bbox":
-        raise ValueError(f"expected the task 'bbox', got {task!r}; only boxes are detected here")
-    if name not in choices:
-        raise ValueError(f"expected a metric out of {', '.join(choices)}, got {name!r}; correct the name")
-    return name, float(mean), float(std)
 
 
 def mean_defined(values: Sequence[float] | np.ndarray) -> float:
@@ -125,16 +121,12 @@ def percent(value: float) -> str:
 
 def _class_columns(rows: Sequence[tuple[str, float, float]]) -> list[str]:
     """Format rows of (name, AP, AP50) in columns, read from top to bottom."""
-    gap, numbers = 4, 14
-    name_width = min(max(len("class"), *(len(name) for name, _, _ in rows)), TABLE_WIDTH - numbers)
-    num_columns = min((TABLE_WIDTH + gap) // (name_width + numbers + gap), len(rows))
-    num_lines = -(-len(rows) // num_columns)
-    cells = [_class_cell(n[:name_width], percent(ap), percent(ap50), name_width) for n, ap, ap50 in rows]
-    header = _class_cell("class", "AP", "AP50", name_width)
-    separator = " " * gap
-    lines = [separator.join(cells[line::num_lines]) for line in range(num_lines)]
-    return [separator.join([header] * len(range(0, len(cells), num_lines))), *lines]
-
-
-def _class_cell(name: str, ap: str, ap50: str, name_width: int) -> str:
-    return f"{name:<{name_width}}{ap:>7}{ap50:>7}"
+    separator, num_digits = " " * 4, 14
+    width = min(max(len("class"), *(len(name) for name, _, _ in rows)), TABLE_WIDTH - num_digits)
+    per_line = min((TABLE_WIDTH + len(separator)) // (width + num_digits + len(separator)), len(rows))
+    num_lines = -(-len(rows) // per_line)
+    cells = [f"{name[:width]:<{width}}{percent(ap):>7}{percent(ap50):>7}" for name, ap, ap50 in rows]
+    header = separator.join(
+        [f"{'class':<{width}}{'AP':>7}{'AP50':>7}"] * len(range(0, len(cells), num_lines))
+    )
+    return [header, *(separator.join(cells[line::num_lines]) for line in range(num_lines))]

@@ -3,7 +3,6 @@ import pytest
 
 from atss_core.apps.report.analysis import (
     CORRECT,
-    ERROR_KINDS,
     IGNORED,
     UNMATCHED,
     WRONG_CLASS,
@@ -18,6 +17,7 @@ from tests.evaluation.made_up import KINDS, make_up
 BOX = [0, 0, 100, 100]
 FAR = [300, 300, 50, 50]
 CLASSES = ["cat", "dog"]
+NO_ERRORS = dict.fromkeys(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), 0)
 
 
 def annotation(category_id, box, image_id=1, iscrowd=0):
@@ -170,44 +170,46 @@ def test_best_threshold():
 @pytest.mark.parametrize(
     ("box", "kind"),
     [
-        (detection(2, BOX, 0.9), "classification"),
-        (detection(1, [0, 0, 40, 100], 0.9), "localisation"),
-        (detection(2, [0, 0, 40, 100], 0.9), "both"),
-        (detection(1, FAR, 0.9), "background"),
+        (detection(2, BOX, 0.9), "Cls"),
+        (detection(1, [0, 0, 40, 100], 0.9), "Loc"),
+        (detection(2, [0, 0, 40, 100], 0.9), "Both"),
+        (detection(1, FAR, 0.9), "Bkg"),
     ],
 )
 def test_kinds_of_error(box, kind):
-    errors = analysis_of([annotation(1, BOX)], [box]).errors()
+    errors = analysis_of([annotation(1, BOX)], [box]).tide_errors()
     # If corrected, the first two would match the object, which then is not missed.
-    is_correctable = kind in ("classification", "localisation")
-    expected = {kind} if is_correctable else {kind, "missed"}
-    assert {name for name, count in errors.counts.items() if count} == expected
-    assert errors.ap == 0
-    assert errors.gain[kind] == pytest.approx(1.0 if is_correctable else 0.0)
+    is_correctable = kind in ("Cls", "Loc")
+    expected = {kind} if is_correctable else {kind, "Miss"}
+    assert {name for name, count in errors["counts"].items() if count} == expected
+    assert errors["ap_base"] == 0
+    assert errors["delta_ap"][kind] == pytest.approx(1.0 if is_correctable else 0.0)
 
 
 def test_a_duplicate_costs_precision_of_what_follows():
     objects = [annotation(1, BOX), annotation(1, FAR)]
     boxes = [detection(1, BOX, 0.9), detection(1, [0, 0, 100, 99], 0.8), detection(1, FAR, 0.7)]
-    errors = analysis_of(objects, boxes).errors()
-    assert errors.counts["duplicate"] == 1
-    assert errors.gain["duplicate"] == pytest.approx(1 - errors.ap)
-    assert errors.gain_false == errors.gain["duplicate"]
-    assert errors.gain_missed == 0
+    errors = analysis_of(objects, boxes).tide_errors()
+    assert errors["counts"]["Dupe"] == 1
+    assert errors["delta_ap"]["Dupe"] == pytest.approx(1 - errors["ap_base"])
+    assert errors["delta_ap"]["FP"] == errors["delta_ap"]["Dupe"]
+    assert errors["delta_ap"]["FN"] == 0
 
 
 def test_missed_objects_and_crowds():
     objects = [annotation(1, BOX), annotation(1, FAR), annotation(1, [600, 0, 50, 50], iscrowd=1)]
     boxes = [detection(1, BOX, 0.9), detection(1, [600, 0, 20, 20], 0.95)]
-    errors = analysis_of(objects, boxes).errors()
-    assert errors.counts == {**dict.fromkeys(ERROR_KINDS, 0), "missed": 1}
-    assert errors.gain["missed"] == errors.gain_missed == pytest.approx(1 - errors.ap)
+    errors = analysis_of(objects, boxes).tide_errors()
+    assert errors["counts"] == {**NO_ERRORS, "Miss": 1}
+    assert errors["delta_ap"]["Miss"] == errors["delta_ap"]["FN"] == pytest.approx(1 - errors["ap_base"])
 
 
 def test_a_detection_that_partly_covers_a_crowd_is_on_background():
     objects = [annotation(1, BOX), annotation(1, [200, 0, 100, 100], iscrowd=1)]
-    errors = analysis_of(objects, [detection(1, BOX, 0.9), detection(1, [180, 0, 36, 100], 0.8)]).errors()
-    assert errors.counts == {**dict.fromkeys(ERROR_KINDS, 0), "background": 1}
+    errors = analysis_of(
+        objects, [detection(1, BOX, 0.9), detection(1, [180, 0, 36, 100], 0.8)]
+    ).tide_errors()
+    assert errors["counts"] == {**NO_ERRORS, "Bkg": 1}
 
 
 def ap50(images, classes, annotations, detections):
@@ -218,20 +220,20 @@ def ap50(images, classes, annotations, detections):
 def test_gains_are_differences_of_the_ap_of_pycocotools(kind):
     for seed in range(4):
         analysis, (images, classes, annotations, detections) = analysis_of_made_up(kind, seed)
-        errors, gt = analysis.errors(), analysis.gt
-        assert errors.ap == pytest.approx(ap50(images, classes, annotations, detections), abs=1e-12)
+        errors, gt = analysis.tide_errors(), analysis.gt
+        assert errors["ap_base"] == pytest.approx(ap50(images, classes, annotations, detections), abs=1e-12)
         correct = set(analysis.detections.scores[analysis.outcome == CORRECT])
         no_false = [entry for entry in detections if entry["score"] in correct]
-        gain = ap50(images, classes, annotations, no_false) - errors.ap
-        assert errors.gain_false == pytest.approx(gain, abs=1e-12), f"seed {seed}"
+        gain = ap50(images, classes, annotations, no_false) - errors["ap_base"]
+        assert errors["delta_ap"]["FP"] == pytest.approx(gain, abs=1e-12), f"seed {seed}"
         is_found = gt.is_crowd.copy()
         is_found[analysis.matched_idx[analysis.outcome == CORRECT]] = True
         missed = {tuple(box) for box in gt.xywh[~is_found].tolist()}
         found = [entry for entry in annotations if tuple(entry["bbox"]) not in missed]
         # hotcoco keeps a class that has lost all its objects, with an AP of 0.
         if set(gt.classes[is_found & ~gt.is_crowd]) == set(gt.classes[~gt.is_crowd]):
-            gain = ap50(images, classes, found, detections) - errors.ap
-            assert errors.gain_missed == pytest.approx(gain, abs=1e-12), f"seed {seed}"
+            gain = ap50(images, classes, found, detections) - errors["ap_base"]
+            assert errors["delta_ap"]["FN"] == pytest.approx(gain, abs=1e-12), f"seed {seed}"
 
 
 def test_scores_that_are_not_numbers_are_left_out():

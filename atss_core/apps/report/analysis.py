@@ -21,16 +21,6 @@ BACKGROUND_IOU = 0.1  # TIDE: detections below this IoU with all ground truth ar
 # Outcomes of detections and of ground truth. UNMATCHED is a false positive or a missed object.
 CORRECT, WRONG_CLASS, UNMATCHED, IGNORED = range(4)
 
-# Keys of hotcoco for the error kinds of TIDE.
-ERROR_KINDS = {
-    "classification": "Cls",
-    "localisation": "Loc",
-    "both": "Both",
-    "duplicate": "Dupe",
-    "background": "Bkg",
-    "missed": "Miss",
-}
-
 
 @dataclass(frozen=True)
 class Threshold:
@@ -40,58 +30,6 @@ class Threshold:
     precision: float
     recall: float
     f1: float
-
-
-@dataclass(frozen=True)
-class ErrorBreakdown:
-    """Errors at IoU 0.5 by kind, over all detections.
-
-    Attributes:
-        ap: AP50 in 0..1.
-        gain: kind of error -> gain of AP50 if all errors of this kind alone are corrected.
-        counts: kind of error -> number of detections, or of missed objects.
-        gain_false: gain without false positives.
-        gain_missed: gain if all unmatched ground truth is removed.
-    """
-
-    ap: float
-    gain: dict[str, float]
-    counts: dict[str, int]
-    gain_false: float
-    gain_missed: float
-
-
-@dataclass(frozen=True)
-class ImageCounts:
-    """Detections above the threshold and missed objects per image, int64 (N,) each.
-
-    A detection of the wrong class is a false detection and its object a missed one.
-    """
-
-    correct: np.ndarray
-    false: np.ndarray
-    missed: np.ndarray
-
-    @property
-    def errors(self) -> np.ndarray:
-        """Return false detections and missed objects together."""
-        return self.false + self.missed
-
-    @property
-    def f1(self) -> np.ndarray:
-        """Return the F1 per image; NaN without ground truth and detections."""
-        total = 2 * self.correct + self.errors
-        return np.divide(2 * self.correct, total, out=np.full(len(total), np.nan), where=total > 0)
-
-    def worst(self) -> list[int]:
-        """Return images with errors by rising F1, then by falling number of errors."""
-        rows = np.flatnonzero(self.errors)
-        return rows[np.lexsort((-self.errors[rows], self.f1[rows]))].tolist()
-
-    def best(self) -> list[int]:
-        """Return images with correct detections by falling F1, then by falling number of these."""
-        rows = np.flatnonzero(self.correct)
-        return rows[np.lexsort((-self.correct[rows], -self.f1[rows]))].tolist()
 
 
 @dataclass(frozen=True)
@@ -143,34 +81,36 @@ class Analysis:
         matrix[:background, background] = np.bincount(missed, minlength=background)
         return matrix
 
-    def count_by_image(self) -> ImageCounts:
-        """Count correct and false detections and missed objects per image."""
+    def tide_errors(self) -> dict[str, Any]:
+        """Classify all errors by TIDE (Bolya et al., ECCV 2020, section 2), by hotcoco.
+
+        Crowds and detections on them are left out: hotcoco calls those that partly cover one badly localised.
+
+        Returns:
+            "ap_base", the AP50; "delta_ap", its gain by kind of errors if they are corrected; "counts".
+        """
+        evaluation = coco_evaluation(self.gt[~self.gt.is_crowd], self.detections[self.outcome != IGNORED])
+        return evaluation.tide_errors(pos_thr=IOU_THRESHOLD, bg_thr=BACKGROUND_IOU)
+
+    def rank_images(self) -> tuple[np.ndarray, list[int], list[int]]:
+        """Return the F1 per image, images with errors, and images with correct detections.
+
+        Errors are false detections and missed objects above the threshold; an object that is found as another
+        class is both. Images with errors go by rising F1, then falling number of errors; those with correct
+        detections by falling F1, then falling number of these. F1 is NaN without objects and detections.
+        """
 
         def count(boxes: Boxes, chosen: np.ndarray) -> np.ndarray:
             return np.bincount(boxes.images[chosen], minlength=len(self.image_ids))
 
         wrong = (WRONG_CLASS, UNMATCHED)
-        return ImageCounts(
-            correct=count(self.detections, self.is_shown & (self.outcome == CORRECT)),
-            false=count(self.detections, self.is_shown & np.isin(self.outcome, wrong)),
-            missed=count(self.gt, np.isin(self.gt_outcome, wrong)),
-        )
-
-    def errors(self) -> ErrorBreakdown:
-        """Classify all errors by TIDE (Bolya et al., ECCV 2020, section 2).
-
-        Crowds and detections on them are left out: hotcoco calls those that partly cover one badly localised.
-        """
-        evaluation = coco_evaluation(self.gt[~self.gt.is_crowd], self.detections[self.outcome != IGNORED])
-        tide = evaluation.tide_errors(pos_thr=IOU_THRESHOLD, bg_thr=BACKGROUND_IOU)
-        gain, counts = tide["delta_ap"], tide["counts"]
-        return ErrorBreakdown(
-            tide["ap_base"],
-            gain={kind: gain[key] for kind, key in ERROR_KINDS.items()},
-            counts={kind: counts[key] for kind, key in ERROR_KINDS.items()},
-            gain_false=gain["FP"],
-            gain_missed=gain["FN"],
-        )
+        correct = count(self.detections, self.is_shown & (self.outcome == CORRECT))
+        errors = count(self.detections, self.is_shown & np.isin(self.outcome, wrong))
+        errors += count(self.gt, np.isin(self.gt_outcome, wrong))
+        total = 2 * correct + errors
+        f1 = np.divide(2 * correct, total, out=np.full(len(total), np.nan), where=total > 0)
+        worst, best = np.lexsort((-errors, f1)), np.lexsort((-correct, -f1))
+        return f1, worst[errors[worst] > 0].tolist(), best[correct[best] > 0].tolist()
 
 
 def analyze(

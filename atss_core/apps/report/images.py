@@ -55,7 +55,7 @@ class Examples(NamedTuple):
 
 def show_examples(analysis: Analysis, source: ImageSource) -> Examples:
     """Draw the images with the lowest and the highest F1; no image is shown twice."""
-    counts = analysis.count_by_image()
+    f1, worst, best = analysis.rank_images()
     examples = Examples([], [], [])
     tried: set[int] = set()
 
@@ -74,11 +74,11 @@ def show_examples(analysis: Analysis, source: ImageSource) -> Examples:
                 # A missing illustration must not fail an evaluation of hours.
                 examples.unreadable.append(str(error).split(";", 1)[0])
                 continue
-            heading = f"{source.names[image_id]}: F1 {100 * counts.f1[image]:.0f}"
+            heading = f"{source.names[image_id]}: F1 {100 * f1[image]:.0f}"
             shown.append((heading, *_figures(analysis, image, pixels)))
 
-    show(counts.worst(), examples.worst, NUM_WORST)
-    show(counts.best(), examples.best, NUM_BEST)
+    show(worst, examples.worst, NUM_WORST)
+    show(best, examples.best, NUM_BEST)
     return examples
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from atss_core.apps.report.analysis import CORRECT, ERROR_KINDS, IGNORED, Analysis, analyze, score_curves
+from atss_core.apps.report.analysis import CORRECT, IGNORED, Analysis, analyze, score_curves
 from atss_core.apps.report.charts import (
     Chart,
     draw_precision_recall,
@@ -25,40 +25,6 @@ from atss_core.evaluation.voc import VocMetrics
 from atss_core.visualization.page import render
 
 TEMPLATE = Path(__file__).with_name("templates") / "report.html"
-# Id of a section -> title.
-SECTIONS = {
-    "metrics": "Metrics",
-    "classes": "Metrics per class",
-    "curves": "Precision and recall",
-    "threshold": "Score threshold",
-    "confusion": "Confusion matrix",
-    "errors": "Error analysis (TIDE)",
-    "worst": "Worst images",
-    "best": "Best images",
-    "run": "Run information",
-}
-MEANINGS = {
-    "AP": "mean over IoU 0.5, 0.55, ..., 0.95 and over the classes",
-    "AP50": "boxes count from IoU 0.5 on: is the object found?",
-    "AP75": "boxes count from IoU 0.75 on: is the box tight?",
-    "APs": "small objects, up to 32 x 32 pixels",
-    "APm": "medium objects, up to 96 x 96 pixels",
-    "APl": "large objects",
-    "AR1": "recall with 1 detection per class and image, mean over the IoUs",
-    "AR10": "with 10",
-    "AR100": "with 100",
-    "ARs": "small objects, with 100",
-    "ARm": "medium objects, with 100",
-    "ARl": "large objects, with 100",
-}
-KIND_MEANINGS = {
-    "classification": "well localised (IoU 0.5 or more), wrong class",
-    "localisation": "right class, but the box overlaps the object too little (IoU 0.1 to 0.5)",
-    "both": "wrong class, and overlaps too little",
-    "duplicate": "a second box on an object that a better one has found",
-    "background": "there is no object",
-    "missed": "objects that no detection is near, whatever its score",
-}
 MAX_MATRIX = 12  # classes of a readable confusion matrix
 MAX_PAIRS = 15  # of confused classes
 MAX_CHARTS = 12  # of classes
@@ -107,49 +73,33 @@ def build_report(given: ReportInput) -> str:
         measured.category_ids,
         [names[i] for i in measured.category_ids],
     )
+    metrics = dict(given.metrics.overall)
+    if given.voc_metrics is not None:
+        voc = given.voc_metrics.overall
+        metrics |= {"VOC 2007": voc["AP50_11point"], "VOC 2010": voc["AP50_area"]}
     areas = np.array([entry["area"] for entry in evaluator.ground_truth if not entry["iscrowd"]])
-    errors = analysis.errors()
+    tide = analysis.tide_errors()
     return render(
         TEMPLATE,
         title=f"Evaluation on {given.name}",
-        sections=SECTIONS,
         given=given,
         analysis=analysis,
         num_gt=len(areas),
         num_crowds=int(np.count_nonzero(analysis.gt.is_crowd)),
         threshold=analysis.threshold,
-        metric_rows=_metric_rows(given),
+        metrics=metrics,
         size_rows=_size_rows(given.metrics, areas),
         class_rows=_class_rows(analysis, measured),
         curves=_curve_charts(analysis, measured),
         scores=_score_charts(analysis),
         confusion=_confusion(analysis),
-        errors=errors,
-        error_bars=[
-            (
-                kind,
-                f"+{100 * max(errors.gain[kind], 0):.1f}",
-                max(errors.gain[kind], 0) / max(*errors.gain.values(), 0.001),
-                f"{errors.counts[kind]:,} times: {KIND_MEANINGS[kind]}",
-            )
-            for kind in sorted(ERROR_KINDS, key=lambda kind: -errors.gain[kind])
-        ],
+        tide=tide,
+        largest_gain=max(0.001, *(tide["delta_ap"][kind] for kind in tide["counts"])),
         colors=["rgb({}, {}, {})".format(*color) for color in COLORS.values()],
         examples=show_examples(analysis, given.images),
         facts={**given.facts, "measured with": measured.backend},
         percent=percent,
     )
-
-
-def _metric_rows(given: ReportInput) -> list[list[str]]:
-    rows = [[name, percent(value), MEANINGS[name]] for name, value in given.metrics.overall.items()]
-    if given.voc_metrics is not None:
-        voc = given.voc_metrics.overall
-        rows += [
-            ["VOC 2007", percent(voc["AP50_11point"]), "AP at IoU 0.5 by the 11 points of VOC 2007"],
-            ["VOC 2010", percent(voc["AP50_area"]), "AP at IoU 0.5 by the area of VOC 2010"],
-        ]
-    return rows
 
 
 def _size_rows(metrics: CocoMetrics, areas: np.ndarray) -> list[list[str]]:
@@ -214,7 +164,8 @@ def _score_charts(analysis: Analysis) -> tuple[Chart, Chart] | None:
         return None
     curves = score_curves(scores, is_correct, int(analysis.num_gt.sum()))
     best = analysis.threshold.score
-    return draw_thresholds(*curves, best), draw_scores(scores[is_correct], scores[~is_correct], threshold)
+    histograms = draw_scores(scores[is_correct], scores[~is_correct], best)
+    return draw_thresholds(*curves, best), histograms
 
 
 def _confusion(analysis: Analysis) -> dict[str, Any]:

@@ -50,18 +50,15 @@ class Measured:
 
 
 def choose_backend(name: str) -> str:
-    """Return the library for a value of TEST.COCO_EVAL.
-
-    Args:
-        name: one of ``BACKENDS``, or "auto": the fastest that is installed in a verified version.
+    """Return the library for a value of TEST.COCO_EVAL; "auto" is the fastest in a verified version.
 
     Raises:
         ValueError: if there is no such library or it is not installed.
     """
     if name == AUTO:
-        return next(library for library in BACKENDS if _is_verified(library))
+        return next((library for library in VERIFIED if _is_verified(library)), "pycocotools")
     if name not in BACKENDS:
-        raise ValueError(f"TEST.COCO_EVAL must be one of {', '.join((AUTO, *BACKENDS))}, got {name!r}")
+        raise ValueError(f"TEST.COCO_EVAL: expected one of {', '.join((AUTO, *BACKENDS))}, got {name!r}.")
     if name == "faster_coco_eval":
         require(name)
     return name
@@ -128,17 +125,14 @@ def measure(
 
 def _is_verified(library: str) -> bool:
     """Tell whether a library is installed in a version that the tests have compared with pycocotools."""
-    if library not in VERIFIED:
-        return library == "pycocotools"
     try:
         version = metadata.version(library.replace("_", "-"))
     except metadata.PackageNotFoundError:
         return False
-    major, minor = (int(number) for number in version.split(".")[:2])
-    if major == VERIFIED[library][0] and minor >= VERIFIED[library][1]:
+    major, minor = VERIFIED[library]
+    if (major, minor) <= tuple(int(number) for number in version.split(".")[:2]) < (major + 1, 0):
         return True
-    expected = ".".join(map(str, VERIFIED[library]))
-    logger.info("%s %s is not used: TEST.COCO_EVAL auto needs %s or newer", library, version, expected)
+    logger.info("%s %s is not used: TEST.COCO_EVAL auto needs %d.%d or newer", library, version, major, minor)
     return False
 
 
@@ -163,14 +157,14 @@ def _indexed(coco: Any, tree: dict[str, Any]) -> Any:
     return coco
 
 
-# The fastest first. tests/evaluation/test_backends.py compares each with pycocotools: hotcoco is equal to the
-# last bit, faster_coco_eval to 1e-12; benchmarks/coco_eval.py measures their speed.
+# tests/evaluation/test_backends.py compares each with pycocotools: hotcoco is equal to the last bit,
+# faster_coco_eval to 1e-12; benchmarks/coco_eval.py measures their speed.
 BACKENDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
     "hotcoco": _hotcoco,
     "faster_coco_eval": _faster_coco_eval,
     "pycocotools": _pycocotools,
 }
-# Major and minimum minor version for "auto".
+# Major and minimum minor version for "auto", the fastest first.
 VERIFIED = {"hotcoco": (1, 3), "faster_coco_eval": (1, 8)}
 
 

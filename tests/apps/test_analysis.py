@@ -105,14 +105,14 @@ def test_one_to_one_matches_equal_those_of_the_slow_loop(kind):
 def test_counts_of_matrix_threshold_and_outcomes_agree(kind):
     analysis, _ = analysis_of_made_up(kind, 0)
     matrix, threshold = analysis.confusion(), analysis.threshold
-    right, num_gt = np.trace(matrix[:-1, :-1]), analysis.num_gt.sum()
+    correct, num_gt = np.trace(matrix[:-1, :-1]), analysis.num_gt.sum()
     assert matrix[:-1].sum(axis=1).tolist() == analysis.num_gt.tolist()
     shown = analysis.is_shown & (analysis.outcome != IGNORED)
     assert matrix[:, :-1].sum() == np.count_nonzero(shown)
-    assert right == np.count_nonzero(shown & (analysis.outcome == CORRECT))
-    assert right == np.count_nonzero(analysis.gt_outcome == CORRECT)
-    assert threshold.recall == pytest.approx(right / num_gt if num_gt else 0)
-    assert threshold.precision == pytest.approx(right / shown.sum() if right else 0)
+    assert correct == np.count_nonzero(shown & (analysis.outcome == CORRECT))
+    assert correct == np.count_nonzero(analysis.gt_outcome == CORRECT)
+    assert threshold.recall == pytest.approx(correct / num_gt if num_gt else 0)
+    assert threshold.precision == pytest.approx(correct / shown.sum() if correct else 0)
 
 
 def test_each_outcome():
@@ -138,13 +138,13 @@ def test_each_outcome():
     assert analysis.confusion().tolist() == [[2, 0, 0], [0, 0, 1], [0, 0, 0]]
 
 
-def test_another_class_takes_what_the_own_class_leaves():
+def test_other_classes_match_what_the_own_class_leaves():
     objects = [annotation(1, BOX), annotation(2, FAR)]
     analysis = analysis_of(
         objects,
         [detection(2, BOX, 0.9), detection(1, BOX, 0.8), detection(1, FAR, 0.7), detection(2, FAR, 0.2)],
     )
-    # The cat is found by the second detection although the first has a higher score.
+    # The cat is matched to the second detection although the first has a higher score.
     assert analysis.gt_outcome.tolist() == [CORRECT, CORRECT]
     assert analysis.confusion().tolist() == [[1, 0, 0], [0, 1, 0], [1, 1, 0]]
     analysis = analysis_of(objects, [detection(1, BOX, 0.9), detection(1, FAR, 0.9)])
@@ -226,13 +226,13 @@ def test_gains_are_differences_of_the_ap_of_pycocotools(kind):
         no_false = [entry for entry in detections if entry["score"] in correct]
         gain = ap50(images, classes, annotations, no_false) - errors["ap_base"]
         assert errors["delta_ap"]["FP"] == pytest.approx(gain, abs=1e-12), f"seed {seed}"
-        is_found = gt.is_crowd.copy()
-        is_found[analysis.matched_idx[analysis.outcome == CORRECT]] = True
-        missed = {tuple(box) for box in gt.xywh[~is_found].tolist()}
-        found = [entry for entry in annotations if tuple(entry["bbox"]) not in missed]
+        is_matched = gt.is_crowd.copy()
+        is_matched[analysis.matched_idx[analysis.outcome == CORRECT]] = True
+        missed = {tuple(box) for box in gt.xywh[~is_matched].tolist()}
+        matched = [entry for entry in annotations if tuple(entry["bbox"]) not in missed]
         # hotcoco keeps a class that has lost all its objects, with an AP of 0.
-        if set(gt.classes[is_found & ~gt.is_crowd]) == set(gt.classes[~gt.is_crowd]):
-            gain = ap50(images, classes, found, detections) - errors["ap_base"]
+        if set(gt.classes[is_matched & ~gt.is_crowd]) == set(gt.classes[~gt.is_crowd]):
+            gain = ap50(images, classes, matched, detections) - errors["ap_base"]
             assert errors["delta_ap"]["FN"] == pytest.approx(gain, abs=1e-12), f"seed {seed}"
 
 

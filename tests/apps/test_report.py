@@ -87,8 +87,8 @@ def test_numbers_and_sections():
     assert re.findall("<h2.*>(.*)</h2>", text) == list(SECTIONS)
     assert re.findall('<a href="#.*?">(.*?)</a>', text) == list(SECTIONS)
     assert re.findall('<a href="#(.*?)">', text) == re.findall('<h2 id="(.*?)">', text)
-    for words in ("12.3", "45.6", "atss test --config-file a<b", "REPORT: true", "2 images, 2 objects"):
-        assert words in page.text
+    for expected in ("12.3", "45.6", "atss test --config-file a<b", "REPORT: true", "2 images, 2 objects"):
+        assert expected in page.text
     # AP of cat is 1, that of dog 0.
     assert "50.0" in page.text
     assert "1 missed (dog); 1 false (cat)" in page.text
@@ -136,7 +136,7 @@ def test_crowds_are_ignored():
     assert "There is no object to find" in page.text
 
 
-def test_images_that_cannot_be_read_are_left_out_and_told():
+def test_unreadable_images_are_left_out_and_named():
     def broken(image_id):
         if image_id == 2:
             raise OSError("2.jpg is <damaged>; restore it")
@@ -148,7 +148,7 @@ def test_images_that_cannot_be_read_are_left_out_and_told():
     assert len([image for image in page.images if image["src"].startswith("data:image/jpeg")]) == 2
 
 
-def test_faults_of_the_program_are_not_hidden():
+def test_internal_errors_are_not_hidden():
     def faulty(image_id):
         raise KeyError(image_id)
 
@@ -156,7 +156,7 @@ def test_faults_of_the_program_are_not_hidden():
         report_of(tiny(), {1: CAT, 2: CAT}, load=faulty)
 
 
-def test_report_wants_an_evaluation_and_leaves_it_alone():
+def test_report_needs_an_evaluation_and_does_not_change_it():
     coco = tiny()
     before = copy.deepcopy(coco)
     assert report_of(coco, {1: CAT, 2: CAT}) == report_of(coco, {1: CAT, 2: CAT})
@@ -167,7 +167,7 @@ def test_report_wants_an_evaluation_and_leaves_it_alone():
         build_report(ReportInput("made up", evaluator, None, source))
 
 
-def test_many_classes_are_folded_and_small(many_classes):
+def test_tables_of_many_classes_are_folded_and_the_page_is_small(many_classes):
     page = check_self_contained(many_classes)
     assert "The ten classes with the lowest AP" in page.text
     assert "All 80 classes" in page.text

@@ -28,8 +28,8 @@ def test_numbers_equal_those_of_pycocotools(kind, library):
     for seed in range(4):
         images, classes, annotations, detections = make_up(kind, seed)
         case = (images, classes, annotations, detections)
-        found = differences(measure(library, *case), measure("pycocotools", *case))
-        assert max(found) <= TOLERANCES[library], f"seed {seed}"
+        errors = differences(measure(library, *case), measure("pycocotools", *case))
+        assert max(errors) <= TOLERANCES[library], f"seed {seed}"
 
 
 @pytest.mark.parametrize("library", TOLERANCES)
@@ -49,24 +49,24 @@ def test_orders_and_large_ids_change_nothing(library):
             ]
             for entries in (annotations, detections)
         ]
-        found = measure(
+        measured = measure(
             library, [i + far for i in images[::-1]], [i + further for i in classes[::-1]], *moved
         )
-        assert max(differences(found, expected)) <= TOLERANCES[library]
-        assert list(found.category_ids) == [i + further for i in classes]
+        assert max(differences(measured, expected)) <= TOLERANCES[library]
+        assert list(measured.category_ids) == [i + further for i in classes]
 
 
 @pytest.mark.parametrize("library", BACKENDS)
 def test_evaluator_gives_the_published_numbers_with_each_library(library):
     pytest.importorskip(library)
-    coco, found, expected = load_golden()
+    coco, boxes, expected = load_golden()
     evaluator = build(coco, backend=library)
-    feed(evaluator, coco, found)
+    feed(evaluator, coco, boxes)
     metrics = evaluator.evaluate()
     assert metrics.overall == pytest.approx(expected, abs=1e-6)
     assert evaluator.measured.backend == library
     other = build(coco, backend="pycocotools")
-    feed(other, coco, found)
+    feed(other, coco, boxes)
     for mine, theirs in zip(metrics.to_dict().values(), other.evaluate().to_dict().values(), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-12)
 

@@ -34,7 +34,7 @@ def random_boxes(count, seed, largest=60.0, span=1200.0):
 
 
 def clustered_boxes(count, num_clusters, seed, noise=3.0):
-    """Boxes of 60 pixels around few places, as a detector finds them."""
+    """Boxes of 60 pixels around few centres, as a detector predicts them."""
     generator = torch.Generator().manual_seed(seed)
     centers = torch.rand(num_clusters, 2, generator=generator) * 1200
     corner = centers.repeat_interleave(-(-count // num_clusters), dim=0)[:count]
@@ -94,7 +94,7 @@ def suppress(table):
     )  # fmt: skip
     for kind, (b, s) in {
         "uniform": random_boxes(20000, 1),
-        "clustered, 200 places": clustered_boxes(20000, 200, 2),
+        "clustered, 200 centres": clustered_boxes(20000, 200, 2),
     }.items():
         b, s = b.to(device), s.to(device)
         assert nms(b, s, 0.6).tolist() == ops.nms(to_exclusive(b), s, 0.6).tolist()

@@ -17,7 +17,8 @@ from PIL import Image
 
 from atss_core.engine import Predictor
 from atss_core.utils.extras import has
-from atss_core.utils.files import refuse_overwriting
+from atss_core.utils.files import atomic_write, refuse_overwriting
+from atss_core.visualization.boxes import save_image
 
 
 def path(text: str) -> Path:
@@ -50,8 +51,7 @@ print(found.boxes.shape, found.scores.shape, found.labels.tolist())
 drawn = found.draw(scale=3)
 outputs = [arguments.output_dir / name for name in ("predict.png", "predict.json")]
 refuse_overwriting(outputs, Path(arguments.images).iterdir(), "Give another --output-dir.")
-arguments.output_dir.mkdir(parents=True, exist_ok=True)
-drawn.save(arguments.output_dir / "predict.png")
+save_image(drawn, arguments.output_dir / "predict.png")
 drawn  # noqa: B018, which a notebook shows
 
 # %% Whatever holds an image
@@ -74,7 +74,8 @@ for image_id, (_, found) in enumerate(predictor.stream(arguments.images, batch_s
 print(len(predictor.skipped), "files cannot be read")
 
 # %% COCO's format for results
-(arguments.output_dir / "predict.json").write_text(json.dumps(results))
+with atomic_write(arguments.output_dir / "predict.json", "w") as file:
+    json.dump(results, file)
 print(len(results), "results, the first:", results[0] if results else None)
 
 # %% The package supervision has zones and more ways to draw; the package trackers takes the same detections

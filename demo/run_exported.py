@@ -4,6 +4,7 @@ python run_exported.py model.onnx|model.xml|model.pt2 image.jpg [drawn.png]
 """
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -50,7 +51,7 @@ def load(path):
     return lambda *arrays: [t.numpy() for t in module(*map(torch.from_numpy, arrays))], extra["atss"]
 
 
-def read(path):
+def read(path, grey_bits=0):
     """Return an image upright and as 8-bit RGB, by the rules of training (docs/own-data.md)."""
     image = Image.open(path)
     try:
@@ -62,13 +63,17 @@ def read(path):
     if image.mode[0] in "IF":  # grey of more than 8 bits
         values = np.asarray(image)
         low, high = values.min(), values.max()
-        if image.mode == "F" and low >= -1e-3 and high <= 1 + 1e-3:
+        has_range = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+        bits = grey_bits or (getattr(image, "tag_v2", {}).get(258, (16,))[0] if has_range else 0)
+        if bits and low >= 0 and high < np.inf:
+            upper = values // 2.0 ** (bits - 8) if image.mode == "F" else values >> (bits - 8)
+            values = np.minimum(upper, 255)
+        elif not bits and image.mode == "I" and low >= 0 and high <= 255:
+            pass
+        elif not bits and image.mode == "F" and low >= -1e-3 and high <= 1 + 1e-3:
             values = (values.clip(0, 1) * 255).round()
-        elif low >= 0 and high < 2**32 and not (image.mode == "F" and 1 < high < 2):
-            depth = next(bits for bits in (8, 10, 12, 14, 16, 24, 32) if high < 2**bits)
-            values = values // 2 ** (depth - 8)
         else:
-            sys.exit(f"{path}: expected grey values from 0, got {low}..{high}. Convert it to 8 bits.")
+            sys.exit(f"{path}: expected grey values from 0, floats in 0..1, got {low}..{high}. Convert it.")
         image = Image.fromarray(values.astype(np.uint8))
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
@@ -82,7 +87,7 @@ def main(path, image_path, drawn=None):
         sys.exit(2)
     run, about = load(path)
     about = json.loads(about)
-    image = read(image_path)
+    image = read(image_path, about.get("grey_bits", 0))
     short, long = sorted(image.size)
     side = min(about["min_size"], max(round(about["max_size"] * short / long), 1))
     long_side = min(int(side * long / short), about["max_size"] + 16)
@@ -98,7 +103,13 @@ def main(path, image_path, drawn=None):
             ImageDraw.Draw(image).rectangle(box.tolist(), outline="red", width=2)
             ImageDraw.Draw(image).text(box[:2].tolist(), f"{name} {score:.2f}", fill="red", font=find_font())
     if drawn:
-        image.save(drawn)
+        try:
+            content = io.BytesIO()  # writing a JPEG, Pillow would not notice that the disk is full
+            image.save(content, Image.registered_extensions()[os.path.splitext(drawn)[1].lower()])
+            with open(drawn, "wb") as file:
+                file.write(content.getbuffer())
+        except (OSError, KeyError) as error:
+            sys.exit(f"error: cannot write {drawn} ({error}). It needs room and a name such as a.png.")
 
 
 if __name__ == "__main__":

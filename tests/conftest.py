@@ -2,6 +2,8 @@
 
 import json
 import logging
+import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -92,3 +94,14 @@ def images(tmp_path):
     Image.new("RGB", (80, 60), "red").save(folder / "a.jpg")
     Image.new("L", (60, 80), 128).save(folder / "b.png")
     return folder
+
+
+@contextmanager
+def small_disk():
+    """Let no file grow beyond 100 bytes, as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -16,14 +16,14 @@ ALLOWED = {
     "structures": "",
     "utils": "structures config",
     "layers": "structures utils",
-    "modeling": "layers structures utils",
-    "solver": "utils",
+    "modeling": "config layers structures utils",
+    "solver": "config utils",
     "data": "config structures utils",
     "evaluation": "structures utils",
     "checkpoint": "config structures utils",
     "visualization": "config structures utils",
     "engine": "checkpoint config data evaluation layers modeling solver structures utils visualization",
-    "export": "checkpoint data engine layers modeling structures utils",
+    "export": "checkpoint config data engine layers modeling structures utils",
 }
 ALLOWED = {package: set(imported.split()) for package, imported in ALLOWED.items()}
 ALLOWED["apps"] = {*ALLOWED}

@@ -1,4 +1,4 @@
-"""Save and restore a training run, and load weights strictly."""
+"""Save and resume a training run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from atss_core.checkpoint.fit import compare, first_names, is_anchors
-from atss_core.checkpoint.tensor_file import read_tensor_file, to_state_dict
+from atss_core.checkpoint.formats import read_checkpoint
+from atss_core.checkpoint.weights import first_names, load_weights_strictly
 from atss_core.utils import dist
 from atss_core.utils.files import atomic_write, on_main_process, read_text, remove_leftovers
 from atss_core.utils.text import printable, shorten
@@ -34,19 +34,19 @@ _REMEDY = (
 
 
 class Checkpointer:
-    """Checkpoints of one run: model, optimizer, iteration and random states.
+    """Saves and resumes one run: model, optimizer, schedule, iteration and random states.
 
-    The file ``last_checkpoint`` in the folder names the newest one. Both are written under another name
-    and renamed, so a run that is killed while saving leaves the previous checkpoint intact.
+    The file ``last_checkpoint`` names the newest checkpoint. Both are written under another name and renamed,
+    so a run that is killed while saving leaves the previous checkpoint intact.
 
     Args:
-        folder: where checkpoints are.
+        folder: OUTPUT_DIR of the run.
         model: without a parallel wrapper, so that its keys are the published ones.
-        optimizer: restored on resume.
-        scheduler: restored on resume.
-        class_names: stored beside the weights, so that detections can be named without the data set.
-        scaler: of the loss in float16; restored on resume.
-        average: averaged weights, which are what ``model_best.pth`` holds; restored on resume.
+        optimizer: as built from the configuration.
+        scheduler: as built from the configuration.
+        class_names: stored beside the weights, so that detections can be named without the dataset.
+        scaler: loss scaler of float16.
+        ema: EMA weights, which are evaluated and become ``model_best.pth``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Checkpointer:
         class_names: list[str],
         *,
         scaler: torch.amp.GradScaler | None = None,
-        average: AveragedModel | None = None,
+        ema: AveragedModel | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.model = model
@@ -66,24 +66,24 @@ class Checkpointer:
         self.scheduler = scheduler
         self.class_names = class_names
         self.scaler = scaler
-        self.average = average
+        self.ema = ema
 
     @property
-    def tested_model(self) -> nn.Module:
-        """Return the model that is tested: the average of the weights, if there is one."""
-        return self.model if self.average is None else self.average.module
+    def eval_model(self) -> nn.Module:
+        """Return the model to evaluate: that of the EMA weights, if there are any."""
+        return self.model if self.ema is None else self.ema.module
 
     def save(self, name: str, iteration: int) -> None:
-        """Write ``<folder>/<name>.pth``, the state after ``iteration`` iterations, and point to it.
+        """Write ``<folder>/<name>.pth``, the state after ``iteration`` iterations, and name it the newest.
 
-        With several processes all get the batch-norm statistics of the first, which are those that are saved.
+        All processes receive the batch-norm statistics of the first, which are saved.
 
         Raises:
             ArithmeticError: if a weight is not finite; nothing is written then.
             OSError: if the file cannot be written; the previous checkpoint is intact then.
         """
         self.share_buffers()
-        check_finite(self.model, iteration)
+        _check_finite(self.model, iteration)
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -93,9 +93,9 @@ class Checkpointer:
         }
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
-        if self.average is not None:
-            num_updates = int(self.average.n_averaged)
-            state["ema"] = {"model": self.average.module.state_dict(), "num_updates": num_updates}
+        if self.ema is not None:
+            num_updates = int(self.ema.n_averaged)
+            state["ema"] = {"model": self.ema.module.state_dict(), "num_updates": num_updates}
 
         def write() -> None:
             self._write(state, name)
@@ -106,40 +106,37 @@ class Checkpointer:
         on_main_process(write)
 
     def save_best(self, iteration: int, value: float) -> None:
-        """Write the weights that are tested to ``<folder>/model_best.pth``; only the main process calls this.
+        """Write the evaluated weights to ``<folder>/model_best.pth``; only the main process calls this.
 
         Args:
             iteration: of the weights.
-            value: of the metric that they are the best by.
+            value: of the metric that is the best so far.
         """
-        state = {"model": self.tested_model.state_dict(), "iteration": iteration, "best": value}
+        state = {"model": self.eval_model.state_dict(), "iteration": iteration, "best": value}
         self._write({**state, "class_names": self.class_names}, "model_best")
 
     def share_buffers(self) -> None:
-        """Give all processes the batch-norm statistics of the first, as before every test and checkpoint."""
+        """Give all processes the batch-norm statistics of the first, before an evaluation or a checkpoint."""
         dist.share_buffers(self.model)
-        if self.average is not None:
-            dist.share_buffers(self.average.module)
+        if self.ema is not None:
+            dist.share_buffers(self.ema.module)
 
     def resume(self) -> int | None:
-        """Restore the newest checkpoint of the folder that can be read.
+        """Restore the newest readable checkpoint and return its iteration, None if the folder has none.
 
-        Learning rate, momentum and weight decay are those of the optimizer and scheduler as they were built,
-        so a changed configuration counts from here on.
-
-        Returns:
-            Its iteration, or None if the folder has none.
+        Learning rate, momentum and weight decay stay as they were built, so that a changed configuration
+        takes effect.
 
         Raises:
-            ValueError: if it does not fit the model or has no solver state, or the processes find different
-                ones.
+            ValueError: if it does not fit the model or has no solver state, or the processes see different
+                checkpoints.
         """
         on_main_process(lambda: remove_leftovers(self.folder))
         path, state = read_last_checkpoint(self.folder)
         if dist.disagree(-1 if path is None else _iteration(state)):
             raise ValueError(
-                f"the processes find different checkpoints in {self.folder}; OUTPUT_DIR must be a folder "
-                f"that all machines share"
+                f"{self.folder}: expected the same checkpoint for all processes, got different ones. "
+                f"OUTPUT_DIR must be a folder that all machines share"
             )
         if path is None:
             return None
@@ -147,25 +144,24 @@ class Checkpointer:
         missing = [key for key in ("optimizer", "iteration", "random") if key not in state]
         if missing:
             raise ValueError(
-                f"{path} has no {', '.join(missing)}, so training cannot go on from it; to start from its "
-                f"weights, set MODEL.WEIGHT to it and OUTPUT_DIR to an empty folder"
+                f"{path} has no {', '.join(missing)}, so training cannot resume from it. {_REMEDY}"
             )
         if _iteration(state) < 0:
             raise ValueError(
                 f"{path}: expected iteration to be a whole number from 0, got "
                 f"{printable(shorten(state['iteration']))}. {_REMEDY}"
             )
-        learned = state.get("class_names")
-        if learned and learned != list(self.class_names):
+        saved_names = state.get("class_names")
+        if saved_names and saved_names != list(self.class_names):
             raise ValueError(
-                f"{path} was trained on the classes {first_names(learned, 600)}, but the data has "
+                f"{path} was trained on the classes {first_names(saved_names, 600)}, but the data has "
                 f"{first_names(self.class_names, 600)}; restore the data, or set OUTPUT_DIR to an empty "
                 f"folder"
             )
         load_weights_strictly(self.model, state["model"], str(path))
         try:
             self._restore_solver(state, path)
-        except Exception as error:  # what someone else wrote or a disk damaged may break it in any way
+        except Exception as error:  # a damaged or foreign state may break it in any way
             reason = printable(" ".join(str(error).split())) or type(error).__name__
             raise ValueError(
                 f"{path}: expected the solver state of a run of this configuration, got another or a damaged "
@@ -174,26 +170,22 @@ class Checkpointer:
         return state["iteration"]
 
     def _restore_solver(self, state: dict[str, Any], path: Path) -> None:
-        """Restore optimizer, schedule, random generators, loss scale and EMA weights."""
         settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        check_optimizer(self.optimizer)
+        _check_optimizer(self.optimizer)
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
         set_iteration(self.scheduler, state["iteration"])
         set_random_state(state["random"])
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self._resume_ema(state.get("ema"), path)
-
-    def _resume_ema(self, saved: dict[str, Any] | None, path: Path) -> None:
-        assert self.average is not None
-        if saved is None:
-            logger.info("The checkpoint has no averaged weights; the average starts from its weights")
-            saved = {"model": self.model.state_dict(), "num_updates": 0}
-        load_weights_strictly(self.average.module, saved["model"], f"the EMA weights of {path}")
-        self.average.n_averaged.fill_(saved["num_updates"])
+        if self.ema is not None:
+            saved = state.get("ema")
+            if saved is None:
+                logger.info("The checkpoint has no EMA weights; they start from its weights")
+                saved = {"model": state["model"], "num_updates": 0}
+            load_weights_strictly(self.ema.module, saved["model"], f"the EMA weights of {path}")
+            self.ema.n_averaged.fill_(saved["num_updates"])
 
     def _write(self, state: dict[str, Any], name: str) -> None:
         path = self.folder / f"{name}.pth"
@@ -202,12 +194,8 @@ class Checkpointer:
             torch.save(state, file)
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse a restored state that PyTorch takes without a look, but that no step could have left.
-
-    Raises:
-        ValueError: naming the first value that is no finite tensor of the shape of its parameter.
-    """
+def _check_optimizer(optimizer: Optimizer) -> None:
+    """Raise ValueError for a restored state that PyTorch accepts unseen, but that no step could have left."""
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             is_whole = name == "step" or (value is not None and value.shape == parameter.shape)
@@ -216,7 +204,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def set_iteration(scheduler: LambdaLR, iteration: int) -> None:
-    """Move a schedule, which is a function of the iteration alone, to an iteration."""
+    """Move a schedule, which depends on the iteration alone, to an iteration."""
     scheduler.last_epoch = iteration
     rates = [
         base * factor(iteration)
@@ -227,12 +215,8 @@ def set_iteration(scheduler: LambdaLR, iteration: int) -> None:
     scheduler._last_lr = rates
 
 
-def check_finite(model: nn.Module, iteration: int) -> None:
-    """Refuse a model with weights that are NaN or infinite.
-
-    Raises:
-        ArithmeticError: naming the first of them.
-    """
+def _check_finite(model: nn.Module, iteration: int) -> None:
+    """Raise ArithmeticError if weights are NaN or infinite, naming the first of them."""
     state = model.state_dict().items()
     broken = [key for key, value in state if value.is_floating_point() and not value.isfinite().all()]
     if broken:
@@ -251,10 +235,10 @@ def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """Read the checkpoint that ``last_checkpoint`` names or, where that fails, the newest that can be read.
 
     Published runs wrote a path into ``last_checkpoint``, ours a file name; the name is looked up in the
-    folder either way. A lost pointer must not start the run anew, which would overwrite its checkpoints.
+    folder either way. A lost pointer must not restart the run, which would overwrite its checkpoints.
 
     Returns:
-        The file and its content; None and nothing if the folder has no checkpoint.
+        The file and its content; None and an empty dictionary if the folder has no checkpoint.
 
     Raises:
         ValueError: if there are checkpoints or the file that names one, but none can be read.
@@ -271,17 +255,15 @@ def read_last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         except (OSError, ValueError) as error:
             problem = str(error)
     others = _by_iteration(pointer.parent)
-    if (
-        last in others and last.name != FINAL_CHECKPOINT
-    ):  # what was written after a checkpoint that is only damaged is of another run
-        others = others[others.index(last) + 1 :]
+    if last in others and last.name != FINAL_CHECKPOINT:
+        others = others[others.index(last) + 1 :]  # newer files than the one named belong to another run
     for path in others:
         try:
             state = read_checkpoint(path)
         except (OSError, ValueError) as error:
             logger.warning("%s", error)
         else:
-            logger.warning("%s; going on from the newest checkpoint that can be read, %s", problem, path)
+            logger.warning("%s; resuming from the newest checkpoint that can be read, %s", problem, path)
             return path, state
     if not others and not os.path.lexists(pointer):
         return None, {}
@@ -297,7 +279,7 @@ def _by_iteration(folder: Path) -> list[Path]:
     for path in folder.glob("model_*.pth"):
         if path.name == FINAL_CHECKPOINT:
             iterations[path] = -1
-            with suppress(OSError, ValueError):  # who reads it next tells why it cannot be read
+            with suppress(OSError, ValueError):  # the next reader reports it
                 iterations[path] = _iteration(read_checkpoint(path))
         elif match := re.fullmatch(r"model_(\d+)\.pth", path.name):
             iterations[path] = int(match[1])
@@ -312,7 +294,7 @@ def _iteration(state: dict[str, Any]) -> int:
 
 def _sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
-    with suppress(OSError):  # Windows opens no folders, and some network file systems do not flush them
+    with suppress(OSError):  # not possible on Windows and some network file systems
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -320,69 +302,8 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: ours, a published one, or a bare state dict, of PyTorch or safetensors.
-
-    Returns:
-        A dictionary with at least ``model``, a state dict without the prefix ``module.``, and, if there are
-        averaged weights, another one under ``ema`` and there ``model``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read or is no checkpoint.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; set MODEL.WEIGHT to an existing file")
-    content = read_tensor_file(path)
-    nested = content if isinstance(content, dict) else {}
-    wrapper = next((key for key in ("model", "state_dict") if isinstance(nested.get(key), dict)), None)
-    state = {**nested, "model": nested[wrapper]} if wrapper else {"model": content}
-    names = state.get("class_names")
-    if names is not None:
-        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-            raise ValueError(
-                f"{path}: expected class_names to be a list of text, got {printable(shorten(names))}. "
-                f"Re-save it with the names of its classes, or without class_names"
-            )
-        state["class_names"] = list(names)
-    for holder in (state, state.get("ema")):
-        if isinstance(holder, dict) and "model" in holder:
-            holder["model"] = to_state_dict(holder["model"], path)
-    return state
-
-
-def load_weights_strictly(
-    model: nn.Module, weights: dict[str, Tensor], source: str, remedy: str = ""
-) -> None:
-    """Load a state dict whose keys, shapes and anchors must be exactly the model's.
-
-    Args:
-        model: receives the weights.
-        weights: state dict.
-        source: where it comes from, for the message.
-        remedy: what else than another configuration may help, for the message.
-
-    Raises:
-        ValueError: listing what is missing, unexpected, of another shape or other anchors, or naming a weight
-            that is not finite or of another type; the model is then unchanged.
-    """
-    own = model.state_dict()
-    problems = compare(own, weights, source).problems()
-    if problems:
-        shown = "; ".join(printable(problem[:300]) for problem in problems[:5]) + (
-            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        )
-        raise ValueError(
-            f"{source} does not fit the model of this configuration: {shown}. "
-            f"Use the configuration that it was trained with{remedy}"
-        )
-    # Anchors of a file in half precision are rounded; those of the configuration are not.
-    model.load_state_dict(weights | {key: own[key] for key in own if is_anchors(key) and key in weights})
-
-
 def random_state() -> dict[str, Any]:
-    """Return the states of all random generators, of types that load without unpickling code."""
+    """Return the states of all random generators, in types that ``weights_only`` loading accepts."""
     _, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -393,7 +314,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what ``random_state`` returned."""
+    """Restore the result of ``random_state``."""
     random.setstate(state["python"])
     keys, *rest = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))

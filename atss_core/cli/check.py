@@ -18,6 +18,7 @@ from atss_core.apps.check.checks import (
     nothing_to_learn,
     quick_check,
     refuse_fatal,
+    unused_ranges,
 )
 from atss_core.apps.check.image_grids import draw_defects, draw_sample
 from atss_core.apps.check.statistics import (
@@ -118,6 +119,7 @@ def quick_defects(cfg: CfgNode, dataset: DetectionDataset, num_headers: int = NU
     return [
         *quick_check(dataset),
         *ambiguous_orientations(dataset, num_headers),
+        *unused_ranges(dataset),
         *unfit_objects(dataset, sides, sides_of_anchors(cfg)),
         *beyond_limits(cfg, dataset),
     ]

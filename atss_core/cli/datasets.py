@@ -81,6 +81,7 @@ def open_dataset(cfg: CfgNode, name: str) -> DetectionDataset:
         transform=build_transform(cfg, training=False),
         training=False,
         max_pixels=cfg.INPUT.MAX_PIXELS,
+        grey_bits=cfg.INPUT.GREY_BITS,
     )
     check_num_classes(dataset, cfg)
     return dataset

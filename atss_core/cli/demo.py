@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image, ImageShow
 from tqdm import tqdm
 
+from atss_core.checkpoint.backbones import is_imagenet_backbone
 from atss_core.checkpoint.download import is_url, locate
-from atss_core.checkpoint.imagenet import is_imagenet_backbone
 from atss_core.cli.common import add_config_arguments
 from atss_core.cli.demo_video import annotate_video, camera_file, video_files
 from atss_core.cli.parser import CommandParser, expanded_path
@@ -159,7 +159,7 @@ def annotate(
     num_skipped = 0
     for path in tqdm(images, desc="demo", unit="image", disable=None):
         try:
-            image = read_image(path, apply_exif=True, max_pixels=predictor.max_pixels)
+            image = read_image(path, True, predictor.max_pixels, predictor.grey_bits)
         except UnreadableImageError as error:
             num_skipped += skip(error, len(images))
             continue

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from atss_core import __version__
+from atss_core.apps.check.checks import unused_ranges
 from atss_core.apps.report.images import ImageSource
 from atss_core.apps.report.report import ReportInput, build_report
+from atss_core.checkpoint.backbones import is_imagenet_backbone
 from atss_core.checkpoint.checkpointer import last_checkpoint
-from atss_core.checkpoint.imagenet import is_imagenet_backbone
 from atss_core.checkpoint.weights import load_trained, read_detector
 from atss_core.cli.check import beyond_limits
 from atss_core.cli.common import (
@@ -28,6 +29,7 @@ from atss_core.cli.common import (
     start,
 )
 from atss_core.cli.parser import CommandParser
+from atss_core.config import checked
 from atss_core.data import (
     DetectionDataset,
     EvalBatchSampler,
@@ -128,6 +130,7 @@ def test_detector(
         weights: where they come from, for the report; empty if they were trained by this process.
         is_training: whether a training goes on without the files of results that cannot be written.
     """
+    cfg = checked(cfg)
     inference = build_inference(cfg, detector, device)
     backend = choose_backend(cfg.TEST.COCO_EVAL)
     about = None
@@ -143,7 +146,8 @@ def test_detector(
         dataset = loader.dataset
         assert isinstance(dataset, DetectionDataset)
         folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset.name
-        warnings = [defect.message for defect in beyond_limits(cfg, dataset)] if is_final else []
+        defects = [*beyond_limits(cfg, dataset), *unused_ranges(dataset)] if is_final else []
+        warnings = [defect.message for defect in defects]
         for warning in warnings:
             logger.warning("%s: %s", dataset.name, warning)
         if about is not None:
@@ -218,6 +222,7 @@ def write_results(
     with attempt(folder / "bbox.json"):
         save_results(folder, evaluator.results)
     if not dataset.has_annotations:
+        evaluator.warn_of_dropped()
         logger.info("%s has no annotations: results are in %s", dataset.name, folder)
         return None
     metrics = evaluator.evaluate()

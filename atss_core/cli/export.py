@@ -20,7 +20,7 @@ from atss_core.cli.datasets import open_dataset
 from atss_core.cli.evaluate import find_weights_to_test
 from atss_core.cli.parser import CommandParser, did_you_mean, expanded_path
 from atss_core.config import load_cfg
-from atss_core.data import UnreadableImageError, fill_num_classes, pixel_limit, read_image
+from atss_core.data import UnreadableImageError, fill_num_classes, grey_bits, pixel_limit, read_image
 from atss_core.engine.predictor import default_class_names
 from atss_core.engine.sources import find_images
 from atss_core.export import (
@@ -123,7 +123,7 @@ def choose_images(cfg: CfgNode, folder: str | None) -> list[Path]:
     demo = next((each for each in DEMO_IMAGES if each.is_dir()), None)
     if not files and demo:
         files = find_images(demo)
-    found = list(islice(readable(files, pixel_limit(cfg)), MAX_IMAGES))
+    found = list(islice(readable(cfg, files), MAX_IMAGES))
     if not found:
         raise ValueError(
             f"--images: expected images for the proof, got none that can be read in "
@@ -145,11 +145,11 @@ def test_set_images(cfg: CfgNode) -> list[Path]:
     return list(islice(with_objects, 2 * MAX_IMAGES))
 
 
-def readable(files: Iterable[Path], max_pixels: int) -> Iterator[Path]:
+def readable(cfg: CfgNode, files: Iterable[Path]) -> Iterator[Path]:
     """Yield images that can be read, and tell about others."""
     for file in files:
         try:
-            read_image(file, apply_exif=True, max_pixels=max_pixels)
+            read_image(file, True, pixel_limit(cfg), grey_bits(cfg))
         except UnreadableImageError as error:
             print(f"skipped: {printable(str(error))}", file=sys.stderr)
         else:

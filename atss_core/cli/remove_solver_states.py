@@ -10,7 +10,7 @@ import torch
 
 from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.checkpoint.download import is_url, locate
-from atss_core.checkpoint.tensor_file import to_safetensors
+from atss_core.checkpoint.formats import to_safetensors
 from atss_core.checkpoint.weights import weights_of
 from atss_core.cli.parser import CommandParser, expanded_path
 from atss_core.utils.files import atomic_write

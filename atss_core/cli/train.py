@@ -26,6 +26,7 @@ from atss_core.cli.common import (
 )
 from atss_core.cli.evaluate import test_detector
 from atss_core.cli.parser import CommandParser
+from atss_core.config import checked
 from atss_core.data import (
     DetectionDataset,
     JoinedDataset,
@@ -113,7 +114,8 @@ def train_detector(cfg: CfgNode, will_test: bool = True) -> Trained:
         ValueError: if settings or data are faulty, or another run writes to OUTPUT_DIR.
         TerminatedError: after SIGTERM, when the state is saved.
     """
-    check_settings(cfg)
+    cfg = checked(cfg)
+    choose_backend(cfg.TEST.COCO_EVAL)
     device = start(cfg, "log.txt")
     with lock_folder(Path(cfg.OUTPUT_DIR)) if dist.is_main() else nullcontext():
         return _train(cfg, device, will_test)
@@ -132,7 +134,7 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "float16")
     average = build_ema(cfg, detector)
     checkpointer = Checkpointer(
-        folder, detector, optimizer, scheduler, dataset.class_names, scaler=scaler, average=average
+        folder, detector, optimizer, scheduler, dataset.class_names, scaler=scaler, ema=average
     )
     start_iter = checkpointer.resume()
     if start_iter is None:
@@ -169,7 +171,7 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
         with atomic_write(folder / "config.yml", "w") as file:
             file.write(cfg.dump())
     board = Board(folder / "tensorboard", start_iter)
-    tested = checkpointer.tested_model
+    tested = checkpointer.eval_model
     assert isinstance(tested, Detector)
     periodic_evaluation = None
     if cfg.TEST.EVAL_PERIOD:
@@ -207,16 +209,6 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
         periodic_evaluation=periodic_evaluation,
     )
     return Trained(tested, device, periodic_evaluation is not None, cfg)
-
-
-def check_settings(cfg: CfgNode) -> None:
-    """Refuse values that training cannot work with.
-
-    Raises:
-        ValueError: naming the key.
-    """
-    cfg.check()
-    choose_backend(cfg.TEST.COCO_EVAL)
 
 
 def check_data(cfg: CfgNode, dataset: JoinedDataset, tested: bool) -> list[DetectionDataset]:

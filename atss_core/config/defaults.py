@@ -12,15 +12,25 @@ from atss_core.config.values import check_node
 class Config(Node):
     """A configuration whose values are checked again after a program may have changed them."""
 
-    def check(self) -> None:
-        """Raise ValueError for a value that its key must not have."""
-        check_node(self, get_cfg(), source="the program")
-
     def freeze(self) -> None:
         """Check all values and make them immutable."""
-        if "MODEL" in self:  # not a section
-            self.check()
+        if "MODEL" in self and not self.is_frozen():  # not a section
+            check_node(self, get_cfg(), source="the program")
         super().freeze()
+
+
+def checked(cfg: Node) -> Node:
+    """Return a copy of a configuration, which may be a plain ``CfgNode``, with the values that loading gives.
+
+    Raises:
+        ValueError: if a key is missing, or has a value that it must not have.
+    """
+    copy = cfg.clone()
+    copy.defrost()
+    check_node(copy, get_cfg(), source="the program")
+    if cfg.is_frozen():
+        Node.freeze(copy)
+    return copy
 
 
 def get_cfg() -> Config:
@@ -204,6 +214,9 @@ def _input() -> Node:
             "TO_BGR255": True,
             # (new) Images of more pixels (width times height) are refused; RGB takes 3 bytes per pixel.
             "MAX_PIXELS": 200_000_000,
+            # (new) Bits of the camera that took grey images of more than 8 bits, such as 12 in files of 16;
+            # 0: those of the file.
+            "GREY_BITS": 0,
         }
     )
 

@@ -85,12 +85,19 @@ def check_value(value: Any, default: Any, key: str, source: str) -> Any:
 
 
 def check_node(node: CfgNode, defaults: CfgNode, source: str) -> None:
-    """Check all values of a configuration; raises as ``check_value``."""
+    """Check all values of a configuration that is not frozen, and bring them to the form of loaded ones.
+
+    Raises:
+        ValueError: as ``check_value``, and if a key is missing.
+    """
     for key, default in leaves(defaults):
-        value: Any = node
-        for name in key.split("."):
-            value = value[name]
-        check_value(value, default, key, source)
+        *sections, leaf = key.split(".")
+        parent: Any = node
+        for section in sections:
+            parent = parent.get(section, {})
+        if leaf not in parent:
+            raise ValueError(f"{source}: expected the key {key}, got none. Start from get_cfg().")
+        parent[leaf] = check_value(parent[leaf], default, key, source)
 
 
 def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -209,6 +216,7 @@ LIMITS = {
     "INPUT.MIN_SIZE_TEST": _PIXELS,
     "INPUT.MAX_SIZE_TEST": _PIXELS,
     "INPUT.MAX_PIXELS": Limit(1, 1e11),
+    "INPUT.GREY_BITS": Limit(8, 32, choices=(0,)),
     "INPUT.HORIZONTAL_FLIP_PROB_TRAIN": _FRACTION,
     "INPUT.PIXEL_MEAN": Limit(0, 255, length=3),
     "INPUT.PIXEL_STD": Limit(0, 255, "(]", length=3),

@@ -15,6 +15,7 @@ from atss_core.data.build import (
     check_num_classes,
     check_same_classes,
     fill_num_classes,
+    grey_bits,
     pixel_limit,
 )
 from atss_core.data.dataset import DetectionDataset
@@ -49,6 +50,7 @@ __all__ = [
     "check_same_classes",
     "collate",
     "fill_num_classes",
+    "grey_bits",
     "pixel_limit",
     "read_image",
     "resize_size",

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from yacs.config import CfgNode
 
-from atss_core.config import is_given, override
+from atss_core.config import checked, is_given, override
 from atss_core.config.catalog import find_dataset
 from atss_core.data.batch import Batch, Sample, collate
 from atss_core.data.dataset import DetectionDataset
@@ -71,7 +71,7 @@ def build_transform(cfg: CfgNode, training: bool) -> Compose:
 
     Multi-scale testing resizes for itself and gets the pixels as they are.
     """
-    cfg.check()
+    cfg = checked(cfg)
     if training:
         steps: list[Step] = [
             Resize(_train_sizes(cfg), cfg.INPUT.MAX_SIZE_TRAIN),
@@ -105,6 +105,11 @@ def pixel_limit(cfg: CfgNode) -> int:
     return int(cfg.INPUT.MAX_PIXELS)
 
 
+def grey_bits(cfg: CfgNode) -> int:
+    """Return how many bits grey values of more than 8 have, 0 for those of the file."""
+    return int(cfg.INPUT.GREY_BITS)
+
+
 def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
     """Build the data sets of DATASETS.TRAIN or DATASETS.TEST, and check that the detector has their classes.
 
@@ -112,6 +117,7 @@ def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
         ValueError: if the key is empty, or as ``DetectionDataset`` and ``check_num_classes``.
         FileNotFoundError: if files are missing.
     """
+    cfg = checked(cfg)
     names = cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST
     if not names:
         key = "DATASETS.TRAIN" if training else "DATASETS.TEST"
@@ -124,6 +130,7 @@ def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             skip_corrupt=cfg.DATALOADER.SKIP_CORRUPT,
             max_pixels=pixel_limit(cfg),
+            grey_bits=grey_bits(cfg),
         )
         for name in names
     ]
@@ -247,7 +254,7 @@ def build_test_loaders(
 
 
 def _build_loader(cfg: CfgNode, dataset: Dataset[Sample], sampler: Sampler) -> DataLoader[Sample]:
-    cfg.check()
+    cfg = checked(cfg)
     return WatchedLoader(
         dataset,
         batch_sampler=sampler,

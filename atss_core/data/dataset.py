@@ -40,6 +40,7 @@ class DetectionDataset(Dataset[Sample]):
         filter_empty: in training, images without any annotation are among these.
         skip_corrupt: replace (in training) or leave out (in testing) images that cannot be read.
         max_pixels: larger images cannot be read.
+        grey_bits: of grey values of more than 8 bits, see ``to_rgb``.
 
     Attributes:
         name: of the data set.
@@ -71,6 +72,7 @@ class DetectionDataset(Dataset[Sample]):
         filter_empty: bool = True,
         skip_corrupt: bool = False,
         max_pixels: int = MAX_PIXELS,
+        grey_bits: int = 0,
     ) -> None:
         source = read_source(entry)
         self.name = entry.name
@@ -85,6 +87,7 @@ class DetectionDataset(Dataset[Sample]):
         self.training = training
         self.skip_corrupt = skip_corrupt
         self.max_pixels = max_pixels
+        self.grey_bits = grey_bits
         categories = sorted(self.coco_dict["categories"], key=lambda category: category["id"])
         self.category_ids: list[int] = [category["id"] for category in categories]
         self.class_names: list[str] = [category["name"] for category in categories]
@@ -142,10 +145,10 @@ class DetectionDataset(Dataset[Sample]):
         """
         path = self.image_path(index)
         try:
-            upright = read_image(path, apply_exif=True, max_pixels=self.max_pixels)
+            upright = read_image(path, True, self.max_pixels, self.grey_bits)
             if self._has_annotated_size(upright, index):
                 return upright
-            stored = read_image(path, apply_exif=False, max_pixels=self.max_pixels)
+            stored = read_image(path, False, self.max_pixels, self.grey_bits)
         except UnreadableImageError as error:
             raise UnreadableImageError(self._describe_unreadable(index, error)) from error
         if self._has_annotated_size(stored, index):

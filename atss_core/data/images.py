@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -41,15 +41,17 @@ _TO_UPRIGHT = {
 }
 _TO_STORED = _TO_UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
-DEPTH = "depth"  # in ``info`` of an image that was scaled to 8 bits
-# Cameras of 10, 12 or 14 bits write files of 16.
-_DEPTHS = (8, 10, 12, 14, 16, 24, 32)
+BITS = "grey bits"  # in ``info`` of an image that was scaled to 8 bits: of how many, 0 for floats in 0..1
+_CAMERA_BITS = (8, 10, 12, 14, 16)  # of cameras, which write files of 16
+_BITS_PER_SAMPLE = 258  # of TIFF
 _LONGEST_NAME = 1000  # characters of a path in a message
 # Interpolation leaves 0..1 by rounding errors.
 _TOLERANCE = 1e-3
 
 
-def read_image(path: str | Path | IO[bytes], apply_exif: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    path: str | Path | IO[bytes], apply_exif: bool, max_pixels: int = MAX_PIXELS, grey_bits: int = 0
+) -> Image.Image:
     """Read an image as RGB.
 
     Grayscale, palette and CMYK images are converted, transparency is dropped, values of more than 8 bits
@@ -59,6 +61,7 @@ def read_image(path: str | Path | IO[bytes], apply_exif: bool, max_pixels: int =
         path: file, or one that is open in binary mode, such as ``io.BytesIO``.
         apply_exif: turn the image upright as its EXIF data says; else its pixels stay as they are stored.
         max_pixels: larger images are refused.
+        grey_bits: as for ``to_rgb``.
 
     Raises:
         UnreadableImageError: if it is missing, is not an image, is damaged or too large.
@@ -75,12 +78,12 @@ def read_image(path: str | Path | IO[bytes], apply_exif: bool, max_pixels: int =
         else:
             turn = _TO_UPRIGHT.get(orientation) if apply_exif else None
         image.load()
-        rgb = to_rgb(image)
+        rgb = to_rgb(image, grey_bits)
         if turn is None:
             return rgb
         turned = rgb.transpose(turn)
         # EXIF data would turn it once more.
-        turned.info = {key: value for key, value in rgb.info.items() if key == DEPTH}
+        turned.info = {key: value for key, value in rgb.info.items() if key == BITS}
         return turned
 
 
@@ -115,36 +118,76 @@ def has_ambiguous_orientation(path: Path) -> bool:
         return orientation in _TO_UPRIGHT and (width == height or orientation not in _QUARTER_TURNS)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any Pillow mode to 8-bit RGB.
-
-    Grey floats in 0..1 are multiplied by 255. Other grey values of more than 8 bits are taken to have the
-    smallest depth of 8, 10, 12, 14, 16, 24 or 32 bits that holds the largest of the image, and keep their
-    upper 8 bits. ``info["depth"]`` tells which rule was taken.
+def has_grey_bits(path: Path) -> bool:
+    """Tell whether an image has grey values of more than 8 bits, from its header.
 
     Raises:
-        ValueError: if grey values are negative, NaN, beyond 32 bits, or floats whose largest is in (1, 2).
+        UnreadableImageError: if it is missing or is not an image.
+    """
+    with _opened(path) as image:
+        return image.mode[0] in "IF"
+
+
+def to_rgb(image: Image.Image, grey_bits: int = 0) -> Image.Image:
+    """Convert an image of any Pillow mode to 8-bit RGB.
+
+    Grey values of more than 8 bits keep the upper 8 of ``grey_bits``, and larger values become 255. With 0
+    the file tells: the bits that it stores, mostly 16, or floats in 0..1. How bright the image itself is
+    never counts, because one hot pixel would change all others.
+
+    Raises:
+        ValueError: if grey values are negative or NaN; or, without ``grey_bits``, if floats are beyond 1, or
+            integers of 32 bits beyond 255.
     """
     if image.mode[0] in "IF":  # Pillow's own conversion would cut everything above 255
-        pixels, depth = _to_8_bits(np.asarray(image))
-        image = Image.fromarray(pixels)
-        image.info[DEPTH] = depth
+        bits = grey_bits or _stored_bits(image)
+        image = Image.fromarray(_to_8_bits(np.asarray(image), bits))
+        image.info[BITS] = bits
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # what Pillow asks for before transparency is dropped
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> tuple[np.ndarray, str]:
-    low, high = values.min(), values.max()
-    if values.dtype.kind == "f" and low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
-        return (values.clip(0, 1) * 255).round().astype(np.uint8), "0..1"
-    is_between = values.dtype.kind == "f" and 1 < high < 2  # as 8 bits nearly all would be 0
-    if is_between or not (low >= 0 and high < 2 ** _DEPTHS[-1]):  # NaN is in no range
-        raise ValueError(
-            f"expected grey values from 0, or floats in 0..1, got {low:.6g}..{high:.6g}. Convert it to 8 bits"
-        )
-    depth = next(depth for depth in _DEPTHS if high < 2**depth)
-    return (values // 2 ** (depth - 8)).astype(np.uint8), f"{depth} bits"
+def describe_unused_range(images: Iterable[Image.Image]) -> str | None:
+    """Tell how many bits RGB images use that were scaled to 8, if they are fewer by two or more.
+
+    Of each image the brightest thousandth of the pixels does not count.
+    """
+    found = [
+        (bits, bits - 8 + int(np.quantile(np.asarray(image)[..., 0], 0.999)).bit_length())
+        for image in images
+        if (bits := image.info.get(BITS))
+    ]
+    stored, used = (max(values) for values in zip(*found, strict=True)) if found else (0, 0)
+    if used > stored - 2:
+        return None
+    camera = next((bits for bits in _CAMERA_BITS if bits >= used), used)
+    return (
+        f"grey values of {stored} bits use {used} and are dark: if the camera has {camera} bits, set"
+        f" INPUT.GREY_BITS {camera}, in training and wherever its weights are used"
+    )
+
+
+def _stored_bits(image: Image.Image) -> int:
+    """Return how many bits the file has for a grey value, 0 for floats and 32 bits, which have no range."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        return 0
+    tags = getattr(image, "tag_v2", {})  # of TIFF, which may store 12 bits
+    return tags.get(_BITS_PER_SAMPLE, (16,))[0]
+
+
+def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    low, high, is_float = values.min(), values.max(), values.dtype.kind == "f"
+    if bits and low >= 0 and high < np.inf:  # NaN is in no range
+        upper = values // 2.0 ** (bits - 8) if is_float else values >> (bits - 8)
+        return np.minimum(upper, 255).astype(np.uint8)
+    if not bits and not is_float and low >= 0 and high <= 255:
+        return values.astype(np.uint8)
+    if not bits and is_float and low >= -_TOLERANCE and high <= 1 + _TOLERANCE:
+        return (values.clip(0, 1) * 255).round().astype(np.uint8)
+    expected = "grey values from 0" if bits else "grey values that are floats in 0..1 or integers in 0..255"
+    remedy = "Convert" if bits else "Set INPUT.GREY_BITS to the bits of the camera (8 for 0..255), or convert"
+    raise ValueError(f"expected {expected}, got {low:.6g}..{high:.6g}. {remedy} it to 8 bits")
 
 
 class _PillowLimit:

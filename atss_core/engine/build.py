@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from yacs.config import CfgNode
 
+from atss_core.config import checked
 from atss_core.data import build_test_transform
 from atss_core.engine.inference import Inference, SingleScale
 from atss_core.engine.tta import MultiScale, View, suppress, vote
@@ -48,7 +49,7 @@ def build_inference(cfg: CfgNode, detector: Detector, device: torch.device) -> I
     Raises:
         ValueError: if the keys of TEST.BBOX_AUG do not fit together.
     """
-    cfg.check()
+    cfg = checked(cfg)
     if not cfg.TEST.BBOX_AUG.ENABLED:
         return SingleScale(detector, device)
     return MultiScale(

@@ -40,6 +40,7 @@ class Detections(BoxList):
         found: boxes with labels in 1..C and scores, in pixels of the image.
         class_names: the name of label l is ``class_names[l - 1]``.
         path: the file of the image, if it has one.
+        grey_bits: as the predictor reads that file.
 
     Raises:
         ValueError: if labels or scores are missing.
@@ -48,12 +49,15 @@ class Detections(BoxList):
     labels: Tensor
     scores: Tensor
 
-    def __init__(self, found: BoxList, class_names: Sequence[str], path: Path | None = None) -> None:
+    def __init__(
+        self, found: BoxList, class_names: Sequence[str], path: Path | None = None, grey_bits: int = 0
+    ) -> None:
         if found.labels is None or found.scores is None:
             raise ValueError(f"expected detections with labels and scores, got {found!r}")
         super().__init__(found.boxes, found.image_size, found.labels, found.scores)
         self.class_names = list(class_names)
         self.path = path
+        self.grey_bits = grey_bits
 
     def __str__(self) -> str:
         noun = "object" if len(self) == 1 else "objects"
@@ -113,7 +117,7 @@ class Detections(BoxList):
         source = self.path if image is None else image
         if source is None:
             raise ValueError("these objects were not found in a file: give the image, draw(image)")
-        image = to_image(source, max_pixels=sys.maxsize)  # the limit was that of the predictor
+        image = to_image(source, sys.maxsize, self.grey_bits)  # the limit was that of the predictor
         return draw_boxes(image, self, self.class_names, threshold, scale)
 
     def to_supervision(self) -> Any:

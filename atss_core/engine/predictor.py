@@ -24,9 +24,10 @@ from atss_core.data import (
     build_collate,
     build_transform,
     fill_num_classes,
+    grey_bits,
     pixel_limit,
 )
-from atss_core.data.images import MAX_PIXELS
+from atss_core.data.images import MAX_PIXELS, describe_unused_range
 from atss_core.data.transforms import Transform
 from atss_core.engine.build import build_device, build_inference, move_detector, skips_unreadable
 from atss_core.engine.detections import Detections
@@ -47,6 +48,7 @@ class Predictor:
         collate: pads it, as ``build_collate`` returns.
         class_names: the name of label i at i - 1.
         max_pixels: files of larger images are refused.
+        grey_bits: of grey values of more than 8 bits, see ``to_rgb``.
         skip_unreadable: skip images that cannot be read in lists and streams as well, not only in folders.
 
     Attributes:
@@ -60,6 +62,7 @@ class Predictor:
         collate: Callable[[Sequence[Sample]], Batch],
         class_names: list[str],
         max_pixels: int = MAX_PIXELS,
+        grey_bits: int = 0,
         skip_unreadable: bool = False,
     ) -> None:
         inference.detector.eval()
@@ -68,6 +71,8 @@ class Predictor:
         self.collate = collate
         self.class_names = class_names
         self.max_pixels = max_pixels
+        self.grey_bits = grey_bits
+        self._warnings: set[str] = set()
         self.skip_unreadable = skip_unreadable
         self.skipped: list[UnreadableImageError] = []
 
@@ -106,6 +111,7 @@ class Predictor:
             build_collate(settings),
             class_names,
             max_pixels=pixel_limit(settings),
+            grey_bits=grey_bits(settings),
             skip_unreadable=skips_unreadable(settings),
         )
 
@@ -173,21 +179,30 @@ class Predictor:
         while batch := list(islice(remaining, batch_size)):
             found = self._detect([image for _, image in batch])
             for (path, image), boxes in zip(batch, found, strict=True):
-                yield image, Detections(boxes, self.class_names, path)
+                yield image, Detections(boxes, self.class_names, path, self.grey_bits)
 
     def _read(self, sources: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[Path | None, Image.Image]]:
         """Yield images with their files, and skip what cannot be read and may be skipped."""
         may_skip = is_folder(sources) or (self.skip_unreadable and not is_single_image(sources))
         for source in each_source(sources):
             try:
-                image = to_image(source, self.max_pixels)
+                image = to_image(source, self.max_pixels, self.grey_bits)
             except UnreadableImageError as error:
                 if not may_skip:
                     raise
                 logger.warning("Skipped: %s", error)
                 self.skipped.append(error)
             else:
-                yield path_of(source), image
+                path = path_of(source)
+                if reason := describe_unused_range([image]):
+                    self._warn_once("%s: %s", path or "image", reason)
+                yield path, image
+
+    def _warn_once(self, message: str, *values: object) -> None:
+        """Log a warning unless this message was logged before, of another image."""
+        if message not in self._warnings:
+            logger.warning(message, *values)
+        self._warnings.add(message)
 
     @torch.inference_mode()
     def _detect(self, images: Sequence[Image.Image]) -> list[BoxList]:
@@ -199,7 +214,11 @@ class Predictor:
             batch = ImageList(torch.cat([inputs[i].tensors for i in indices]), sizes)
             detections = self.inference.detect(self.inference.predict(batch), sizes)
             found |= dict(zip(indices, detections, strict=True))
-        return [found[i].to("cpu").resize((p.height, p.width)) for i, p in enumerate(images)]
+        results = [found[i].to("cpu").resize((p.height, p.width)) for i, p in enumerate(images)]
+        finite = [result.drop_not_finite() for result in results]
+        if num_dropped := sum(map(len, results)) - sum(map(len, finite)):
+            self._warn_once("dropped %d detections: expected finite boxes and scores, got NaN", num_dropped)
+        return finite
 
     def _sample(self, image: Image.Image) -> Sample:
         nothing = BoxList(torch.zeros(0, 4), (image.height, image.width))

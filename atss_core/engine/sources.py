@@ -88,7 +88,7 @@ def path_of(source: ImageLike) -> Path | None:
     return Path(os.path.expanduser(source)) if isinstance(source, (str, Path)) else None
 
 
-def to_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def to_image(source: ImageLike, max_pixels: int = MAX_PIXELS, grey_bits: int = 0) -> Image.Image:
     """Return a source as an RGB image.
 
     Args:
@@ -97,33 +97,34 @@ def to_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
             an array as OpenCV has it, uint8 (H, W, 3) in BGR, (H, W, 4) in BGRA or grey (H, W); a tensor
             (3, H, W) in RGB, uint8 or floats in 0..1, on any device.
         max_pixels: files of larger images are refused.
+        grey_bits: of grey values of more than 8 bits, see ``to_rgb``.
 
     Raises:
         UnreadableImageError: if a file or bytes cannot be read.
         ValueError: if it is something else, or its shape, type or range is.
     """
     if isinstance(source, (str, Path)):
-        return read_image(os.path.expanduser(source), apply_exif=True, max_pixels=max_pixels)
+        return read_image(os.path.expanduser(source), True, max_pixels, grey_bits)
     if isinstance(source, Image.Image):
-        return to_rgb(source)
+        return to_rgb(source, grey_bits)
     if isinstance(source, np.ndarray):
         return from_array(source)
     if isinstance(source, Tensor):
         return from_tensor(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return from_bytes(bytes(source), max_pixels)
+        return from_bytes(bytes(source), max_pixels, grey_bits)
     if hasattr(source, "read"):
-        return from_bytes(source.read(), max_pixels)
+        return from_bytes(source.read(), max_pixels, grey_bits)
     raise ValueError(f"{EXPECTED}, got {type(source).__name__}")
 
 
-def from_bytes(content: bytes | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def from_bytes(content: bytes | str, max_pixels: int = MAX_PIXELS, grey_bits: int = 0) -> Image.Image:
     """Return the RGB image whose file has these bytes; see ``to_image``."""
     if isinstance(content, str):
         raise ValueError(f"{EXPECTED}, got a file opened as text. Open it with 'rb'.")
     if not content:
         raise ValueError(f"{EXPECTED}, got no bytes. A file that was read or written before needs seek(0).")
-    return read_image(io.BytesIO(content), apply_exif=True, max_pixels=max_pixels)
+    return read_image(io.BytesIO(content), True, max_pixels, grey_bits)
 
 
 def from_array(array: np.ndarray[Any, Any]) -> Image.Image:

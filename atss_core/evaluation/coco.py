@@ -65,12 +65,14 @@ class CocoEvaluator:
     def reset(self) -> None:
         """Forget all detections."""
         self._results: dict[int, list[dict[str, Any]]] = {}
+        self._num_dropped: dict[int, int] = {}
         self.measured: Measured | None = None
 
     def process(self, image_id: int, result: BoxList) -> None:
         """Add the detections of an image.
 
-        The last call counts for an image that comes twice, as padded distributed samplers cause.
+        The last call counts for an image that comes twice, as padded distributed samplers cause. Boxes and
+        scores that are NaN or infinite are dropped, see ``warn_of_dropped``.
 
         Args:
             image_id: the id of the image in the JSON.
@@ -92,20 +94,33 @@ class CocoEvaluator:
         result = result.to("cpu")
         result = BoxList(result.boxes.double(), result.image_size, result.labels, result.scores)
         result = result.resize(self.image_sizes[image_id])
-        assert result.labels is not None
-        assert result.scores is not None
+        finite = result.drop_not_finite()
+        self._num_dropped[image_id] = len(result) - len(finite)
+        assert finite.labels is not None
+        assert finite.scores is not None
         # Label 0 would silently become the last category.
-        wrong = result.labels[(result.labels < 1) | (result.labels > len(self.category_ids))]
+        wrong = finite.labels[(finite.labels < 1) | (finite.labels > len(self.category_ids))]
         if len(wrong):
             raise ValueError(
                 f"result: expected labels in 1..{len(self.category_ids)}, got "
                 f"{_some(wrong.unique().tolist())}. Use a model with the number of classes of the dataset."
             )
-        columns = (to_xywh(result.boxes).tolist(), result.labels.tolist(), result.scores.tolist())
+        columns = (to_xywh(finite.boxes).tolist(), finite.labels.tolist(), finite.scores.tolist())
         self._results[image_id] = [
             {"image_id": image_id, "category_id": self.category_ids[label - 1], "bbox": box, "score": score}
             for box, label, score in zip(*columns, strict=True)
         ]
+
+    def warn_of_dropped(self) -> None:
+        """Warn of detections that were not finite; ``evaluate`` does so."""
+        num_dropped = sum(self._num_dropped.values())
+        if num_dropped:
+            logger.warning(
+                "dropped %d detections in %d images: expected finite boxes and scores, got NaN or infinity. "
+                "Look at the losses of the training, which may have diverged.",
+                num_dropped,
+                sum(map(bool, self._num_dropped.values())),
+            )
 
     @property
     def tested_ids(self) -> list[int]:
@@ -148,6 +163,7 @@ class CocoEvaluator:
             )
         if not self._results:
             raise ValueError("expected detections of at least one image, got none. Call process() first.")
+        self.warn_of_dropped()
         if len(self._results) < len(self.image_sizes):
             logger.warning("measuring %d of %d images", len(self._results), len(self.image_sizes))
         self.measured = measured = measure(

@@ -60,6 +60,7 @@ def build_description(cfg: CfgNode, class_names: Sequence[str], nms: str) -> Des
         pixel_std=list(pixels.std),
         pixel_order="BGR in 0..255" if pixels.is_bgr255 else "RGB in 0..1",
         version=__version__,
+        grey_bits=cfg.INPUT.GREY_BITS,
     )
 
 
@@ -73,4 +74,5 @@ def build_parity_check(cfg: CfgNode, detector: Detector, images: Sequence[Path],
         images,
         repeats=repeats,
         max_pixels=cfg.INPUT.MAX_PIXELS,
+        grey_bits=cfg.INPUT.GREY_BITS,
     )

@@ -34,6 +34,8 @@ class Description:
         version: of the package that wrote the file.
         boxes: the convention of boxes.
         smallest_side: of ``images`` in pixels, for the format that has a limit (torch).
+        grey_bits: of grey values of more than 8 bits, of which ``images`` hold the upper 8; 0: those of the
+            file.
     """
 
     class_names: Sequence[str]
@@ -50,6 +52,7 @@ class Description:
     version: str
     boxes: str = BOXES
     smallest_side: int = SMALLEST_SIDE
+    grey_bits: int = 0
 
     def to_json(self) -> str:
         """Return it as a JSON object."""

@@ -36,6 +36,7 @@ class Prover:
         tolerance: of the comparison.
         repeats: measurements of latency.
         max_pixels: larger images are refused.
+        grey_bits: of grey values of more than 8 bits, see ``to_rgb``.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Prover:
         tolerance: Tolerance | None = None,
         repeats: int = 5,
         max_pixels: int = MAX_PIXELS,
+        grey_bits: int = 0,
     ) -> None:
         self.detector = detector
         self.transform = transform
@@ -59,6 +61,7 @@ class Prover:
         self.tolerance = tolerance or Tolerance()
         self.repeats = repeats
         self.max_pixels = max_pixels
+        self.grey_bits = grey_bits
 
     def __call__(self, path: Path) -> Report:
         """Compare a file; whether it is equal is in the report."""
@@ -85,7 +88,7 @@ class Prover:
         """Return a batch as the detector takes it, and as an exported file does."""
         samples, pixels = [], []
         for path in paths:
-            image = read_image(path, apply_exif=True, max_pixels=self.max_pixels)
+            image = read_image(path, True, self.max_pixels, self.grey_bits)
             nothing = BoxList(torch.zeros(0, 4), (image.height, image.width))
             tensor, _ = self.transform(image, nothing, random.Random(0))
             samples.append(Sample(tensor, nothing, image_id=0))

@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 from yacs.config import CfgNode
 
+from atss_core.config import checked
 from atss_core.layers import FrozenBatchNorm2d, group_norm
 from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.assigners import Assigner, AtssAssigner, IouAssigner, SscAssigner, TopkAssigner
@@ -36,6 +37,7 @@ def build_detector(cfg: CfgNode) -> Detector:
     Raises:
         ValueError: if the configuration asks for parts that are not here, or its values do not fit together.
     """
+    cfg = checked(cfg)
     check_supported(cfg)
     anchor_generator = build_anchor_generator(cfg)
     return Detector(
@@ -68,7 +70,6 @@ def check_supported(cfg: CfgNode) -> None:
     Raises:
         ValueError: naming the key and the remedy.
     """
-    cfg.check()
     for key in ("MASK_ON", "KEYPOINT_ON", "FCOS_ON", "RETINANET_ON", "CLS_AGNOSTIC_BBOX_REG"):
         if cfg.MODEL[key]:
             raise ValueError(

@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from yacs.config import CfgNode
 
+from atss_core.config import checked
 from atss_core.solver.groups import parameter_groups
 from atss_core.solver.schedule import Cosine, MultiStep, Warmup
 
@@ -16,8 +17,7 @@ logger = logging.getLogger(__name__)
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> SGD:
     """Build SGD with the published parameter groups."""
-    cfg.check()
-    solver = cfg.SOLVER
+    solver = checked(cfg).SOLVER
     base_lr = base_learning_rate(cfg)
     groups = parameter_groups(
         model,
@@ -48,8 +48,7 @@ def base_learning_rate(cfg: CfgNode) -> float:
 
 def build_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LambdaLR:
     """Build the schedule that SOLVER.SCHEDULE names, with its warm-up."""
-    cfg.check()
-    solver = cfg.SOLVER
+    solver = checked(cfg).SOLVER
     decay = (
         Cosine(solver.MAX_ITER)
         if solver.SCHEDULE == "cosine"

@@ -82,6 +82,11 @@ class BoxList:
         clipped = box_ops.clip(self.boxes, self.image_size)
         return self._replace(clipped, self.image_size, self.labels, self.scores)
 
+    def drop_not_finite(self: Self) -> Self:
+        """Drop boxes that have a coordinate or a score that is NaN or infinite."""
+        values = self.boxes if self.scores is None else torch.cat([self.boxes, self.scores[:, None]], dim=1)
+        return self[values.isfinite().all(dim=1)]
+
     def drop_empty(self: Self) -> Self:
         """Drop boxes without x2 > x1 and y2 > y1, as the published training does."""
         return self[(self.boxes[:, 2:] > self.boxes[:, :2]).all(dim=1)]

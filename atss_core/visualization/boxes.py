@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from atss_core.structures import BoxList
+from atss_core.utils.files import atomic_write
 from atss_core.visualization.fonts import Font, with_font
 
 Color = tuple[int, int, int]
@@ -132,11 +134,15 @@ def class_color(label: int) -> Color:
 
 
 def save_image(image: Image.Image, file: str | Path) -> None:
-    """Write a PNG or JPEG, by the suffix of the name, and make its folder."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write a PNG, a JPEG or what else the suffix says, and make its folder; raises as ``atomic_write``."""
+    file, content = Path(file), io.BytesIO()  # Pillow would hide why a disk refuses, and read what it writes
+    image_format = Image.registered_extensions().get(file.suffix.lower())
+    if image_format is None:
+        raise ValueError(f"{file}: expected a name such as a.png or a.jpg, got the ending {file.suffix!r}")
     # Subsampled chroma would smear thin coloured lines. PNG ignores both settings.
-    image.save(file, quality=92, subsampling=0)
+    image.save(content, image_format, quality=92, subsampling=0)
+    with atomic_write(file) as stream:
+        stream.write(content.getbuffer())
 
 
 def _marks(result: BoxList, class_names: Sequence[str], score_threshold: float) -> Iterator[Mark]:

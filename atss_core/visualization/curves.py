@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from atss_core.apps.check.charts import save_figure
 from atss_core.visualization.fonts import SPACE, set_legend_literal
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,7 @@ def plot_curves(metrics_file: str | Path, output: str | Path) -> None:
     losses, rate = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
     _plot_losses(losses, records)
     _plot_rate(rate, records)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    save_figure(figure, Path(output))
 
 
 def read_metrics(metrics_file: str | Path) -> Records:

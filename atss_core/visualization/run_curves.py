@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from atss_core.apps.check.charts import save_figure
 from atss_core.utils.files import read_records
 from atss_core.visualization.curves import Records, clean, marker, read_metrics, series, smooth, terms
 from atss_core.visualization.fonts import SPACE, set_legend_literal
@@ -48,8 +49,7 @@ def plot_runs(runs: Mapping[str, Path], output: Path) -> None:
     columns = max(1, min(len(runs), 3))
     legend = figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=columns)
     set_legend_literal(legend)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    save_figure(figure, output)
 
 
 def read_tests(file: Path) -> Records:

@@ -234,10 +234,3 @@ def test_gains_are_differences_of_the_ap_of_pycocotools(kind):
         if set(gt.classes[is_matched & ~gt.is_crowd]) == set(gt.classes[~gt.is_crowd]):
             gain = ap50(images, classes, matched, detections) - errors["ap_base"]
             assert errors["delta_ap"]["FN"] == pytest.approx(gain, abs=1e-12), f"seed {seed}"
-
-
-def test_scores_that_are_not_numbers_are_left_out():
-    boxes = [detection(1, BOX, float("nan")), detection(1, BOX, 0.9)]
-    analysis = analysis_of([annotation(1, BOX)], boxes)
-    assert analysis.detections.scores.tolist() == [0.9]
-    assert analysis.outcome.tolist() == [CORRECT]

@@ -43,10 +43,10 @@ def assert_same(first, second):
 def stages(classifier, images):
     """C3 to C5 of a torchvision model."""
     x = classifier.maxpool(classifier.relu(classifier.bn1(classifier.conv1(images))))
-    found = [classifier.layer2(classifier.layer1(x))]
-    found.append(classifier.layer3(found[-1]))
-    found.append(classifier.layer4(found[-1]))
-    return found
+    features = [classifier.layer2(classifier.layer1(x))]
+    features.append(classifier.layer3(features[-1]))
+    features.append(classifier.layer4(features[-1]))
+    return features
 
 
 def make_classifier(name):

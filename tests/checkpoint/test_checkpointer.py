@@ -59,7 +59,7 @@ def test_resumed_run_continues_bit_for_bit(tmp_path):
     assert other.scheduler.get_last_lr() == run.scheduler.get_last_lr()
 
 
-def test_changed_settings_count_after_resuming(tmp_path):
+def test_changed_settings_take_effect_after_resuming(tmp_path):
     run = make(tmp_path)
     step(run)
     run.save("model_0000001", 1)
@@ -82,7 +82,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
 
 
-def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
+def test_unfinished_files_of_a_killed_run_are_removed(tmp_path):
     make(tmp_path).save("model_0000001", 1)
     with atomic_write(tmp_path / "model_0000002.pth"):
         (name,) = [file.name for file in tmp_path.glob(".*.tmp")]
@@ -160,7 +160,7 @@ LOST_POINTERS = {
         ([("model_final", 3), ("model_0000010", 10)], "model_0000010.pth"),  # a run that was prolonged
     ],
 )
-def test_run_goes_on_from_the_newest_checkpoint_without_a_pointer(saved, newest, lose, tmp_path, caplog):
+def test_run_resumes_from_the_newest_checkpoint_without_a_pointer(saved, newest, lose, tmp_path, caplog):
     run = make(tmp_path)
     for name, iteration in saved:
         step(run)
@@ -173,11 +173,11 @@ def test_run_goes_on_from_the_newest_checkpoint_without_a_pointer(saved, newest,
     expected = torch.load(tmp_path / newest)["model"]
     assert torch.equal(other.model.weight, expected["weight"])
     assert last_checkpoint(tmp_path) == tmp_path / newest
-    assert f"going on from the newest checkpoint that can be read, {tmp_path / newest}" in caplog.text
+    assert f"resuming from the newest checkpoint that can be read, {tmp_path / newest}" in caplog.text
     assert "last_checkpoint" in caplog.text
 
 
-def test_damaged_checkpoints_are_passed_over_without_a_pointer(tmp_path, caplog):
+def test_damaged_checkpoints_are_skipped_without_a_pointer(tmp_path, caplog):
     run = make(tmp_path)
     for iteration in (1, 2, 3):
         run.save(f"model_000000{iteration}", iteration)
@@ -240,13 +240,17 @@ def test_old_formats_are_read(tmp_path, wrap, prefix):
     assert all(torch.equal(model.state_dict()[key], weights[key]) for key in weights)
 
 
-def test_another_architecture_is_listed_and_leaves_the_model_alone():
+def test_another_architecture_is_reported_and_the_model_unchanged():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     other = {"0.weight": torch.zeros(4, 2), "0.bias": torch.zeros(3), "9.bias": torch.zeros(1)}
     with pytest.raises(ValueError, match="does not fit") as error:
         load_weights_strictly(model, other, "other.pth")
-    for part in ("missing 1.weight", "unexpected 9.bias", "of another shape 0.weight 4x2 -> 3x2"):
+    for part in (
+        "missing 1.weight, 1.bias (2)",
+        "unexpected 9.bias (1)",
+        "of another shape 0.weight 4x2 -> 3x2 (1)",
+    ):
         assert part in str(error.value)
     assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
 
@@ -285,18 +289,8 @@ def test_other_files_are_explained(tmp_path, content, message):
         read_checkpoint(tmp_path / "none.pth")
 
 
-def test_code_in_a_checkpoint_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (print, ("executed",))
-
-    torch.save({"model": {"weight": Evil()}}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint: it holds print, which is not"):
-        read_checkpoint(tmp_path / "evil.pth")
-
-
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_published_checkpoints_have_beside_the_weights_is_read(tmp_path, zipped):
+def test_numpy_scalars_of_published_checkpoints_are_read(tmp_path, zipped):
     model = OrderedDict(nn.Linear(2, 3).state_dict())
     model._metadata = OrderedDict({"": {"version": 1}})
     beside = {
@@ -345,7 +339,7 @@ def test_other_objects_are_named(tmp_path, zipped, value, name):
         ([torch.zeros(1)], "holds no weights"),
     ],
 )
-def test_what_is_no_state_dict_is_refused(tmp_path, content, message):
+def test_other_content_than_a_state_dict_is_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / "odd.pth")
@@ -357,7 +351,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content, message):
     [
         (lambda: torch.eye(3).to_sparse(), "a sparse tensor"),
         (lambda: torch.eye(3).to_sparse_csr(), "a sparse tensor"),
-        (lambda: torch.zeros(3, device="meta"), "a tensor without numbers"),
+        (lambda: torch.zeros(3, device="meta"), "a meta tensor"),
         (lambda: torch.zeros(1).expand(10**12), "an expanded tensor"),  # 4 TB in some bytes
         (lambda: torch.nested.nested_tensor([torch.rand(2), torch.rand(3)]), "a nested tensor"),
     ],
@@ -392,7 +386,7 @@ def test_class_names_may_be_a_tuple_or_none(tmp_path):
         (torch.tensor([1.0, 2.0, 3.0], dtype=torch.complex64), "first bias of type complex64 instead of"),
     ],
 )
-def test_values_that_no_training_leaves_are_refused(value, message):
+def test_values_of_other_types_or_not_finite_are_refused(value, message):
     model = nn.Linear(2, 3)
     before = model.bias.clone()
     with pytest.raises(ValueError, match=rf"a.pth: expected finite weights .*, got .*{message}"):
@@ -439,14 +433,14 @@ DAMAGED_STATES = {
 @pytest.mark.parametrize("damage", DAMAGED_STATES)
 def test_damaged_state_of_a_run_ends_in_one_line(damage, tmp_path):
     run = make(tmp_path)
-    run.average = AveragedModel(run.model)
+    run.ema = AveragedModel(run.model)
     step(run)
     run.save("model_0000001", 1)
     state = torch.load(tmp_path / "model_0000001.pth")
     DAMAGED_STATES[damage](state)
     torch.save(state, tmp_path / "model_0000001.pth")
     other = make(tmp_path)
-    other.average = AveragedModel(other.model)
+    other.ema = AveragedModel(other.model)
     with pytest.raises(ValueError, match=r"model_0000001.pth: expected .*, got .*") as error:
         other.resume()
     assert str(error.value).isprintable()
@@ -461,7 +455,7 @@ class Evil:
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 @pytest.mark.parametrize("form", ["zipped", "legacy", "bare"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_hostile_pickles_are_refused_by_the_name_of_what_they_hold(form, protocol, tmp_path, capfd):
+def test_hostile_pickles_are_refused_by_the_name_of_their_object(form, protocol, tmp_path, capfd):
     path, content = tmp_path / "evil.pth", {"model": {"weight": Evil()}}
     if form == "bare":
         path.write_bytes(pickle.dumps(content, protocol=protocol))
@@ -520,7 +514,7 @@ def test_damaged_checkpoints_are_read_or_refused(tmp_path, zipped):
             read_checkpoint(file)
 
 
-def test_last_checkpoint_that_breaks_the_parser_gives_way_to_an_earlier_one(tmp_path):
+def test_unparsable_last_checkpoint_falls_back_to_an_earlier_one(tmp_path):
     run = make(tmp_path)
     run.save("model_0000001", 1)
     run.save("model_0000002", 2)
@@ -543,7 +537,7 @@ def test_weights_alone_cannot_be_resumed(tmp_path):
         make(tmp_path).resume()
 
 
-def test_a_weight_with_and_without_the_prefix_of_a_wrapper_is_refused(tmp_path):
+def test_weight_with_and_without_wrapper_prefix_is_refused(tmp_path):
     torch.save({"module.a": torch.zeros(2), "a": torch.ones(2)}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="expected each weight once"):
         read_checkpoint(tmp_path / "a.pth")

@@ -11,7 +11,7 @@ from atss_core.config.catalog import COCO_CLASSES
 from atss_core.modeling import build_detector
 from tests.conftest import QUICK, TINY
 
-LEARNED = ["cat", "dog", "cow", "owl"]
+SAVED = ["cat", "dog", "cow", "owl"]
 KEYS = ("rpn.head.cls_logits.weight", "rpn.head.cls_logits.bias")
 
 
@@ -41,27 +41,27 @@ def rows(detector, class_names):
     return {name: [value[:, i].clone() for value in values] for i, name in enumerate(class_names)}
 
 
-def assert_rows(found, expected):
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+def assert_rows(actual, expected):
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("num_anchors", [1, 2])
-@pytest.mark.parametrize("door", ["exact", "partial", "test"])
-def test_other_order_is_matched_by_name(num_anchors, door, tmp_path, caplog):
+@pytest.mark.parametrize("mode", ["exact", "partial", "evaluation"])
+def test_other_order_is_matched_by_name(num_anchors, mode, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     source, detector = make_detector(0, num_anchors=num_anchors), make_detector(1, num_anchors=num_anchors)
-    path, names = save(source, tmp_path / "a.pth", LEARNED), ["dog", "owl", "cat", "cow"]
-    if door == "test":
+    path, names = save(source, tmp_path / "a.pth", SAVED), ["dog", "owl", "cat", "cow"]
+    if mode == "evaluation":
         checkpoint = torch.load(path, weights_only=True)
         load_trained(detector, checkpoint, path, names)
     else:
-        load_initial_weights(detector, path, partial=door == "partial", class_names=names)
-    expected, found = rows(source, LEARNED), rows(detector, names)
+        load_initial_weights(detector, path, partial=mode == "partial", class_names=names)
+    expected, actual = rows(source, SAVED), rows(detector, names)
     for name in names:
-        assert_rows(found[name], expected[name])
+        assert_rows(actual[name], expected[name])
     features = torch.rand(1, 64, 3, 4)
     logits = [d.rpn.head.cls_logits(features).unflatten(1, (num_anchors, 4)) for d in (source, detector)]
-    torch.testing.assert_close(logits[1], logits[0][:, :, [LEARNED.index(name) for name in names]])
+    torch.testing.assert_close(logits[1], logits[0][:, :, [SAVED.index(name) for name in names]])
     others = [key for key in source.state_dict() if key not in KEYS]
     assert all(torch.equal(source.state_dict()[key], detector.state_dict()[key]) for key in others)
     assert "matched by name: loaded for 4 (dog, owl, cat, cow)" in caplog.text
@@ -73,22 +73,22 @@ def test_partial_weights_keep_the_classes_that_both_have(num_anchors, names, tmp
     caplog.set_level(logging.INFO)
     source = make_detector(0, num_anchors=num_anchors)
     detector = make_detector(1, len(names), num_anchors)
-    path, fresh = save(source, tmp_path / "a.pth", LEARNED), rows(detector, names)
+    path, fresh = save(source, tmp_path / "a.pth", SAVED), rows(detector, names)
     with pytest.raises(
         ValueError, match=r"got 4 \(cat, dog, cow, owl\).* MODEL.WEIGHT_PARTIAL True"
     ) as error:
         load_initial_weights(detector, path, class_names=names)
     assert f"expected the classes of the data, {len(names)} ({', '.join(names)})" in str(error.value)
     load_initial_weights(detector, path, partial=True, class_names=names)
-    expected, found = rows(source, LEARNED), rows(detector, names)
+    expected, actual = rows(source, SAVED), rows(detector, names)
     for name in names:
-        assert_rows(found[name], expected[name] if name in LEARNED else fresh[name])
-    unknown = [name for name in names if name not in LEARNED]
+        assert_rows(actual[name], expected[name] if name in SAVED else fresh[name])
+    unknown = [name for name in names if name not in SAVED]
     assert "loaded for 2 (owl, dog)" in caplog.text
     assert f"fresh for {len(unknown)} ({', '.join(unknown)}); not used of 2 (cat, cow)" in caplog.text
 
 
-def test_rows_of_other_classes_are_left_fresh_where_the_shapes_agree(tmp_path):
+def test_rows_of_other_classes_stay_fresh_even_if_shapes_agree(tmp_path):
     source, detector = make_detector(0, 3, num_anchors=2), make_detector(1, 2, num_anchors=3)
     names = ["dog", "cat"]
     path, fresh = save(source, tmp_path / "a.pth", ["cat", "dog", "cow"]), rows(detector, names)
@@ -103,22 +103,22 @@ def test_rows_of_other_classes_are_left_fresh_where_the_shapes_agree(tmp_path):
         assert_rows(rows(detector, names)[name], fresh[name])
 
 
-def test_tested_detector_must_have_the_classes_of_the_data(tmp_path):
+def test_evaluated_detector_must_have_the_classes_of_the_data(tmp_path):
     detector = make_detector(1)
-    checkpoint = {"model": make_detector(0).state_dict(), "class_names": LEARNED}
-    before = rows(detector, LEARNED)
+    checkpoint = {"model": make_detector(0).state_dict(), "class_names": SAVED}
+    before = rows(detector, SAVED)
     with pytest.raises(ValueError, match=r"a.pth: expected .* 4 \(cat, dog, cow, elk\), got 4 .*cow, owl\)"):
         load_trained(detector, checkpoint, "a.pth", ["cat", "dog", "cow", "elk"])
-    assert_rows(rows(detector, LEARNED)["cat"], before["cat"])
+    assert_rows(rows(detector, SAVED)["cat"], before["cat"])
     with pytest.raises(ValueError, match=r"a.pth: expected 4 class names.*got 1 \(cat\)"):
         load_trained(detector, {**checkpoint, "class_names": ["cat"]}, "a.pth")
     load_trained(detector, checkpoint, "a.pth")
 
 
-def test_checkpoint_without_names_is_warned_of_unless_it_is_coco(tmp_path, caplog):
+def test_checkpoint_without_class_names_warns_unless_it_is_coco(tmp_path, caplog):
     path = save(make_detector(0), tmp_path / "a.pth", None)
     detector = make_detector(1)
-    load_initial_weights(detector, path, class_names=LEARNED)
+    load_initial_weights(detector, path, class_names=SAVED)
     assert "holds no class names; its classifier is taken to be for the classes of the" in caplog.text
     assert "4 (cat, dog, cow, owl)" in caplog.text
     caplog.clear()

@@ -4,9 +4,12 @@ import re
 
 import pytest
 import torch
+import yaml
+from yacs.config import CfgNode
 
 from atss_core.checkpoint.download import cache_root
 from atss_core.cli import assign, check, demo, export, plot, remove_solver_states, train
+from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
 from atss_core.config import load_cfg
 from tests.conftest import QUICK, TINY
@@ -37,6 +40,20 @@ def test_training_and_what_it_proposes(home, capsys):
     run(plot.main, ["~/runs"])
     assert (home / "curves.png").is_file()
     assert (home / "runs" / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_training_and_test_of_a_plain_node(home, is_frozen):
+    """As a program of the published implementation has it: of yacs, with paths that nobody has expanded."""
+    cfg = CfgNode(yaml.safe_load(load_cfg(QUICK, [*TINY, "SOLVER.MAX_ITER", "2"]).dump()))
+    cfg.OUTPUT_DIR, cfg.DATASETS.DATA_DIR = "~/runs", "~/data"
+    if is_frozen:
+        cfg.freeze()
+    trained = train.train_detector(cfg)
+    metrics = test.test_detector(cfg, trained.detector, trained.device, is_final=True)
+    assert (home / "runs" / "model_final.pth").is_file()
+    assert (home / "runs" / "inference" / "shapes_val" / "metrics.json").is_file()
+    assert metrics.keys() == {"shapes_val"}
 
 
 @pytest.mark.parametrize("command", [check, assign])

@@ -156,7 +156,7 @@ def test_plot_names_runs_by_what_tells_them_apart(tmp_path):
 
 def test_plot_shows_names_of_runs_as_they_are(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(run_curves.Figure, "savefig", lambda figure, file: figures.append(figure))
+    monkeypatch.setattr(run_curves.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     names = ["_hidden", "$x^2$", "\u00e9crou"]
     for name in names:
         write_run(tmp_path / name, [2.0, 1.0])

@@ -126,7 +126,11 @@ def test_linked_camera_folder(case, capsys):
 def test_twelve_bits(case, capsys):
     printed = checked(capsys, "train.json@images")
     red, _, _ = open_case("train.json@images").load_image(0).getpixel((100, 100))
-    assert red > 60 or "nothing wrong was found" not in printed
+    assert red > 60 or "set INPUT.GREY_BITS 12" in printed
+    trained("train.json@images")
+    assert capsys.readouterr().out.count("set INPUT.GREY_BITS 12") == 3  # of both sets, and in evaluation
+    cfg = load_cfg(CONFIG, ["INPUT.GREY_BITS", "12"])
+    assert open_dataset(cfg, "train.json@images").load_image(0).getpixel((100, 100))[0] > 60
 
 
 def test_home_in_output_dir(case, tmp_path, monkeypatch):

@@ -4,9 +4,11 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
+from yacs.config import CfgNode
 
 from atss_core.cli.train import PRECISIONS
-from atss_core.config import get_cfg, load_cfg, override
+from atss_core.config import checked, get_cfg, is_given, load_cfg, override
 from atss_core.config.catalog import check_dataset_name, find_dataset, parse_place
 from atss_core.config.shipped import shipped_configs
 from atss_core.config.values import LIMITS, check_value, leaves
@@ -85,6 +87,7 @@ ALLOWED = {
         "MODEL.ATSS.INFERENCE_TH",
         "MODEL.ATSS.NMS_TH",
         "INPUT.HORIZONTAL_FLIP_PROB_TRAIN",
+        "INPUT.GREY_BITS",  # those of the file
         "DATALOADER.NUM_WORKERS",  # loads in the main process
         "DATALOADER.SIZE_DIVISIBILITY",
         "SOLVER.BASE_LR",
@@ -139,6 +142,7 @@ DOORS = {
     "override": lambda key, value, folder: override(load_cfg(), key, value),
     "freeze": lambda key, value, folder: changed(key, value).freeze(),
     "build": lambda key, value, folder: build_detector(changed(key, value)),
+    "build from a plain node": lambda key, value, folder: build_detector(plain(changed(key, value))),
 }
 
 
@@ -157,6 +161,11 @@ def changed(key, value):
         node = node[section]
     node[leaf] = value
     return cfg
+
+
+def plain(cfg):
+    """Return the same configuration as yacs has it, without this project's class."""
+    return CfgNode(yaml.safe_load(cfg.dump()))
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -181,7 +190,7 @@ def changed(key, value):
         (
             "TEST.BBOX_AUG.SCALE_RANGES",
             ((1, 2, 3),),
-            "SCALE_RANGES[0] must be like (0.0, 96.0), got (1, 2, 3)",
+            "SCALE_RANGES[0] must be like (0.0, 96.0), got ",
         ),
         (
             "TEST.EXPECTED_RESULTS",
@@ -247,6 +256,36 @@ def test_paths_start_from_the_home_folder(monkeypatch, tmp_path):
         entry = find_dataset(name, cfg.DATASETS.DATA_DIR, cfg.DATASETS.REGISTER)
         assert (entry.annotations, entry.images) == (tmp_path / annotations, tmp_path / images)
     assert load_cfg(opts=["OUTPUT_DIR", "~nobody_of_that_name/x"]).OUTPUT_DIR == "~nobody_of_that_name/x"
+
+
+def test_paths_that_a_program_sets_start_from_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for make in (get_cfg, lambda: plain(get_cfg())):
+        cfg = make()
+        cfg.OUTPUT_DIR, cfg.MODEL.WEIGHT, cfg.DATASETS.DATA_DIR = "~/runs", "~/w.pth", "~/data"
+        cfg.merge_from_list(["SOLVER.BASE_LR", 1.0])
+        for node in (cfg, cfg.clone()):
+            node.freeze()
+            found = checked(node)
+            assert found.is_frozen() == node.is_frozen()
+            assert f"{tmp_path}/runs" == found.OUTPUT_DIR
+            assert f"{tmp_path}/w.pth" == found.MODEL.WEIGHT
+            assert f"{tmp_path}/data" == found.DATASETS.DATA_DIR
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = "~/runs"
+    cfg.freeze()
+    assert f"{tmp_path}/runs" == cfg.OUTPUT_DIR
+
+
+def test_plain_nodes_keep_what_was_given_and_need_every_key():
+    assert is_given(checked(load_cfg(opts=["MODEL.ATSS.NUM_CLASSES", "81"])), "MODEL.ATSS.NUM_CLASSES")
+    cfg = plain(get_cfg())
+    del cfg.SOLVER["BASE_LR"]
+    with pytest.raises(ValueError, match=r"expected the key SOLVER\.BASE_LR, got none\. Start from get_cfg"):
+        checked(cfg)
+    del cfg["SOLVER"]
+    with pytest.raises(ValueError, match=r"expected the key SOLVER\.\w+, got none"):
+        checked(cfg)
 
 
 NAMES = ["", " ", ".", "..", "../x", "a/b", "a\\b", "/a", "a\nb", "a\x1b[0m", "\udcff", "x" * 201, "ß" * 101]

@@ -5,7 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from atss_core.apps.check.checks import ambiguous_orientations, check_images, quick_check, refuse_fatal
+from atss_core.apps.check.checks import (
+    ambiguous_orientations,
+    check_images,
+    quick_check,
+    refuse_fatal,
+    unused_ranges,
+)
 from atss_core.apps.check.statistics import count_objects, network_sides
 from atss_core.data import SampleKey, UnreadableImageError, collate
 
@@ -369,25 +375,35 @@ def test_dark_images_are_named(folder):
     assert "1.png has no value above 15 of 255" in defect.message
 
 
-def test_grey_images_of_mixed_depths_are_named(folder):
-    for number, largest in enumerate((4095, 1023, 3000, 255, 65535), start=1):
-        values = np.full((40, 60), largest, dtype=np.uint16)
-        folder.add_image(BOX, image=Image.fromarray(values), name=f"{number}.png")
+def add_grey(folder, name, largest):
+    values = np.linspace(0, largest, 2400).astype(np.uint16).reshape(40, 60)
+    values[0, 0] = 65535  # a hot pixel
+    folder.add_image(BOX, image=Image.fromarray(values), name=name)
+
+
+def test_grey_images_that_use_few_bits_are_named(folder):
+    for number, largest in enumerate((500, 3000, 4095)):
+        add_grey(folder, f"{number}.png", largest)
     folder.add_image(BOX)
-    (defect,) = check_images(folder.open())
-    assert defect.images == (1, 3, 4)
-    assert "4 depths, 12 bits: 2, 10 bits: 1, 8 bits: 1, 16 bits: 1 images" in defect.message
-    assert "2.png, 4.png, 5.png" in defect.message
+    (defect,) = unused_ranges(folder.open())
+    assert "4 images looked at, grey values of 16 bits use 12" in defect.message
+    assert "INPUT.GREY_BITS 12" in defect.message
+    assert not defect.is_fatal
+    assert not unused_ranges(folder.open(grey_bits=12))
+    assert folder.open(grey_bits=12).load_image(2).getpixel((59, 39)) == (255, 255, 255)
+    add_grey(folder, "bright.png", 60000)
+    assert not unused_ranges(folder.open())
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_depth_of_a_turned_image_is_known(folder, orientation):
+def test_bits_of_a_turned_image_are_known(folder, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     values = np.full((40, 40), 4095, dtype=np.uint16)
     folder.add_image(BOX, size=(40, 40))
     Image.fromarray(values).save(folder.images / "1.png", exif=exif)
-    assert folder.open().load_image(0).info["depth"] == "12 bits"
+    assert folder.open().load_image(0).info["grey bits"] == 16
+    assert unused_ranges(folder.open())
 
 
 def test_images_above_the_limit_are_known_from_their_sizes(folder):

@@ -335,7 +335,7 @@ def write_pose(folder, dimensions, description="", visibility=2):
 def test_yolo_poses_are_told_from_polygons_or_refused(dimensions, visibility, tmp_path):
     dataset = open_place(write_pose(tmp_path / "said", dimensions, f"kpt_shape: [4, {dimensions}]\n"))
     assert dataset.annotations.boxes[:, 2:] == pytest.approx(np.tile([6.4, 4.8], (20, 1)))
-    with pytest.raises(ValueError, match=r"kpt_shape: \[.*2 or 3\] in data.yaml"):
+    with pytest.raises(ValueError, match=r"kpt_shape: \[.*2 or 3\] in .*data\.yaml($|, or kpt_shape: null)"):
         open_place(write_pose(tmp_path / "not said", dimensions, visibility=visibility))
     with pytest.raises(ValueError, match=r"line 1: expected .* or 10 values of kpt_shape more, got '0 "):
         open_place(write_pose(tmp_path / "other", dimensions, "kpt_shape: [5, 2]\n"))
@@ -365,6 +365,82 @@ def test_yolo_polygons_are_never_taken_for_poses(corners, tmp_path):
         file.write_text("\n".join(f"1 {' '.join(map(str, p.ravel()))}" for p in polygons))
         expected += [[*p.min(0) * (64, 48), *np.ptp(p, axis=0) * (64, 48)] for p in polygons]
     assert open_place(f"{tmp_path}@train").annotations.boxes == pytest.approx(np.array(expected))
+
+
+SHAPES = {  # around (0, 0), of a size of about 1
+    "triangles": lambda rng: np.array([[-0.5, 0.5], [0.1, -0.5], [0.5, 0.4]]),
+    "rectangles": lambda rng: np.array([[-0.5, -0.3], [0.5, -0.3], [0.5, 0.3], [-0.5, 0.3]]),
+    "diamonds": lambda rng: np.array([[0, -0.5], [0.5, 0], [0, 0.5], [-0.5, 0]]),
+    "octagons": lambda rng: ring(np.arange(8) / 8) * rng.uniform(0.3, 0.5, (8, 1)),
+    "contours": lambda rng: ring(np.arange(300) / 300) * 0.5,
+}
+
+
+def ring(turns):
+    return np.stack([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)], axis=-1)
+
+
+@pytest.mark.parametrize("names", ["data.yaml", "dataset.yaml", "classes.txt"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_yolo_polygons_that_look_like_poses_load(shape, names, tmp_path):
+    """Objects in the upper left half: the second point is a box that is large enough for the others."""
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").rename(tmp_path / names)
+    if names == "classes.txt":
+        (tmp_path / names).write_text("cat\ndog\n")
+    rng = np.random.default_rng(0)
+    polygons = []
+    for file in sorted((tmp_path / "labels" / "train").iterdir()):
+        found = [rng.uniform(0.3, 0.5, 2) + 0.1 * np.roll(SHAPES[shape](rng), i, axis=0) for i in range(8)]
+        file.write_text("\n".join(f"1 {' '.join(map(str, p.ravel()))}" for p in found))
+        polygons += found
+    dataset = open_place(f"{tmp_path}@train")
+    expected = [[*p.min(0) * (64, 48), *np.ptp(p, axis=0) * (64, 48)] for p in polygons]
+    assert dataset.annotations.boxes == pytest.approx(np.array(expected))
+    warnings = [line for line in dataset.warnings if "kpt_shape" in line]
+    if shape == "contours":  # longer than any pose
+        assert not warnings
+        return
+    (line,) = warnings
+    where = f"in a new file {tmp_path}/data.yaml" if names == "classes.txt" else f"in {tmp_path / names}"
+    assert "are taken as polygons; if they are poses, say kpt_shape: [number of points, 2 or 3] in" in line
+    assert line.endswith(where)
+    with (tmp_path / ("data.yaml" if names == "classes.txt" else names)).open("a") as file:
+        file.write("kpt_shape: null\n")  # and the remedy works
+    assert not open_place(f"{tmp_path}@train").warnings
+
+
+def test_yolo_remedies_name_files_that_are_there(tmp_path):
+    place = write_pose(tmp_path, 2)
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(ValueError, match=rf"or 3\] in a new file {re.escape(str(tmp_path))}/data\.yaml, or"):
+        open_place(place)
+    (tmp_path / "data.yaml").write_text("kpt_shape: [4, 2]\n")
+    assert len(open_place(place).annotations) == 20
+    (tmp_path / "data.yaml").rename(tmp_path / "dataset.yaml")
+    (tmp_path / "dataset.yaml").write_text("{}")
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 .2 .2 .5\n")
+    with pytest.raises(ValueError, match=rf"2 or 3\] in {re.escape(str(tmp_path))}/dataset\.yaml$"):
+        open_place(place)
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"names: \[\.\.\.\] in {re.escape(str(tmp_path))}/dataset\.yaml,"
+    ):
+        open_place(place)
+
+
+def test_yolo_paths_start_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write_yolo(tmp_path / "home" / "data")
+    names = sorted((tmp_path / "home" / "data" / "images" / "train").iterdir())
+    (tmp_path / "list.txt").write_text("".join(f"~/data/images/train/{n.name}\n" for n in names))
+    for train in ("~/data/images/train", "[~/data/images/train]", "list.txt", f"{tmp_path}/list.txt"):
+        (tmp_path / "data.yaml").write_text(f"train: {train}\nval: ~/data/images/val\nnames: [cat, dog]\n")
+        dataset = open_place(f"{tmp_path}/data.yaml@train")
+        assert [dataset.image_path(i) for i in range(len(dataset))] == names
+        assert len(open_place(f"{tmp_path}/data.yaml@val")) > 0
+        assert len(dataset.annotations) > 0
 
 
 def test_long_yolo_lines_in_errors_are_shortened(tmp_path):

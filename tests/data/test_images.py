@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from atss_core.data.images import (
     UnreadableImageError,
+    describe_unused_range,
     has_ambiguous_orientation,
     image_size,
     read_image,
@@ -129,42 +130,94 @@ def test_open_files_are_read_as_paths_are(tmp_path):
 # Values of more than 8 bits
 
 
-@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_grey_values_keep_their_upper_8_bits(suffix, depth, tmp_path):
+def test_grey_values_keep_their_upper_8_bits_whatever_the_brightest_is(suffix, bits, tmp_path):
     grey = np.asarray(noise(mode="L")).copy()
-    grey[0, 0] = 255
-    rest = np.random.default_rng(1).integers(0, 2 ** (depth - 8), grey.shape, dtype=np.uint16)
-    values = (grey.astype(np.uint16) << (depth - 8)) + rest
-    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
-    rgb = np.asarray(read_image(tmp_path / f"a.{suffix}", apply_exif=True))
-    assert np.array_equal(rgb, np.repeat(grey[..., None], 3, axis=2))
+    rest = np.random.default_rng(1).integers(0, 2 ** (bits - 8), grey.shape, dtype=np.uint16)
+    values = (grey.astype(np.uint16) << (bits - 8)) + rest
+    path = tmp_path / f"a.{suffix}"
+    for hottest in (0, 2**bits - 1, 65535):
+        grey[0, 0], values[0, 0] = min(hottest >> (bits - 8), 255), hottest
+        Image.fromarray(values).save(path)
+        rgb = np.asarray(read_image(path, apply_exif=True, grey_bits=bits))
+        assert np.array_equal(rgb, np.repeat(grey[..., None], 3, axis=2))
+        plain = np.asarray(read_image(path, apply_exif=True))
+        assert np.array_equal(plain[..., 0], values >> 8)
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("values", "bits", "expected"),
     [
-        (np.float32([[0, 0.5, 1, 0.2]]), [0, 128, 255, 51]),
-        (np.float32([[-0.0005, 0.5, 1.0005, 0.2]]), [0, 128, 255, 51]),  # as interpolation leaves it
-        (np.float32([[0, 127.6, 255, 3]]), [0, 127, 255, 3]),
-        (np.float32([[0, 2048, 4095, 16]]), [0, 128, 255, 1]),
-        (np.int32([[0, 2048, 4095, 16]]), [0, 128, 255, 1]),
-        (np.int32([[0, 1 << 23, (1 << 24) - 1, 0]]), [0, 128, 255, 0]),
-        (np.int32([[0, 1 << 30, (1 << 31) - 1, 0]]), [0, 64, 127, 0]),
-        (np.uint16([[0, 0, 0, 0]]), [0, 0, 0, 0]),
+        (np.float32([[0, 0.5, 1, 0.2]]), 0, [0, 128, 255, 51]),
+        (np.float32([[-0.0005, 0.5, 1.0005, 0.2]]), 0, [0, 128, 255, 51]),  # as interpolation leaves it
+        (np.float32([[0, 127.6, 255, 3000]]), 8, [0, 127, 255, 255]),
+        (np.float32([[0, 2048, 4095, 16]]), 12, [0, 128, 255, 1]),
+        (np.int32([[0, 255, 3, 4]]), 0, [0, 255, 3, 4]),
+        (np.int32([[0, 2048, 4095, 70000]]), 12, [0, 128, 255, 255]),
+        (np.int32([[0, 1 << 23, (1 << 24) - 1, 0]]), 24, [0, 128, 255, 0]),
+        (np.int32([[0, 1 << 30, (1 << 31) - 1, 0]]), 32, [0, 64, 127, 0]),
+        (np.uint16([[0, 255, 256, 65535]]), 0, [0, 0, 1, 255]),
+        (np.uint16([[0, 255, 256, 65535]]), 32, [0, 0, 0, 0]),
     ],
 )
-def test_other_ranges(values, expected, tmp_path):
+def test_other_ranges(values, bits, expected, tmp_path):
     Image.fromarray(values).save(tmp_path / "a.tif")
-    for image in (read_image(tmp_path / "a.tif", apply_exif=True), to_rgb(Image.fromarray(values))):
+    for image in (
+        read_image(tmp_path / "a.tif", apply_exif=True, grey_bits=bits),
+        to_rgb(Image.fromarray(values), bits),
+    ):
         assert np.asarray(image)[0, :, 0].tolist() == expected
 
 
+def test_tiff_of_12_bits_says_so(tmp_path):
+    packed = int("".join(f"{value:012b}" for value in (0, 16, 2048, 4095)), 2).to_bytes(6, "big")
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 6}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<I", 14) + packed + struct.pack("<H", len(tags))
+    (tmp_path / "a.tif").write_bytes(header + entries + bytes(4))
+    image = read_image(tmp_path / "a.tif", apply_exif=True)
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
 @pytest.mark.parametrize("values", [[[-5, 1000]], [[0, float("nan")]], [[0, float("inf")]], [[-0.5, 0.5]]])
-def test_values_without_a_rule_are_refused(values, tmp_path):
+@pytest.mark.parametrize("bits", [0, 12])
+def test_values_without_a_rule_are_refused(values, bits, tmp_path):
     Image.fromarray(np.float32(values)).save(tmp_path / "a.tif")
-    with pytest.raises(UnreadableImageError, match=r"a\.tif .*expected grey values from 0.*Convert it"):
+    with pytest.raises(UnreadableImageError, match=r"a\.tif .*expected grey values .*onvert it to 8 bits"):
+        read_image(tmp_path / "a.tif", apply_exif=True, grey_bits=bits)
+
+
+@pytest.mark.parametrize("values", [np.float32([[0, 1.1]]), np.float32([[0, 4095]]), np.int32([[0, 4095]])])
+def test_values_of_no_known_range_ask_for_it(values, tmp_path):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(
+        UnreadableImageError, match=r"or integers in 0\.\.255, got 0\.\..*Set INPUT\.GREY_BITS"
+    ):
         read_image(tmp_path / "a.tif", apply_exif=True)
+
+
+@pytest.mark.parametrize(
+    ("largest", "used", "camera"),
+    [(200, 8, 8), (1000, 10, 10), (2000, 11, 12), (4095, 12, 12), (16383, 14, 14)],
+)
+def test_unused_range_is_told_whatever_a_hot_pixel_is(largest, used, camera):
+    values = np.linspace(0, largest, 10_000).astype(np.uint16).reshape(100, 100)
+    values[0, 0] = 65535
+    message = describe_unused_range([to_rgb(Image.fromarray(values // 8)), to_rgb(Image.fromarray(values))])
+    assert message.startswith(f"grey values of 16 bits use {used} and are dark: if the camera has {camera} ")
+    assert f"set INPUT.GREY_BITS {camera}," in message
+    assert describe_unused_range([to_rgb(Image.fromarray(values), camera)]) is None
+
+
+def test_used_ranges_are_fine():
+    values = np.linspace(0, 17_000, 10_000).astype(np.uint16).reshape(100, 100)
+    assert (
+        describe_unused_range([to_rgb(Image.fromarray(values // 100)), to_rgb(Image.fromarray(values))])
+        is None
+    )
+    assert describe_unused_range([to_rgb(Image.fromarray(np.zeros((9, 9), np.float32))), noise()]) is None
+    assert describe_unused_range([]) is None
 
 
 # Files that are no images
@@ -270,14 +323,6 @@ def test_pillows_limit_holds_for_others_only(suffix, tmp_path, monkeypatch):
     with pytest.raises(UnreadableImageError):
         read_image(tmp_path / "none.png", apply_exif=True)
     assert Image.MAX_IMAGE_PIXELS == 700
-
-
-def test_floats_just_above_1_are_refused_not_black(tmp_path):
-    values = np.full((4, 4), 0.5, np.float32)
-    values[0, 0] = 1.1
-    Image.fromarray(values).save(tmp_path / "a.tif")
-    with pytest.raises(UnreadableImageError, match=r"floats in 0\.\.1, got 0\.5\.\.1\.1"):
-        read_image(tmp_path / "a.tif", apply_exif=True)
 
 
 def test_names_too_long_for_a_file_are_cut_in_the_message(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from atss_core.data.datasets.shapes import CLASS_NAMES, draw_image, write_shapes
+from tests.conftest import small_disk
 
 SMALL = {"num_train": 6, "num_val": 3, "progress": False}
 
@@ -101,6 +102,15 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("atss_core.data.datasets.shapes._move_into_place", interrupt)
     with pytest.raises(KeyboardInterrupt):
+        write_shapes(tmp_path / "shapes", **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_told_with_the_folder(tmp_path):
+    with (
+        small_disk(),
+        pytest.raises(OSError, match=r"cannot write .*shapes \(File too large\)"),
+    ):
         write_shapes(tmp_path / "shapes", **SMALL)
     assert list(tmp_path.iterdir()) == []
 

@@ -15,6 +15,7 @@ from atss_core.config import load_cfg
 from atss_core.data import to_rgb
 from atss_core.engine import Predictor
 from atss_core.modeling import build_detector
+from atss_core.structures import BoxList
 from atss_core.visualization.video import VideoWriter
 from tests.conftest import QUICK, TINY
 from tests.golden import ROOT
@@ -46,9 +47,11 @@ def predictor(request, weights):
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "1", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])
 def test_images_of_every_mode(predictor, mode):
     image = Image.linear_gradient("L").resize((80, 60))
-    image = (
-        image.convert(mode) if mode != "I;16" else image.convert("I").point(lambda x: x * 256).convert(mode)
-    )
+    if mode == "I;16":
+        image = image.convert("I").point(lambda x: x * 256)
+    image = image.convert(mode)
+    if mode == "F":
+        image = image.point(lambda x: x * (1 / 255) + 0)
     found, expected = predictor(image), predictor(to_rgb(image))
     assert len(found) > 0
     assert found.image_size == (60, 80)
@@ -63,6 +66,34 @@ def test_limit_of_pixels(weights, tmp_path):
     assert limited(tmp_path / "a.png").image_size == (60, 80)
     with pytest.raises(ValueError, match=r"b\.png: expected at most 4800 pixels .* got 80x61"):
         limited(tmp_path / "b.png")
+
+
+def test_grey_bits_are_those_of_the_configuration(weights, tmp_path, caplog):
+    values = np.linspace(0, 4095, 4800).astype(np.uint16).reshape(60, 80)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    expected = Image.fromarray((values >> 4).astype(np.uint8)).convert("RGB")
+    right = Predictor.from_config(QUICK, weights, [*OPTS, "INPUT.GREY_BITS", "12"])
+    sources = (tmp_path / "a.tif", (tmp_path / "a.tif").read_bytes(), Image.open(tmp_path / "a.tif"))
+    for source, (image, found) in zip(sources, right.stream(sources), strict=True):
+        assert np.array_equal(image, expected), source
+        assert torch.equal(found.boxes, right(expected).boxes)
+    assert np.array_equal(right(tmp_path / "a.tif").above(2).draw(), expected)
+    assert "GREY_BITS" not in caplog.text
+    wrong = Predictor.from_config(QUICK, weights, OPTS)
+    for _ in range(2):
+        assert np.asarray(next(wrong.stream(tmp_path / "a.tif"))[0]).max() == 15
+    (message,) = (record.getMessage() for record in caplog.records if "GREY_BITS" in record.getMessage())
+    assert message.startswith(f"{tmp_path / 'a.tif'}: grey values of 16 bits use 12")
+
+
+def test_detections_that_are_not_finite_are_dropped_with_one_warning(weights, monkeypatch, caplog):
+    broken = Predictor.from_config(QUICK, weights, OPTS)
+    boxes = torch.tensor([[1.0, 2, 3, 4], [1, torch.nan, 3, 4]])
+    found = BoxList(boxes, (48, 64), torch.tensor([1, 1]), torch.tensor([0.9, 0.8]))
+    monkeypatch.setattr(broken.inference, "detect", lambda outputs, sizes: [found for _ in sizes])
+    for _ in range(2):
+        assert broken(Image.new("RGB", (64, 48))).boxes.tolist() == [[1, 2, 3, 4]]
+    assert caplog.text.count("dropped 1 detections: expected finite boxes and scores, got NaN") == 1
 
 
 def test_names_of_backbones_are_explained():

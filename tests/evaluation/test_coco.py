@@ -139,6 +139,30 @@ def test_a_file_of_results_gives_the_numbers_of_pycocotools(tmp_path):
     assert by_box == {tuple(result["bbox"]) for result in boxes}
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_detections_that_are_not_finite_are_dropped_with_one_warning(value, tmp_path, caplog):
+    evaluator = tiny_evaluator()
+    boxes = [[10, 20, 49, 69], [value, 20, 49, 69], [10, 20, 49, value], [10, 20, 49, 60]]
+    for _ in range(2):  # an image that comes twice counts once
+        evaluator.process(1, detections(boxes, [1, 1, 2, 2], [0.9, 0.95, 0.9, value]))
+    evaluator.process(2, DOG)
+    assert [(d["image_id"], d["bbox"]) for d in evaluator.results] == [
+        (1, [10, 20, 40, 50]),
+        (2, [60, 10, 100, 80]),
+    ]
+    assert evaluator.evaluate().overall["AP"] == pytest.approx(1)
+    voc = evaluate_voc(tiny()["annotations"], evaluator.results, [7, 3], ["cat", "dog"])
+    assert voc.overall == {"AP50_11point": 1, "AP50_area": 1}
+    save_results(tmp_path, evaluator.results)
+    json.loads((tmp_path / "bbox.json").read_text(), parse_constant=pytest.fail)
+    (warning,) = (record.getMessage() for record in caplog.records if "dropped" in record.getMessage())
+    assert warning.startswith("dropped 3 detections in 1 images: expected finite boxes and scores")
+    evaluator.reset()
+    evaluator.process(1, CAT)
+    evaluator.warn_of_dropped()
+    assert caplog.text.count("dropped") == 1
+
+
 def test_float32_detections_are_scaled_in_float64():
     evaluator = tiny_evaluator()
     evaluator.process(1, detections([[1, 1, 7, 4]], [1], size=(30, 70)))

@@ -6,6 +6,8 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
+from atss_core.apps.check.charts import plot_objects
+from atss_core.data.images import SUFFIXES, read_image
 from atss_core.structures import BoxList
 from atss_core.visualization.boxes import (
     Mark,
@@ -20,6 +22,8 @@ from atss_core.visualization.boxes import (
     save_image,
 )
 from atss_core.visualization.curves import plot_curves, read_metrics
+from atss_core.visualization.run_curves import plot_runs
+from tests.conftest import small_disk
 
 GRAY = (128, 128, 128)
 NAMES = ["cat", "dog", "a rather long class name"]
@@ -239,6 +243,42 @@ def test_save_image_makes_its_folder(tmp_path, name):
     read = np.asarray(Image.open(tmp_path / "new" / name).convert("RGB"), dtype=float)
     # Thin lines must keep their colour in a JPEG as well.
     assert np.abs(read - np.asarray(drawn)).max() <= (0 if name.endswith("png") else 60)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_save_image_writes_every_kind_that_is_read(tmp_path, suffix):
+    image = Image.new("RGB", (80, 60), "red")
+    save_image(image, tmp_path / f"a{suffix}")
+    read = np.asarray(read_image(tmp_path / f"a{suffix}", apply_exif=True), dtype=float)
+    assert np.abs(read - np.asarray(image)).max() <= 3
+
+
+def test_save_image_refuses_other_names(tmp_path):
+    for name in ("a.txt", "a"):
+        with pytest.raises(ValueError, match=rf"{name}: expected a name such as a\.png"):
+            save_image(blank_image(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+DOORS = {
+    "image": lambda file: save_image(blank_image(), file),
+    "curves": lambda file: plot_curves(file.with_name("a.jsonl"), file),
+    "runs": lambda file: plot_runs({"a": file.with_name("a.jsonl")}, file),
+    "objects": lambda file: plot_objects(file, "title", np.array([20.0]), [64.0], {"cat": 3}),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "pdf", "svg"])
+@pytest.mark.parametrize("door", DOORS)
+def test_full_disks_are_told_with_the_file_which_stays(door, suffix, tmp_path):
+    file = tmp_path / f"drawn.{'png' if door == 'image' else suffix}"
+    write_metrics(tmp_path / "a.jsonl", [2.0, 1.0])
+    file.write_text("earlier")
+    DOORS[door](tmp_path / f"warm.{file.suffix[1:]}")  # so that fonts are in their cache
+    with small_disk(), pytest.raises(OSError, match=r"cannot write .*drawn\.\w+ \(File too large\)"):
+        DOORS[door](file)
+    assert file.read_text() == "earlier"
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def write_metrics(file, losses, rest=""):

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from atss_core.data.dataset import NOTHING_TO_LEARN, DetectionDataset
 from atss_core.data.datasets.coco import some
-from atss_core.data.images import DEPTH, UnreadableImageError, has_ambiguous_orientation
+from atss_core.data.images import (
+    UnreadableImageError,
+    describe_unused_range,
+    has_ambiguous_orientation,
+    has_grey_bits,
+)
 from atss_core.utils.text import printable
 
 # A box may reach out of its image by so many pixels without being reported: whole numbers are rounded.
@@ -110,7 +117,6 @@ def check_images(dataset: DetectionDataset) -> list[Defect]:
     """
     known = (_missing(dataset), _unreadable(dataset), _oversized(dataset))
     present = set(range(len(dataset))).difference(*known)
-    depths: dict[int, str] = {}
 
     def problem(index: int) -> tuple[str, str] | None:
         if index not in present:
@@ -121,8 +127,6 @@ def check_images(dataset: DetectionDataset) -> list[Defect]:
             return UNREADABLE, str(error).split(" (data set", 1)[0]
         except ValueError as error:
             return WRONG_SIZES, str(error)
-        if DEPTH in image.info:
-            depths[index] = image.info[DEPTH]
         largest = np.asarray(image).max()
         if largest > DARKEST:
             return None
@@ -150,26 +154,30 @@ def check_images(dataset: DetectionDataset) -> list[Defect]:
         message = {
             UNREADABLE: _describe_unreadable(len(indices), len(dataset), first[1]),
             WRONG_SIZES: f"{count} have another size than their annotations; the first: {first[1]}",
-            DARK: f"{count} are almost black; the first: {first[1]}; colour files of 16 bits are read so if"
-            " their values take up fewer: convert them to 8 bits",
+            DARK: f"{count} are almost black; the first: {first[1]}; files of 16 bits are read so if their"
+            " values take up fewer: for grey ones set INPUT.GREY_BITS, convert colour ones to 8 bits",
         }[kind]
         defects.append(Defect(kind, message, tuple(indices), is_fatal=kind != DARK))
-    return [*defects, *_mixed_depths(dataset, depths)]
+    return defects
 
 
-def _mixed_depths(dataset: DetectionDataset, depths: Mapping[int, str]) -> list[Defect]:
-    """Report grey images that are not scaled as most are: values tell their depth, which can mislead."""
-    counts = Counter(depths.values()).most_common()
-    if len(counts) < 2:
-        return []
-    rare = tuple(sorted(index for index, depth in depths.items() if depth != counts[0][0]))
-    message = (
-        f"grey images have values of {len(counts)} depths,"
-        f" {', '.join(f'{depth}: {count}' for depth, count in counts)} images, each scaled to 8 bits by its"
-        f" own (not as most: {some([dataset.image_info(i)['file_name'] for i in rare])}); if one camera made"
-        " them, convert them to 8 bits"
-    )
-    return [Defect("mixed depths", message, rare)]
+def unused_ranges(dataset: DetectionDataset, most: int = 16) -> list[Defect]:
+    """Report grey images of more than 8 bits that are dark because their values use fewer bits than the file.
+
+    Args:
+        dataset: opened for training or testing.
+        most: read so many of its images, evenly spread.
+    """
+
+    def load(indices: Iterable[int]) -> Iterator[Image.Image]:
+        for index in indices:
+            with suppress(ValueError):  # which has a report of its own
+                if has_grey_bits(dataset.image_path(index)):
+                    yield dataset.load_image(index)
+
+    steps = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int).tolist()
+    reason = describe_unused_range(load(steps))
+    return [Defect("unused range", f"in {len(steps)} images looked at, {reason}")] if reason else []
 
 
 def ambiguous_orientations(dataset: DetectionDataset, most: int) -> list[Defect]:

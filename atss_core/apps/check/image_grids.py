@@ -101,7 +101,7 @@ def _visible(dataset: DetectionDataset, index: int, rows: Sequence[int], scale: 
 def _without_annotations(dataset: DetectionDataset, index: int, error: ValueError) -> Image.Image:
     """Return an image whose boxes do not belong to it, or a card that says why there is none."""
     try:
-        return read_image(dataset.image_path(index), apply_exif=True, max_pixels=dataset.max_pixels)
+        return read_image(dataset.image_path(index), True, dataset.max_pixels, dataset.grey_bits)
     except ValueError:
         card = Image.new("RGB", (round(TILE_HEIGHT * 4 / 3), TILE_HEIGHT), "whitesmoke")
         words = str(error).split(" (data set", 1)[0].replace(str(dataset.folder), "...")

@@ -124,7 +124,7 @@ def analyze(
 
     Args:
         ground_truth: COCO annotations with image_id, category_id, bbox and iscrowd.
-        results: COCO results; those with a score of NaN are left out.
+        results: COCO results with finite scores.
         image_ids: the evaluated images.
         category_ids: of the classes.
         class_names: in the same order.
@@ -132,7 +132,6 @@ def analyze(
     ids = sorted(image_ids)
     gt, detections = (Boxes.read(entries, ids, category_ids) for entries in (ground_truth, results))
     detections = detections[np.lexsort((-detections.scores, detections.images))]
-    detections = detections[~np.isnan(detections.scores)]
     matched_idx, is_ignored = match_one_to_one(gt, detections)
     outcome = np.where(is_ignored, IGNORED, np.where(matched_idx == NO_MATCH, UNMATCHED, CORRECT))
     threshold = best_threshold(

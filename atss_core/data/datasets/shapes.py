@@ -6,6 +6,7 @@ own seed, so image i of a split is the same however many images there are.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -87,6 +88,11 @@ def write_shapes(
         for split in _SPLITS:
             _write_split(unfinished, split, recipe, progress)
         _move_into_place(unfinished, folder, recipe)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {folder} ({error.strerror or error}). {folder.parent} must be a folder that has"
+            " room and that you may write to"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
@@ -150,7 +156,9 @@ def _write_split(root: Path, split: str, recipe: _Recipe, progress: bool) -> Non
         rng = np.random.default_rng([recipe.seed, _SPLITS.index(split), i])
         image, objects = draw_image(height, width, rng)
         name = f"{i:06d}.jpg"
-        Image.fromarray(image).save(root / split / name, quality=92)
+        content = io.BytesIO()  # Pillow would hide why a disk refuses
+        Image.fromarray(image).save(content, "JPEG", quality=92)
+        (root / split / name).write_bytes(content.getbuffer())
         images.append({"id": i + 1, "file_name": name, "height": height, "width": width})
         for entry in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "iscrowd": 0, **entry})

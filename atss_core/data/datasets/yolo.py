@@ -23,8 +23,10 @@ SPLITS = ("train", "val", "valid", "test")
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 # Boxes are fractions of the sides of the image. A little above 1 is rounding, far above are pixels.
 LARGEST_FRACTION = 1.5
-_NUM_POLYGONS = 1000  # looked at to tell polygons from key points
-_ABOUT_KEY_POINTS = "if points follow the box, say kpt_shape: [their number, 2 or 3] in data.yaml"
+# To tell polygons from key points: how many are looked at, in how many of them for sides that cross, and the
+# most numbers of a line with key points.
+_NUM_POLYGONS, _NUM_CROSSED, _LONGEST_POSE = 1000, 200, 500
+_ABOUT_KEY_POINTS = "if points follow the box, say kpt_shape: [their number, 2 or 3] in "
 
 
 def is_yolo(path: Path) -> bool:
@@ -62,6 +64,7 @@ def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path, list[str]]:
     files = _find_split(description, root, split, path)
     labels = [_label_file(file) for file in files]
     num_key_values = _num_key_values(description, path)
+    about_key_points = _ABOUT_KEY_POINTS + _description_to_write(path)
     images, boxes, classes, owners = [], [], [], []
     polygons: list[np.ndarray] = []
     bar = progress(files, f"reading {root.name}")
@@ -69,15 +72,16 @@ def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path, list[str]]:
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
         image = {"id": image_id, "file_name": name, **size_or_error(file)}
         images.append(image)
-        found = list(_read_labels(label, len(names), num_key_values))
+        found = list(_read_labels(label, len(names), num_key_values, about_key_points))
         polygons += [numbers for _, numbers in found if len(numbers) > 4][: _NUM_POLYGONS - len(polygons)]
         height, width = image["height"], image["width"]
         for class_index, numbers in [] if "unreadable" in image else found:
             classes.append(class_index + 1)
             boxes.append((_box_of(numbers) * (width, height, width, height)).tolist())
             owners.append(image_id)
+    warnings = list(_warnings(files, labels))
     if "kpt_shape" not in description:
-        _refuse_key_points(polygons, path)
+        warnings += _look_for_key_points(polygons, path)
     rows = enumerate(zip(owners, classes, boxes, strict=True), start=1)
     annotations = [
         {"id": number, "image_id": owner, "category_id": category, "bbox": box, "iscrowd": 0}
@@ -85,7 +89,7 @@ def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path, list[str]]:
     ]
     categories = [{"id": label, "name": name} for label, name in enumerate(names, start=1)]
     tree = {"images": images, "annotations": annotations, "categories": categories}
-    return tree, root, list(_warnings(files, labels))
+    return tree, root, warnings
 
 
 def _num_key_values(description: dict[str, Any], path: Path) -> int:
@@ -102,20 +106,38 @@ def _num_key_values(description: dict[str, Any], path: Path) -> int:
     return shape[0] * shape[1]
 
 
-def _refuse_key_points(polygons: list[np.ndarray], path: Path) -> None:
-    """Refuse lines that may be boxes with key points: as polygons, they would give other boxes.
+def _look_for_key_points(polygons: list[np.ndarray], path: Path) -> Iterator[str]:
+    """Yield a warning if polygons may be boxes with key points, and refuse them if they must be.
 
-    So it is if all have as many numbers, and over three quarters begin with a box that is inside the image
-    and around the points behind it. Of small quadrangles all over an image, less than half do by chance:
-    where x1 and y1 are below 2/3.
+    They may be if all have as many numbers, and over three quarters begin with a box that is inside the image
+    and around the points behind it; polygons in the upper left of images do so by chance. They must be if,
+    besides, the lines between the points cross each other in over a tenth of them: no polygon is drawn so.
     """
     lengths = {len(numbers) for numbers in polygons}
-    if len(lengths) == 1 and 4 * sum(map(_may_be_key_points, polygons)) > 3 * len(polygons):
+    if (
+        len(lengths) != 1
+        or max(lengths) > _LONGEST_POSE
+        or 4 * sum(map(_may_be_key_points, polygons)) <= 3 * len(polygons)
+    ):
+        return
+    values = f"lines of {max(lengths) + 1} values that may be boxes with key points"
+    remedy = f"kpt_shape: [number of points, 2 or 3] in {_description_to_write(path)}"
+    if _is_crossing(np.array(polygons[:_NUM_CROSSED]).reshape(-1, max(lengths) // 2, 2)).mean() > 0.1:
         raise ValueError(
-            f"{path}: expected boxes or polygons, got lines of {lengths.pop() + 1} values that may be boxes"
-            " with key points. Say kpt_shape: [number of points, 2 or 3] in data.yaml, or kpt_shape: null for"
-            " polygons."
+            f"{path}: expected boxes or polygons, got {values}. Say {remedy}, or kpt_shape: null for polygons"
+            " there."
         )
+    yield f"{values} are taken as polygons; if they are poses, say {remedy}"
+
+
+def _is_crossing(points: np.ndarray) -> np.ndarray:
+    """Tell of closed polygons, points (P, n, 2), whether two of their sides cross; bool (P,)."""
+    start, end = points[:, :, None], np.roll(points, -1, axis=1)[:, :, None]  # sides (P, n, 1, 2)
+    other = points[:, None]  # (P, 1, n, 2)
+    (ax, ay), (bx, by) = np.moveaxis(end - start, -1, 0), np.moveaxis(other - start, -1, 0)
+    turn = np.sign(ax * by - ay * bx)  # of point j, seen along side i
+    is_parted = turn * np.roll(turn, -1, axis=2) < 0  # the ends of side j lie on either hand of side i
+    return (is_parted & is_parted.swapaxes(1, 2)).any(axis=(1, 2))
 
 
 def _may_be_key_points(numbers: np.ndarray) -> bool:
@@ -156,12 +178,21 @@ def _without_image(labels: Path, images: Path) -> list[Path]:
     return sorted(f for f in labels.glob("*.txt") if f.stem not in names and f.name != "classes.txt")
 
 
+def _description_file(path: Path) -> Path | None:
+    """Return the ``data.yaml`` of a data set, None if there is none."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in DESCRIPTIONS if (path / name).is_file()), None)
+
+
+def _description_to_write(path: Path) -> str:
+    """Name the ``data.yaml`` of a data set for a remedy, or where to make one."""
+    return str(_description_file(path) or f"a new file {path / DESCRIPTIONS[0]}")
+
+
 def _read_description(path: Path) -> tuple[dict[str, Any], Path]:
     """Return the content of ``data.yaml``, empty if there is none, and the folder its paths start from."""
-    if path.is_dir():
-        file = next((path / name for name in DESCRIPTIONS if (path / name).is_file()), None)
-    else:
-        file = path
+    file = _description_file(path)
     if file is None:
         return {}, path
     if not os.path.exists(file):
@@ -182,8 +213,8 @@ def _class_names(description: dict[str, Any], root: Path, path: Path) -> list[st
         names = next(filter(None, (read_class_file(root / file) for file in CLASS_FILES)), None)
     if not names or not isinstance(names, list):
         raise FileNotFoundError(
-            f"YOLO data set {path} does not name its classes; expected names: [...] in data.yaml, or a file"
-            f" {root / CLASS_FILES[0]} with a class in each line"
+            f"YOLO data set {path} does not name its classes; expected names: [...] in"
+            f" {_description_to_write(path)}, or a file {root / CLASS_FILES[0]} with a class in each line"
         )
     count = description.get("nc", len(names))
     if str(count) != str(len(names)):
@@ -202,7 +233,7 @@ def _find_split(description: dict[str, Any], root: Path, split: str, path: Path)
     given = description.get(split) if split else None
     if given is not None:
         items = [str(item) for item in (given if isinstance(given, list) else [given])]
-        places = [_locate(root, item) for item in items]
+        places = [_locate(root, os.path.expanduser(item)) for item in items]
     else:
         known = [key for key in SPLITS if _has_split(description, root, key)]
         if not split and known:
@@ -248,7 +279,7 @@ def _images_at(place: Path) -> list[Path]:
     """Return the images of a folder, or those that a text file lists."""
     if os.path.isdir(place):
         return [place / name for name in list_images(place)]
-    lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
+    lines = [os.path.expanduser(line.strip()) for line in read_text(place).splitlines() if line.strip()]
     repeated = [line for line, count in Counter(lines).items() if count > 1]
     if repeated:
         raise ValueError(f"{place} lists {some(repeated[:1])} more than once; remove the repeated lines")
@@ -270,16 +301,21 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_labels(file: Path, num_classes: int, num_key_values: int) -> Iterator[tuple[int, np.ndarray]]:
+def _read_labels(
+    file: Path, num_classes: int, num_key_values: int, about_key_points: str
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the class index of each line and the numbers of its box or polygon, in fractions of the sides."""
     if not os.path.isfile(file):
         return
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         if line.strip():
-            yield _read_line(line.split(), num_classes, num_key_values, f"{file}, line {number}")
+            where = f"{file}, line {number}"
+            yield _read_line(line.split(), num_classes, num_key_values, about_key_points, where)
 
 
-def _read_line(words: list[str], num_classes: int, num_key_values: int, where: str) -> tuple[int, np.ndarray]:
+def _read_line(
+    words: list[str], num_classes: int, num_key_values: int, about_key_points: str, where: str
+) -> tuple[int, np.ndarray]:
     line = shorten(" ".join(words))
     try:
         values = np.array(words, dtype=np.float64)
@@ -296,7 +332,7 @@ def _read_line(words: list[str], num_classes: int, num_key_values: int, where: s
             "class and a polygon",
         )
     if not is_known or not np.isfinite(values).all():
-        hint = f"; {_ABOUT_KEY_POINTS}" if len(words) > 5 and not num_key_values else ""
+        hint = f"; {about_key_points}" if len(words) > 5 and not num_key_values else ""
         raise ValueError(f"{where}: expected class x y width height, or {others}, got {line}{hint}")
     class_index, numbers = int(values[0]), values[1 : 5 if num_key_values else None]
     if class_index != values[0] or not 0 <= class_index < num_classes:
@@ -307,7 +343,7 @@ def _read_line(words: list[str], num_classes: int, num_key_values: int, where: s
     if np.abs(numbers).max() > LARGEST_FRACTION:
         raise ValueError(
             f"{where}: boxes are fractions of the sides of the image, from 0 to 1, got {line}; divide"
-            f" pixels by width and height{'; ' + _ABOUT_KEY_POINTS if len(numbers) > 4 else ''}"
+            f" pixels by width and height{'; ' + about_key_points if len(numbers) > 4 else ''}"
         )
     return class_index, numbers
 

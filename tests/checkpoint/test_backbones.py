@@ -1,4 +1,4 @@
-"""Bodies of torchvision and timm, and the names of all bodies."""
+"""ImageNet backbones of torchvision and timm, and unknown names."""
 
 import json
 
@@ -30,13 +30,13 @@ def test_backbone_of_torchvision_gives_its_features(name, tmp_path, caplog):
     assert_same(trainable(images), stages(classifier, images))
     assert 'torchvision want INPUT.TO_BGR255 False INPUT.PIXEL_MEAN "[0.485, 0.456, 0.406]"' in caplog.text
 
-    # A fixed batch norm computes the same in another order, which rounds otherwise.
+    # A fixed batch norm computes the same in another order, so rounding differs.
     fixed = Model(**BACKBONE_NAMES[name])
     load_initial_weights(fixed, str(tmp_path / "classifier.pth"))
     features = zip(fixed.double()(images.double()), stages(classifier.double(), images.double()), strict=True)
-    for found, expected in features:
+    for actual, expected in features:
         # The sum of variance and epsilon is kept in float32.
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("shift", [0, 1e-6])

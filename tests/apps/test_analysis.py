@@ -11,7 +11,6 @@ from atss_core.apps.report.analysis import (
     score_curves,
 )
 from atss_core.evaluation.backends import measure
-from atss_core.evaluation.matching import NO_MATCH, Boxes, match_one_to_one
 from tests.evaluation.made_up import KINDS, make_up
 
 BOX = [0, 0, 100, 100]
@@ -61,44 +60,6 @@ def test_matches_give_the_ap_of_pycocotools(kind):
                 assert average_precision(is_correct, num_gt) == pytest.approx(expected.mean(), abs=1e-12)
             else:
                 assert (expected == -1).all()
-
-
-def slow_match(gt, detections, limit):
-    """The loop of COCO's definition; returns the ground truth of each detection and whether it is ignored."""
-    matched, ignored = np.full(len(detections), NO_MATCH), np.zeros(len(detections), dtype=bool)
-    free, counts = np.ones(len(gt), dtype=bool), {}
-    for i in np.argsort(-detections.scores, kind="stable").tolist():
-        group = detections.images[i], detections.classes[i]
-        counts[group] = counts.get(group, 0) + 1
-        ignored[i] = counts[group] > limit
-        best, best_iou = NO_MATCH, 0.0
-        x, y, width, height = detections.xywh[i]
-        for j in np.flatnonzero((gt.images == group[0]) & (gt.classes == group[1])).tolist():
-            gt_x, gt_y, gt_width, gt_height = gt.xywh[j]
-            common = max(min(x + width, gt_x + gt_width) - max(x, gt_x), 0)
-            common *= max(min(y + height, gt_y + gt_height) - max(y, gt_y), 0)
-            union = width * height + (0 if gt.is_crowd[j] else gt_width * gt_height - common)
-            iou = common / union if union else 0
-            if ignored[i] or iou < 0.5 or not (free[j] or gt.is_crowd[j]):
-                continue
-            if best == NO_MATCH or (not gt.is_crowd[j], iou) >= (not gt.is_crowd[best], best_iou):
-                best, best_iou = j, iou
-        if best != NO_MATCH and gt.is_crowd[best]:
-            ignored[i] = True
-        elif best != NO_MATCH:
-            matched[i], free[best] = best, False
-    return matched, ignored
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_to_one_matches_equal_those_of_the_slow_loop(kind):
-    for seed, limit in ((0, 100), (1, 3)):
-        images, classes, annotations, detections = make_up(kind, seed)
-        gt, boxes = (Boxes.read(entries, images, classes) for entries in (annotations, detections))
-        matched, ignored = match_one_to_one(gt, boxes, limit)
-        expected, expected_ignored = slow_match(gt, boxes, limit)
-        assert matched.tolist() == expected.tolist(), f"seed {seed}"
-        assert ignored.tolist() == expected_ignored.tolist()
 
 
 @pytest.mark.parametrize("kind", ["plain", "equal scores", "only crowds", "no detections", "one object"])

@@ -97,13 +97,9 @@ def draw_thresholds(
     """Draw precision, recall and F1 over the score threshold."""
     figure = _figure()
     axes = figure.subplots()
-    curves = (
-        (precision, BLUE, "--", "precision"),
-        (recall, ORANGE, ":", "recall"),
-        (f1, DARK, "-", "F1"),
-    )
-    for values, color, style, name in curves:
-        axes.plot(scores, values, style, color=color, linewidth=1.8, label=name)
+    axes.plot(scores, precision, "--", color=BLUE, linewidth=1.8, label="precision")
+    axes.plot(scores, recall, ":", color=ORANGE, linewidth=1.8, label="recall")
+    axes.plot(scores, f1, color=DARK, linewidth=1.8, label="F1")
     _unit_axes(axes, "score threshold", "")
     axes.set_xlim(0, max(float(scores.max(initial=0)), 0.05))
     _mark_threshold(axes, threshold)

@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -37,49 +36,39 @@ class ImageSource:
     names: Mapping[int, str]
 
 
-class Figure(NamedTuple):
-    """An image for a page: data URI, caption, and (width, height) in pixels."""
-
-    uri: str
-    caption: str
-    size: tuple[int, int]
+Figure = tuple[str, str, tuple[int, int]]  # data URI, caption, (width, height) in pixels
+Example = tuple[str, Figure, Figure]  # heading, ground truth, detections
 
 
-class Examples(NamedTuple):
-    """Headings with the figures of ground truth and detections, and errors of unreadable images."""
+def show_examples(analysis: Analysis, source: ImageSource) -> tuple[list[Example], list[Example], list[str]]:
+    """Draw the images with the lowest and the highest F1; no image is shown twice.
 
-    worst: list[tuple[str, Figure, Figure]]
-    best: list[tuple[str, Figure, Figure]]
-    unreadable: list[str]
-
-
-def show_examples(analysis: Analysis, source: ImageSource) -> Examples:
-    """Draw the images with the lowest and the highest F1; no image is shown twice."""
+    Returns:
+        Both lists, and the errors of unreadable images, which are skipped.
+    """
     f1, worst, best = analysis.rank_images()
-    examples = Examples([], [], [])
+    errors: list[str] = []
     tried: set[int] = set()
 
-    def show(images: Sequence[int], shown: list[tuple[str, Figure, Figure]], limit: int) -> None:
-        num_errors = len(examples.unreadable)
-        for image in images:
-            if len(shown) == limit or len(examples.unreadable) - num_errors > limit:
-                return
-            if image in tried:
-                continue
+    def show(images: Sequence[int], limit: int) -> list[Example]:
+        shown: list[Example] = []
+        num_errors = len(errors)
+        for image in (i for i in images if i not in tried):
+            if len(shown) == limit or len(errors) - num_errors > limit:
+                break
             tried.add(image)
             image_id = analysis.image_ids[image]
             try:
                 pixels = source.load(image_id)
             except (OSError, ValueError) as error:
                 # A missing illustration must not fail an evaluation of hours.
-                examples.unreadable.append(str(error).split(";", 1)[0])
+                errors.append(str(error).split(";", 1)[0])
                 continue
             heading = f"{source.names[image_id]}: F1 {100 * f1[image]:.0f}"
             shown.append((heading, *_figures(analysis, image, pixels)))
+        return shown
 
-    show(worst, examples.worst, NUM_WORST)
-    show(best, examples.best, NUM_BEST)
-    return examples
+    return show(worst, NUM_WORST), show(best, NUM_BEST), errors
 
 
 def _figures(analysis: Analysis, image: int, pixels: Image.Image) -> tuple[Figure, Figure]:
@@ -93,11 +82,11 @@ def _figures(analysis: Analysis, image: int, pixels: Image.Image) -> tuple[Figur
     gt_texts = [names[k] for k in gt.classes[gt_rows]]
     texts = [f"{names[detections.classes[i]]} {detections.scores[i]:.2f}" for i in rows.tolist()]
     gt_image = _draw(pixels, gt.xywh[gt_rows], gt_texts, analysis.gt_outcome[gt_rows])
-    image_of_detections = _draw(pixels, detections.xywh[rows], texts, analysis.outcome[rows])
+    detected_image = _draw(pixels, detections.xywh[rows], texts, analysis.outcome[rows])
     gt_caption = f"{len(gt_rows)} object{'s' * (len(gt_rows) != 1)}"
     return (
-        Figure(_to_uri(gt_image), gt_caption, gt_image.size),
-        Figure(_to_uri(image_of_detections), _describe(analysis, gt_rows, rows), image_of_detections.size),
+        (_to_uri(gt_image), gt_caption, gt_image.size),
+        (_to_uri(detected_image), _describe(analysis, gt_rows, rows), detected_image.size),
     )
 
 

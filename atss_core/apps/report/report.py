@@ -79,6 +79,7 @@ def build_report(given: ReportInput) -> str:
         metrics |= {"VOC 2007": voc["AP50_11point"], "VOC 2010": voc["AP50_area"]}
     areas = np.array([entry["area"] for entry in evaluator.ground_truth if not entry["iscrowd"]])
     tide = analysis.tide_errors()
+    worst, best, unreadable = show_examples(analysis, given.images)
     return render(
         TEMPLATE,
         title=f"Evaluation on {given.name}",
@@ -96,7 +97,9 @@ def build_report(given: ReportInput) -> str:
         tide=tide,
         largest_gain=max(0.001, *(tide["delta_ap"][kind] for kind in tide["counts"])),
         colors=["rgb({}, {}, {})".format(*color) for color in COLORS.values()],
-        examples=show_examples(analysis, given.images),
+        worst=worst,
+        best=best,
+        unreadable=unreadable,
         facts={**given.facts, "measured with": measured.backend},
         percent=percent,
     )

@@ -32,23 +32,23 @@ parser.add_argument("--weights", default="training_dir/quickstart/model_final.pt
 parser.add_argument("--images", default="demo/images", type=path, help="a folder")
 parser.add_argument("--output-dir", default="demo/output", type=path)
 parser.add_argument("opts", nargs="*", metavar="KEY VALUE")
-arguments, _ = parser.parse_known_args()  # notebooks have words of their own
+arguments, _ = parser.parse_known_args()  # notebooks add their own
 
 predictor = Predictor.from_config(arguments.config, weights=arguments.weights, opts=arguments.opts)
 print("classes:", ", ".join(predictor.class_names))
 
 # %% One image
 files = sorted(arguments.images.glob("*.jpg"))
-found = predictor(files[0]).above(0.5)
-print(repr(found))
-for name, score, (x1, y1, x2, y2) in found.rows():
+detections = predictor(files[0]).above(0.5)
+print(repr(detections))
+for name, score, (x1, y1, x2, y2) in detections.rows():
     print(f"{name:10} {score:.2f}  x {x1:.0f} to {x2:.0f}, y {y1:.0f} to {y2:.0f}")
 
 # %% Boxes as tensors: inclusive (x1, y1, x2, y2) in pixels, labels from 1
-print(found.boxes.shape, found.scores.shape, found.labels.tolist())
+print(detections.boxes.shape, detections.scores.shape, detections.labels.tolist())
 
 # %% Drawn; small images are enlarged so that text is readable
-drawn = found.draw(scale=3)
+drawn = detections.draw(scale=3)
 outputs = [arguments.output_dir / name for name in ("predict.png", "predict.json")]
 refuse_overwriting(outputs, Path(arguments.images).iterdir(), "Give another --output-dir.")
 save_image(drawn, arguments.output_dir / "predict.png")
@@ -63,14 +63,14 @@ for same in (image, bgr, tensor, tensor / 255, content):
     print(type(same).__name__, predictor(same).above(0.5))
 
 # %% Several images
-for found in predictor([files[0], image, bgr], batch_size=3):
-    print(found.path, found.above(0.5))
+for detections in predictor([files[0], image, bgr], batch_size=3):
+    print(detections.path, detections.above(0.5))
 
 # %% A folder, however large: one batch is in memory at a time
 results = []
-for image_id, (_, found) in enumerate(predictor.stream(arguments.images, batch_size=4), start=1):
-    print(f"{found.path}: {found.above(0.5)}")
-    results += found.to_coco(image_id)
+for image_id, (_, detections) in enumerate(predictor.stream(arguments.images, batch_size=4), start=1):
+    print(f"{detections.path}: {detections.above(0.5)}")
+    results += detections.to_coco(image_id)
 print(len(predictor.skipped), "files cannot be read")
 
 # %% COCO's format for results
@@ -80,7 +80,7 @@ print(len(results), "results, the first:", results[0] if results else None)
 
 # %% The package supervision has zones and more ways to draw; the package trackers takes the same detections
 if has("supervision"):
-    detections = found.above(0.5).to_supervision()
-    print("supervision:", len(detections), "detections", detections.data["class_name"].tolist())
+    converted = detections.above(0.5).to_supervision()
+    print("supervision:", len(converted), "detections", converted.data["class_name"].tolist())
 else:
     print("pip install supervision, to go on with it")

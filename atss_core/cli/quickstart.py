@@ -20,7 +20,7 @@ from atss_core.data import DetectionDataset, build_test_loaders, write_shapes
 from atss_core.structures import BoxList
 from atss_core.utils.files import auxiliary
 from atss_core.visualization.boxes import draw_boxes, image_grid, readable_scale, save_image
-from atss_core.visualization.curves import plot_curves
+from atss_core.visualization.charts import plot_curves
 
 logger = logging.getLogger(__name__)
 

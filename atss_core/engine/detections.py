@@ -1,4 +1,4 @@
-"""What a detector found in one image, with the names of the classes."""
+"""The detections of one image, with class names."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ from atss_core.visualization.boxes import draw_boxes
 
 
 class Detection(NamedTuple):
-    """One object.
-
-    Attributes:
-        name: of its class.
-        score: in [0, 1].
-        box: inclusive (x1, y1, x2, y2) pixels of the image.
-    """
+    """One object: its class name, its score in [0, 1], and its inclusive (x1, y1, x2, y2) in pixels."""
 
     name: str
     score: float
@@ -34,10 +28,10 @@ class Detection(NamedTuple):
 
 
 class Detections(BoxList):
-    """The objects of one image: a ``BoxList`` that knows its class names and can be shown and passed on.
+    """The objects of one image: a ``BoxList`` with class names that can be drawn and converted.
 
     Args:
-        found: boxes with labels in 1..C and scores, in pixels of the image.
+        detections: boxes with labels in 1..C and scores, in pixels of the image.
         class_names: the name of label l is ``class_names[l - 1]``.
         path: the file of the image, if it has one.
         grey_bits: as the predictor reads that file.
@@ -50,28 +44,26 @@ class Detections(BoxList):
     scores: Tensor
 
     def __init__(
-        self, found: BoxList, class_names: Sequence[str], path: Path | None = None, grey_bits: int = 0
+        self, detections: BoxList, class_names: Sequence[str], path: Path | None = None, grey_bits: int = 0
     ) -> None:
-        if found.labels is None or found.scores is None:
-            raise ValueError(f"expected detections with labels and scores, got {found!r}")
-        super().__init__(found.boxes, found.image_size, found.labels, found.scores)
+        if detections.labels is None or detections.scores is None:
+            raise ValueError(f"expected detections with labels and scores, got {detections!r}")
+        super().__init__(detections.boxes, detections.image_size, detections.labels, detections.scores)
         self.class_names = list(class_names)
         self.path = path
         self.grey_bits = grey_bits
 
     def __str__(self) -> str:
-        noun = "object" if len(self) == 1 else "objects"
         counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
-        return f"{len(self)} {noun}{': ' if counts else ''}{counts}"
+        return f"{len(self)} object{'' if len(self) == 1 else 's'}{': ' if counts else ''}{counts}"
 
     def __repr__(self) -> str:
         height, width = self.image_size
-        place = f"{self.path}, " if self.path else ""
-        return f"Detections({place}{width}x{height}, {self})"
+        return f"Detections({f'{self.path}, ' if self.path else ''}{width}x{height}, {self})"
 
     @property
     def names(self) -> list[str]:
-        """Return the class name of each object."""
+        """The class name of each object."""
         return [self.class_names[label - 1] for label in self.labels.tolist()]
 
     def rows(self) -> Iterator[Detection]:
@@ -88,15 +80,15 @@ class Detections(BoxList):
 
         Args:
             image_id: of the image in the annotation file.
-            category_ids: label l means the category ``category_ids[l - 1]``; by default it is l. COCO's own
-                80 ids have gaps, so for COCO's files give the sorted ids of their categories.
+            category_ids: the category of label l is ``category_ids[l - 1]``, by default l. COCO's own 80 ids
+                have gaps, so for COCO's files give the sorted ids of their categories.
 
         Raises:
-            ValueError: if there is not one id for each class.
+            ValueError: if there is not one id per class.
         """
-        ids = list(range(1, len(self.class_names) + 1)) if category_ids is None else list(category_ids)
+        ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
         if len(ids) != len(self.class_names):
-            raise ValueError(f"expected {len(self.class_names)} category ids, one a class, got {len(ids)}")
+            raise ValueError(f"expected {len(self.class_names)} category ids, one per class, got {len(ids)}")
         boxes = to_xywh(self.boxes.double()).tolist()
         return [
             {"image_id": image_id, "category_id": ids[label - 1], "bbox": box, "score": score}
@@ -107,7 +99,7 @@ class Detections(BoxList):
         """Draw the objects on a copy of the image.
 
         Args:
-            image: whatever the predictor takes, in any size; by default the file the objects were found in.
+            image: any predictor input, in any size; by default the file of the detections.
             threshold: objects with a lower score are left out.
             scale: enlarges the image first, which keeps lines and text of small images crisp.
 
@@ -117,20 +109,19 @@ class Detections(BoxList):
         source = self.path if image is None else image
         if source is None:
             raise ValueError("these objects were not found in a file: give the image, draw(image)")
-        image = to_image(source, sys.maxsize, self.grey_bits)  # the limit was that of the predictor
+        image = to_image(source, sys.maxsize, self.grey_bits)  # the predictor has checked the size
         return draw_boxes(image, self, self.class_names, threshold, scale)
 
     def to_supervision(self) -> Any:
         """Return ``supervision.Detections``, for its zones and annotators, and for the package trackers.
 
-        Its boxes end where the last pixel ends, so x2 and y2 are greater by one; its class ids count from 0,
-        and ``data["class_name"]`` has the names.
+        Its x2 and y2 are exclusive, greater by one; its class ids count from 0; ``data["class_name"]`` has
+        the names.
 
         Raises:
             ValueError: if the package supervision is not installed.
         """
-        supervision = require("supervision")
-        return supervision.Detections(
+        return require("supervision").Detections(
             xyxy=to_exclusive(self.boxes.float()).cpu().numpy(),
             confidence=self.scores.float().cpu().numpy(),
             class_id=(self.labels - 1).cpu().numpy(),

@@ -1,11 +1,11 @@
-"""What the predictor takes: files, folders, encoded bytes, images of Pillow, OpenCV's arrays and tensors."""
+"""Predictor inputs: files, folders, encoded bytes, Pillow images, OpenCV arrays and tensors."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeGuard, cast
 
@@ -33,7 +33,7 @@ def each_source(sources: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]
     """Yield single images, those of a folder by name.
 
     Raises:
-        ValueError: if a folder has no images, or a source is none.
+        ValueError: if a folder has no images, or a source has an unknown type.
     """
     if is_folder(sources):
         yield from find_images(sources)
@@ -55,18 +55,18 @@ def find_images(folder: str | Path) -> list[Path]:
     folder = Path(os.path.expanduser(folder))
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     # macOS adds files that begin with ._ to archives.
-    found = [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith("._")]
-    if not found:
+    images = [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith("._")]
+    if not images:
         raise ValueError(f"no images in {folder}: expected a folder with files such as *.jpg or *.png")
-    return found
+    return images
 
 
 def is_single_image(source: ImageLike | Iterable[ImageLike]) -> TypeGuard[ImageLike]:
-    """Tell whether a source stands for one image, and not for a list or folder of them."""
+    """Tell whether a source is one image, and not a list or folder of them."""
     if isinstance(source, (str, Path)):
         return not is_folder(source)
-    is_encoded = isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
-    return is_encoded or isinstance(source, (Image.Image, np.ndarray, Tensor))
+    types = (bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor)
+    return isinstance(source, types) or hasattr(source, "read")
 
 
 def is_folder(source: ImageLike | Iterable[ImageLike]) -> TypeGuard[str | Path]:
@@ -92,34 +92,27 @@ def to_image(source: ImageLike, max_pixels: int = MAX_PIXELS, grey_bits: int = 0
     """Return a source as an RGB image.
 
     Args:
-        source: the path of an image, or the bytes of such a file, or the file opened in binary mode: these
-            are turned upright as their EXIF data says; an image of any mode;
-            an array as OpenCV has it, uint8 (H, W, 3) in BGR, (H, W, 4) in BGRA or grey (H, W); a tensor
-            (3, H, W) in RGB, uint8 or floats in 0..1, on any device.
+        source: the path of an image, the bytes of such a file, or the file opened in binary mode, turned
+            upright by their EXIF data; an image of any mode; an array as OpenCV has it, uint8 (H, W, 3) in
+            BGR, (H, W, 4) in BGRA or grey (H, W); a tensor (3, H, W) in RGB, uint8 or floats in 0..1.
         max_pixels: files of larger images are refused.
         grey_bits: of grey values of more than 8 bits, see ``to_rgb``.
 
     Raises:
         UnreadableImageError: if a file or bytes cannot be read.
-        ValueError: if it is something else, or its shape, type or range is.
+        ValueError: for another type, shape, or range.
     """
     if isinstance(source, (str, Path)):
         return read_image(os.path.expanduser(source), True, max_pixels, grey_bits)
     if isinstance(source, Image.Image):
         return to_rgb(source, grey_bits)
     if isinstance(source, np.ndarray):
-        return from_array(source)
+        return _from_array(source)
     if isinstance(source, Tensor):
-        return from_tensor(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return from_bytes(bytes(source), max_pixels, grey_bits)
-    if hasattr(source, "read"):
-        return from_bytes(source.read(), max_pixels, grey_bits)
-    raise ValueError(f"{EXPECTED}, got {type(source).__name__}")
-
-
-def from_bytes(content: bytes | str, max_pixels: int = MAX_PIXELS, grey_bits: int = 0) -> Image.Image:
-    """Return the RGB image whose file has these bytes; see ``to_image``."""
+        return _from_tensor(source)
+    content: Any = source.read() if hasattr(source, "read") else source
+    if not hasattr(source, "read") and not isinstance(source, (bytes, bytearray, memoryview)):
+        raise ValueError(f"{EXPECTED}, got {type(source).__name__}")
     if isinstance(content, str):
         raise ValueError(f"{EXPECTED}, got a file opened as text. Open it with 'rb'.")
     if not content:
@@ -127,27 +120,28 @@ def from_bytes(content: bytes | str, max_pixels: int = MAX_PIXELS, grey_bits: in
     return read_image(io.BytesIO(content), True, max_pixels, grey_bits)
 
 
-def from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    """Return the RGB image of OpenCV's array; see ``to_image``."""
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     shape = array.shape
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3, 4))):
         raise ValueError(
             f"an array must be uint8 of shape (H, W, 3) in BGR, (H, W, 4) in BGRA or (H, W) in grey, as "
             f"OpenCV reads images, got {array.dtype} of shape {shape}; a tensor may have floats in 0..1"
         )
-    check_not_empty(shape[:2])
+    if 0 in shape:
+        raise ValueError(f"an image needs pixels, got (height, width) {shape[:2]}")
     if array.ndim == 2 or shape[2] == 1:
         return Image.fromarray(np.ascontiguousarray(array.reshape(shape[:2]))).convert("RGB")
     return Image.fromarray(np.ascontiguousarray(array[:, :, 2::-1]))  # without alpha, in RGB
 
 
-def from_tensor(tensor: Tensor) -> Image.Image:
-    """Return the RGB image of a tensor, rounded to 8 bits as files are; see ``to_image``."""
+def _from_tensor(tensor: Tensor) -> Image.Image:
+    """Round floats to 8 bits, as files have them."""
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ValueError(
             f"a tensor must have shape (3, H, W) in RGB, got {tuple(tensor.shape)}; pass a batch as a list"
         )
-    check_not_empty(tuple(tensor.shape[1:]))
+    if not tensor.numel():
+        raise ValueError(f"an image needs pixels, got (height, width) {tuple(tensor.shape[1:])}")
     if tensor.is_floating_point():
         low, high = (limit.item() for limit in tensor.aminmax())
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # NaN is in no range
@@ -159,9 +153,3 @@ def from_tensor(tensor: Tensor) -> Image.Image:
     elif tensor.dtype != torch.uint8:
         raise ValueError(f"a tensor must be uint8 or floats in 0..1, got {tensor.dtype}")
     return from_pixels(tensor.cpu().contiguous())
-
-
-def check_not_empty(image_size: Sequence[int]) -> None:
-    """Refuse an image without pixels."""
-    if 0 in image_size:
-        raise ValueError(f"an image needs pixels, got (height, width) {tuple(image_size)}")

@@ -28,7 +28,6 @@ EXTRAS = {
     "onnxscript": Extra("onnxscript", "export", "export to ONNX"),
     "onnxruntime": Extra("onnxruntime", "export", "running and checking ONNX files"),
     "openvino": Extra("openvino", "export", "export to OpenVINO"),
-    "av": Extra("av", "video", "video files and cameras in the demo"),
     "supervision": Extra("supervision", "supervision", "detections as supervision.Detections"),
     "tensorboard": Extra("tensorboard", "tensorboard", "curves of a training in TensorBoard"),
     "faster_coco_eval": Extra("faster-coco-eval", "fast", "faster COCO metrics"),

@@ -1,4 +1,4 @@
-"""Draw boxes with readable labels, and sheets of images side by side, by Pillow."""
+"""Boxes with labels drawn on images, and grids of images, by Pillow."""
 
 from __future__ import annotations
 
@@ -32,19 +32,17 @@ class Rectangle(NamedTuple):
     bottom: int
 
     def overlaps(self, other: Rectangle) -> bool:
-        """Say whether the two share a pixel."""
-        return not (
-            self.right < other.left
-            or other.right < self.left
-            or self.bottom < other.top
-            or other.bottom < self.top
-        )
+        """Tell whether the two share a pixel."""
+        return (
+            max(self.left, other.left) <= min(self.right, other.right)
+            and max(self.top, other.top) <= min(self.bottom, other.bottom)
+        )  # fmt: skip
 
 
 class Mark(NamedTuple):
-    """What is drawn for one box."""
+    """A box to draw."""
 
-    place: Rectangle
+    rectangle: Rectangle
     text: str
     color: Color
 
@@ -56,19 +54,15 @@ def draw_boxes(
     score_threshold: float = 0.0,
     scale: float = 1.0,
 ) -> Image.Image:
-    """Draw detections or ground truth on a copy of an image.
-
-    Boxes may belong to another size of the image, such as the network input; they are resized to it.
+    """Draw detections or ground truth on an RGB copy of an image, enlarged by ``scale``.
 
     Args:
         image: the image.
-        result: boxes with labels 1..C; scores are shown where there are some.
+        result: boxes with labels 1..C, scores shown if present; in pixels of the image at any size, such as
+            the network input.
         class_names: the name of label l is ``class_names[l - 1]``.
         score_threshold: boxes with a lower score are left out.
-        scale: the image is resized by this first, so that lines and text are crisp; see ``readable_scale``.
-
-    Returns:
-        An RGB image, ``scale`` times as large.
+        scale: applied before drawing, so that lines and text are crisp; see ``readable_scale``.
 
     Raises:
         ValueError: if there are no labels or a label has no name.
@@ -93,26 +87,27 @@ def image_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], title: str = "
     Raises:
         ValueError: if there is no image.
     """
-    if not any(rows):
-        raise ValueError("expected at least one image for a sheet, got none; give rows of (caption, image)")
+    rows = [row for row in rows if row]
+    if not rows:
+        raise ValueError("expected at least one image for an image grid, got none; give (caption, image)")
     num_columns = max(map(len, rows))
     widths = [max(row[i][1].width for row in rows if i < len(row)) for i in range(num_columns)]
-    heights = [max(image.height for _, image in row) for row in rows if row]
+    heights = [max(image.height for _, image in row) for row in rows]
     caption_height = round(CAPTION_SIZE * 1.5)
     top = GAP + (round(TITLE_SIZE * 1.6) if title else 0)
 
-    sheet_height = top + sum(height + caption_height + GAP for height in heights)
-    sheet = Image.new("RGB", (GAP + sum(width + GAP for width in widths), sheet_height), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    _write(pen, (GAP, GAP), title, TITLE_SIZE, sheet.width - 2 * GAP, INK)
-    for row, height in zip(filter(len, rows), heights, strict=True):
+    grid_height = top + sum(height + caption_height + GAP for height in heights)
+    grid = Image.new("RGB", (GAP + sum(width + GAP for width in widths), grid_height), PAPER)
+    pen = ImageDraw.Draw(grid)
+    _write(pen, (GAP, GAP), title, TITLE_SIZE, grid.width - 2 * GAP, INK)
+    for row, height in zip(rows, heights, strict=True):
         left = GAP
         for (caption, image), width in zip(row, widths, strict=False):
             _write(pen, (left, top), caption, CAPTION_SIZE, width, FAINT_INK)
-            sheet.paste(image, (left, top + caption_height))
+            grid.paste(image, (left, top + caption_height))
             left += width + GAP
         top += height + caption_height + GAP
-    return sheet
+    return grid
 
 
 def readable_scale(image_size: tuple[int, int], short_side: int = 384) -> int:
@@ -124,7 +119,7 @@ def readable_scale(image_size: tuple[int, int], short_side: int = 384) -> int:
 
 
 def class_color(label: int) -> Color:
-    """Return the colour of a label, always the same; neighbouring labels differ most.
+    """Return the color of a label, always the same; neighbouring labels differ most.
 
     Steps of the golden ratio spread any number of hues over the circle; brightness changes every few labels.
     """
@@ -146,56 +141,53 @@ def save_image(image: Image.Image, file: str | Path) -> None:
 
 
 def _marks(result: BoxList, class_names: Sequence[str], score_threshold: float) -> Iterator[Mark]:
-    """Yield what to draw, best scores first."""
+    """Yield the boxes to draw, best scores first."""
     if result.labels is None:
         raise ValueError(f"expected boxes with labels, got {result}; give its labels, 1 for a single class")
-    scores = None if result.scores is None else result.scores.tolist()
-    order = range(len(result)) if scores is None else sorted(range(len(result)), key=lambda i: -scores[i])
     boxes, labels = result.boxes.tolist(), result.labels.tolist()
-    for i in order:
-        if scores is not None and scores[i] < score_threshold:
+    scores = [None] * len(boxes) if result.scores is None else result.scores.tolist()
+    for i in sorted(range(len(boxes)), key=lambda i: -(scores[i] or 0)):
+        label, score = labels[i], scores[i]
+        if score is not None and score < score_threshold:
             break
-        text = _name(labels[i], class_names)
-        if scores is not None:
-            text += f" {scores[i]:.2f}"
+        if not 1 <= label <= len(class_names):
+            raise ValueError(
+                f"expected labels in 1..{len(class_names)}, got {label}; give all names of the model"
+            )
+        text = class_names[label - 1] + ("" if score is None else f" {score:.2f}")
         left, top, right, bottom = map(round, boxes[i])
-        yield Mark(Rectangle(left, top, max(left, right), max(top, bottom)), text, class_color(labels[i]))
-
-
-def _name(label: int, class_names: Sequence[str]) -> str:
-    if not 1 <= label <= len(class_names):
-        raise ValueError(
-            f"expected labels in 1..{len(class_names)}, got {label}; give all names of the model"
-        )
-    return class_names[label - 1]
+        yield Mark(Rectangle(left, top, max(left, right), max(top, bottom)), text, class_color(label))
 
 
 def draw_marks(canvas: Image.Image, marks: Sequence[Mark]) -> None:
-    """Draw boxes with their labels, as large as the image needs; labels keep clear of each other."""
+    """Draw boxes with their tags, as large as the image needs; tags keep clear of each other."""
     short_side = min(canvas.size)
     line_width = max(1, round(short_side / 220))
     font_size = max(11, round(short_side / 32))
     pen = ImageDraw.Draw(canvas)
     for mark in reversed(marks):  # the best last, on top
-        pen.rectangle(mark.place, outline=mark.color, width=line_width)
+        pen.rectangle(mark.rectangle, outline=mark.color, width=line_width)
+    # All tags after all boxes, so that no line crosses a text; the best choose their positions first.
     taken: list[Rectangle] = []
-    # All tags after all boxes, so that no line crosses a text; the best choose their places first.
     tags = []
-    for mark in marks:
-        text, font = with_font(mark.text, font_size)
-        mark = mark._replace(text=text)
-        tags.append((mark, font, _place_tag(mark, font, canvas.size, taken)))
-    for mark, font, tag in reversed(tags):
-        pen.rectangle(tag, fill=mark.color)
+    for rectangle, full_text, color in marks:
+        text, font = with_font(full_text, font_size)
+        tags.append((text, font, color, _place_tag(rectangle, text, font, canvas.size, taken)))
+    for text, font, color, tag in reversed(tags):
+        pen.rectangle(tag, fill=color)
         center = (tag.left + tag.right + 1) / 2, (tag.top + tag.bottom + 1) / 2
-        pen.text(center, mark.text, fill=_contrast(mark.color), font=font, anchor="mm")
+        pen.text(center, text, fill=_contrast(color), font=font, anchor="mm")
 
 
-def _place_tag(mark: Mark, font: Font, size: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
-    """Find room for the text of a mark: above its box, inside or below, where no other tag is yet."""
-    width, height = _tag_size(mark.text, font)
-    box = mark.place
-    wanted = (
+def _place_tag(
+    box: Rectangle, text: str, font: Font, size: tuple[int, int], taken: list[Rectangle]
+) -> Rectangle:
+    """Place a text above its box, inside or below, where no other tag is yet, in an image (width, height)."""
+    # The height does not depend on Latin letters, so that all tags of an image are alike.
+    _, top, _, bottom = font.getbbox("Ág" if text.isascii() else f"Ág{text}")
+    padding = max(2, round((bottom - top) / 5))
+    width, height = math.ceil(font.getlength(text)) + 2 * padding, math.ceil(bottom - top) + padding
+    positions = (
         (box.left, box.top - height),
         (box.left, box.top),
         (box.right - width + 1, box.top - height),
@@ -203,18 +195,9 @@ def _place_tag(mark: Mark, font: Font, size: tuple[int, int], taken: list[Rectan
         (box.right - width + 1, box.bottom - height + 1),
         (box.left, box.bottom - height + 1),
     )
-    places = [_inside(left, top, width, height, size) for left, top in wanted]
-    free = (place for place in places if not any(place.overlaps(other) for other in taken))
-    place = next(free, places[0])
-    taken.append(place)
-    return place
-
-
-def _tag_size(text: str, font: Font) -> tuple[int, int]:
-    # The height does not depend on Latin letters, so that all tags of an image are alike.
-    _, top, _, bottom = font.getbbox("Ág" if text.isascii() else f"Ág{text}")
-    padding = max(2, round((bottom - top) / 5))
-    return math.ceil(font.getlength(text)) + 2 * padding, math.ceil(bottom - top) + padding
+    tags = [_inside(left, top, width, height, size) for left, top in positions]
+    taken.append(next((tag for tag in tags if not any(map(tag.overlaps, taken))), tags[0]))
+    return taken[-1]
 
 
 def _inside(left: int, top: int, width: int, height: int, size: tuple[int, int]) -> Rectangle:
@@ -224,9 +207,9 @@ def _inside(left: int, top: int, width: int, height: int, size: tuple[int, int])
 
 
 def _contrast(color: Color) -> Color:
-    """Return white where it reads well on a colour, else black."""
-    linear = ((channel / 255) ** 2.2 for channel in color)
-    luminance = sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    """Return white where it reads well on a color, else black."""
+    red, green, blue = ((channel / 255) ** 2.2 for channel in color)
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     # White has a contrast of 1.05 / (luminance + 0.05), of which WCAG 2.1 asks 3 for large text.
     return (255, 255, 255) if luminance < 0.29 else (0, 0, 0)
 

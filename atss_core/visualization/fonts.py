@@ -1,7 +1,7 @@
 """Fonts that have the letters of a text, for drawings and charts.
 
-Pillow's own font serves ASCII; beyond it, DejaVu Sans, which comes with matplotlib and has the letters of
-European languages; for others, such as Chinese, a font of the system.
+Pillow's own font serves ASCII; DejaVu Sans, which comes with matplotlib, Latin, Greek and Cyrillic letters;
+a font of the system others, such as Chinese.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,9 +27,10 @@ SPACE = " "  # before a label of a legend: matplotlib hides labels that begin wi
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
+DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 # Names of font files that are chosen last.
 _UNUSUAL = re.compile("bold|black|heavy|light|thin|italic|oblique|serif|mono|condensed", re.IGNORECASE)
-_told: set[str] = set()
+_reported: set[str] = set()  # scripts without a font
 
 
 def drawable(text: str) -> tuple[str, Path | None]:
@@ -42,9 +42,14 @@ def drawable(text: str) -> tuple[str, Path | None]:
     if text.isascii():
         return text, None
     file, missing = _choose_font(frozenset(text))
-    if missing:
-        _tell_missing(missing)
-        text = "".join(c.encode("unicode_escape").decode("ascii") if c in missing else c for c in text)
+    if scripts := {unicodedata.name(letter, "?").split(" ", 1)[0] for letter in missing} - _reported:
+        _reported.update(scripts)
+        logger.warning(
+            "No font of this machine has %s, which drawings show as numbers. Install one that has, such as "
+            "Noto Sans CJK for Chinese, Japanese and Korean (Debian: fonts-noto-cjk)",
+            "".join(sorted(missing)),
+        )
+    text = "".join(c.encode("unicode_escape").decode("ascii") if c in missing else c for c in text)
     return text, file
 
 
@@ -55,7 +60,7 @@ def with_font(text: str, size: int) -> tuple[str, Font]:
 
 
 def set_literal(artist: Text, text: str) -> None:
-    """Let a chart show a text as it is: no formula where it has dollar signs, and in a font that has it."""
+    """Let a chart show a text literally, not as a formula between dollar signs, in a font that has it."""
     text, file = drawable(text)
     artist.set_parse_math(False)
     artist.set_text(text)
@@ -64,7 +69,7 @@ def set_literal(artist: Text, text: str) -> None:
 
 
 def set_legend_literal(legend: Legend) -> None:
-    """Let a legend show its labels as they are, without the ``SPACE`` before them."""
+    """Let a legend show its labels literally, without the ``SPACE`` before them."""
     for text in legend.get_texts():
         set_literal(text, text.get_text().removeprefix(SPACE))
 
@@ -77,29 +82,20 @@ def _load(file: Path | None, size: int) -> Font:
 @lru_cache(maxsize=1024)
 def _choose_font(letters: frozenset[str]) -> tuple[Path, frozenset[str]]:
     """Return the first font that has all the letters, or else most of them, and the letters it lacks."""
-    best = None
-    for file in _font_files():
-        missing = letters - _letters_of(file)
-        if best is None or len(missing) < len(best[1]):
-            best = file, missing
-        if not missing:
-            break
-    assert best is not None
-    return best
-
-
-def _font_files() -> Iterator[Path]:
-    """Yield font files by preference."""
-    yield Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    yield from _system_fonts()
+    file = DEJAVU
+    if letters - _letters_of(file):
+        files = [DEJAVU, *_system_fonts()]
+        complete = (file for file in files if letters <= _letters_of(file))
+        file = next(complete, None) or min(files, key=lambda file: len(letters - _letters_of(file)))
+    return file, letters - _letters_of(file)
 
 
 @lru_cache(maxsize=1)
 def _system_fonts() -> list[Path]:
-    """Return the fonts of the system; not those of matplotlib's list, which misses newly installed ones."""
+    """Return the fonts of the system; matplotlib's own list misses newly installed ones."""
     # Last Resort has a box for every letter.
-    found = [Path(file) for file in findSystemFonts() if not Path(file).name.startswith("LastResort")]
-    return sorted(found, key=lambda file: (bool(_UNUSUAL.search(file.name)), file.name))
+    files = [Path(file) for file in findSystemFonts() if not Path(file).name.startswith("LastResort")]
+    return sorted(files, key=lambda file: (bool(_UNUSUAL.search(file.name)), file.name))
 
 
 @lru_cache(maxsize=256)
@@ -110,15 +106,3 @@ def _letters_of(file: Path) -> frozenset[str]:
         return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()
     except (OSError, RuntimeError):
         return frozenset()
-
-
-def _tell_missing(letters: frozenset[str]) -> None:
-    """Warn about letters that no font has, once for each script."""
-    scripts = {unicodedata.name(letter, "?").split(" ", 1)[0] for letter in letters} - _told
-    if scripts:
-        _told.update(scripts)
-        logger.warning(
-            "No font of this machine has %s, which drawings show as numbers. Install one that has, such as "
-            "Noto Sans CJK for Chinese, Japanese and Korean (Debian: fonts-noto-cjk)",
-            "".join(sorted(letters)),
-        )

@@ -1,30 +1,23 @@
-"""Read videos and cameras frame by frame, and write MP4 files; by PyAV, an optional package."""
+"""Videos, cameras and windows, by OpenCV, which is imported at their first use: nothing else needs libGL."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import time
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from atss_core.utils.extras import require
-
-# Players know the first everywhere; builds of FFmpeg under the LGPL have only the others.
-ENCODERS = ("libx264", "libopenh264", "mpeg4")
-# Ticks a second of what is written: whole numbers for the usual rates, 30000/1001 among them, and below the
-# 65,536 that MPEG-4 can count.
+# Encoded by OpenCV's own packages on every system; H.264 is not, for its licence.
+CODEC = "mp4v"
+RATE = 30  # nominal frames per second, for the encoder's bit rate; the file has the true times
+# Ticks per second of a written file: whole numbers for the usual rates, 30000/1001 among them.
 CLOCK = 60_000
-# Counterclockwise degrees, as FFmpeg gives them for how the camera was held.
-TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_270,
-}
 
 
 class UnreadableVideoError(ValueError):
@@ -32,163 +25,146 @@ class UnreadableVideoError(ValueError):
 
 
 class Frame(NamedTuple):
-    """An image of a video.
-
-    Attributes:
-        image: upright, RGB.
-        seconds: since the first frame.
-    """
+    """An upright RGB image of a video, and the seconds since the first frame."""
 
     image: Image.Image
     seconds: float
 
 
-class Source(NamedTuple):
-    """What FFmpeg opens.
+def import_cv2() -> Any:
+    """Import OpenCV, quiet unless its environment variables say otherwise.
 
-    Attributes:
-        name: shown to the user.
-        address: file, or device in the words of ``driver``.
-        driver: FFmpeg's input format; None for files, where it is found out.
-        options: of the driver.
+    Raises:
+        ValueError: if it is not installed, or lacks a system library such as libGL.
     """
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    try:
+        return importlib.import_module("cv2")
+    except ImportError as error:
+        raise ValueError(
+            f"videos and windows: expected OpenCV (cv2), got: {error}. `apt install libgl1` adds a missing "
+            "libGL; a machine without a desktop does without it: `pip install opencv-python-headless`."
+        ) from error
 
-    name: str
-    address: str
-    driver: str | None = None
-    options: dict[str, str] | None = None
 
-
-def file_source(file: str | Path) -> Source:
-    """Return a video file as a source.
+def video_file(file: str | Path) -> Path:
+    """Return the path of a video, with ~ expanded.
 
     Raises:
         FileNotFoundError: if there is no such file.
     """
-    if not os.path.isfile(os.path.expanduser(file)):
+    path = Path(os.path.expanduser(file))
+    if not path.is_file():
         raise FileNotFoundError(f"there is no video file {file}")
-    return Source(str(file), os.path.expanduser(file))
-
-
-def camera_source(number: int, system: str = sys.platform) -> Source:
-    """Return a camera as a source.
-
-    Args:
-        number: of the camera, from 0.
-        system: as ``sys.platform`` names it.
-
-    Raises:
-        ValueError: if Windows has no such camera; elsewhere opening it tells.
-    """
-    name = f"camera {number}"
-    if system == "darwin":
-        return Source(name, str(number), "avfoundation", {"framerate": "30"})
-    if system != "win32":
-        return Source(name, f"/dev/video{number}", "v4l2")
-    devices = require("av").enumerate_input_devices("dshow")
-    cameras = [device.name for device in devices if "video" in device.media_types]
-    if number >= len(cameras):
-        raise ValueError(f"there is no {name}, but {len(cameras)}: {', '.join(cameras) or 'none'}")
-    return Source(name, f"video={cameras[number]}", "dshow")
+    return path
 
 
 class VideoReader:
     """Read a video in a ``with`` block, frame by frame, so that its length needs no memory.
 
     Args:
-        source: ``file_source`` or ``camera_source``.
+        source: a video file, or the number of a camera, 0 for the first.
 
     Attributes:
-        num_frames: how many there are; an estimate where the file only tells its duration, None for a camera.
+        num_frames: by the header, for some formats an estimate; None for a camera.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         UnreadableVideoError: if it cannot be opened or has no images.
-        ValueError: if PyAV is not installed.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._av = require("av")
-        self.source = source
-        try:
-            self._container = self._av.open(
-                source.address, format=source.driver, options=source.options or {}
-            )
-        except (self._av.FFmpegError, ValueError) as error:
-            raise UnreadableVideoError(f"{source.name} cannot be opened as a video: {error}") from error
-        streams = self._container.streams.video
-        if not streams:
-            self._container.close()
-            raise UnreadableVideoError(f"{source.name} has no images in it; give a video")
-        self._stream = streams[0]
-        self._stream.thread_type = "AUTO"
-        self.num_frames = self._stream.frames or self._estimate()
+    def __init__(self, source: str | Path | int) -> None:
+        self._cv2 = cv2 = import_cv2()
+        self.is_camera = isinstance(source, int)
+        self.name = f"camera {source}" if self.is_camera else str(source)
+        # FFmpeg alone for files: others would take a path with digits for a sequence of images.
+        self._input = (
+            (source, cv2.CAP_ANY) if isinstance(source, int) else (str(video_file(source)), cv2.CAP_FFMPEG)
+        )
+        self._capture = cv2.VideoCapture(*self._input)
+        if not self._capture.isOpened():
+            remedy = "Is it connected, and free?" if self.is_camera else "Is it a video, with images in it?"
+            raise UnreadableVideoError(f"{self.name} cannot be opened as a video. {remedy}")
+        self.num_frames = max(round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
     def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._container.close()
+        self._capture.release()
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames from where the last one was.
+        """Yield the frames from where the last one was, turned as the camera was held.
 
         Raises:
-            UnreadableVideoError: if the file is damaged there.
+            UnreadableVideoError: if the file is damaged there, or the camera stops.
         """
-        first: float | None = None
-        seconds, step = 0.0, float(1 / (self._stream.average_rate or 25))
-        try:
-            for number, frame in enumerate(self._container.decode(self._stream)):
-                # Frames without a time follow one another at the average rate.
-                now = frame.time if frame.time is not None else (first or 0) + seconds + step * (number > 0)
-                first = now if first is None else first
-                seconds = now - first
-                yield Frame(upright(frame), seconds)
-        except self._av.FFmpegError as error:
-            raise UnreadableVideoError(
-                f"{self.source.name} is damaged after {seconds:.1f} s: {error}"
-            ) from error
+        start, seconds, count = 0.0, 0.0, 0
+        step = 1 / (self._capture.get(self._cv2.CAP_PROP_FPS) or 25)
+        while (result := self._capture.read())[0]:
+            now = time.monotonic() if self.is_camera else self._seconds(self._capture)
+            if count == 0:
+                start = now
+            else:  # frames without a time of their own follow one another at the average rate
+                seconds = now - start if now - start > seconds else seconds + step
+            count += 1
+            yield Frame(Image.fromarray(self._cv2.cvtColor(result[1], self._cv2.COLOR_BGR2RGB)), seconds)
+        after = f"after {seconds:.1f} s"
+        if self.is_camera:
+            raise UnreadableVideoError(f"{self.name} stopped {after}. Is it still connected?")
+        if self._goes_on(count, start + seconds):
+            raise UnreadableVideoError(f"{self.name} is damaged {after}: the next frame cannot be decoded")
 
-    def _estimate(self) -> int | None:
-        """Return the number of frames by the duration of the file, None if it has none."""
-        rate, length = self._stream.average_rate, self._container.duration  # in FFmpeg's microseconds
-        return round(float(rate) * length / 1e6) if rate and length else None
+    def _seconds(self, capture: Any) -> float:
+        return capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
 
+    def _goes_on(self, count: int, last: float) -> bool:
+        """Tell whether the file has more after ``count`` frames, up to ``last`` seconds.
 
-def upright(frame: Any) -> Image.Image:
-    """Return a decoded frame as an RGB image, turned as the camera was held."""
-    image: Image.Image = frame.to_image()
-    turn = TURNS.get(round(frame.rotation) % 360)
-    return image if turn is None else image.transpose(turn)
+        OpenCV takes damage for the end, and the header's number of frames is not reliable: it counts those
+        that an edit cuts off, or is an estimate. Later frames that decode tell, or encoded frames well after.
+        """
+        missing = (self.num_frames or 0) - count
+        if missing <= 0 or any(self._capture.grab() for _ in range(missing)):
+            return missing > 0
+        packets, end = self._cv2.VideoCapture(*self._input, [self._cv2.CAP_PROP_FORMAT, -1]), last
+        while packets.grab():
+            end = max(end, self._seconds(packets))
+        return end > last + 0.5
 
 
 class VideoWriter:
     """Write an MP4 file in a ``with`` block; leaving it, even by an error, completes the file.
 
-    The first frame makes the file and decides the size. Frames keep their times, at whatever intervals they
-    come. There is no sound.
+    Frames keep their times, at whatever intervals they come. There is no sound. OpenCV encodes at a constant
+    rate, so the encoded frames go to a hidden file first, and from there with their times to ``file``.
 
     Args:
-        file: to write; its folder is made.
+        file: to write; its folder is made with the first frame, which decides the size.
 
     Raises:
-        ValueError: if PyAV is not installed.
+        ValueError: if OpenCV is missing or cannot encode.
+        OSError: if the file is incomplete, as on a full disk.
     """
 
     def __init__(self, file: Path) -> None:
-        self._av = require("av")
-        self.file = file
-        self._container: Any = None
-        self._stream: Any = None
-        self._last = -1
+        self._cv2 = import_cv2()
+        self.file, self._encoded = file, file.with_name(f".{file.stem}.{os.getpid()}.mp4")
+        self._encoder: Any = None
+        self._size = 0, 0  # (width, height)
+        self._ticks: list[int] = []
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._container is not None:
-            self._container.mux(self._stream.encode())
-            self._container.close()
+        if self._encoder is not None:
+            self._encoder.release()
+            try:
+                self._copy_with_times()
+            finally:
+                self._encoded.unlink()
 
     def write(self, image: Image.Image, seconds: float) -> None:
         """Add a frame.
@@ -197,28 +173,85 @@ class VideoWriter:
             image: RGB; odd sides are continued by one pixel, because the format has even ones.
             seconds: when it is shown; a frame that is not later than the one before is shown a tick after it.
         """
-        frame = self._av.VideoFrame.from_ndarray(with_even_sides(np.asarray(image)), format="rgb24")
-        if self._container is None:
+        pixels = np.pad(_to_bgr(image), ((0, image.height % 2), (0, image.width % 2), (0, 0)), mode="edge")
+        if self._encoder is None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._container = self._av.open(str(self.file), "w", format="mp4")
-            self._stream = self._add_stream(frame.width, frame.height)
-        frame.pts = self._last = max(round(seconds * CLOCK), self._last + 1)
-        frame.time_base = Fraction(1, CLOCK)
-        self._container.mux(self._stream.encode(frame))
+            self._size = pixels.shape[1], pixels.shape[0]
+            self._encoder = self._open(self._encoded, RATE)
+        self._encoder.write(pixels)
+        self._ticks.append(max(round(seconds * CLOCK), self._ticks[-1] + 1 if self._ticks else 0))
 
-    def _add_stream(self, width: int, height: int) -> Any:
-        encoder = next(name for name in ENCODERS if name in self._av.codecs_available)
-        stream = self._container.add_stream(encoder, rate=Fraction(30))  # a hint: times decide
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, CLOCK)
-        if encoder == "libx264":
-            stream.options = {"crf": "20", "preset": "veryfast"}
-        else:
-            stream.bit_rate = 4 * width * height
-        return stream
+    def _open(self, file: Path, rate: int, *options: int) -> Any:
+        cv2 = self._cv2
+        codec = cv2.VideoWriter_fourcc(*CODEC)
+        writer = cv2.VideoWriter(str(file), cv2.CAP_FFMPEG, codec, rate, self._size, options)
+        if not writer.isOpened():
+            raise ValueError(
+                f"{self.file}: expected an OpenCV that encodes {CODEC} and a folder to write to, got OpenCV "
+                f"{cv2.__version__}, which fails there. `pip install opencv-python` brings FFmpeg's encoders."
+            )
+        return writer
+
+    def _copy_with_times(self) -> None:
+        """Copy the encoded frames to the file, with their times."""
+        cv2 = self._cv2
+        packets = cv2.VideoCapture(str(self._encoded), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+        writer = self._open(self.file, CLOCK, cv2.VIDEOWRITER_PROP_RAW_VIDEO, 1)
+        for number, ticks in enumerate(self._ticks):
+            is_read, packet = packets.read()
+            if not is_read:
+                break
+            if number == 0:  # the header of the stream, which the packets lack
+                header = packets.retrieve(None, int(packets.get(cv2.CAP_PROP_CODEC_EXTRADATA_INDEX)))[1]
+                packet = np.hstack([header, packet])
+            writer.set(cv2.VIDEOWRITER_PROP_PTS, ticks)
+            writer.set(cv2.VIDEOWRITER_PROP_DTS_DELAY, number - ticks)  # decoding times are the same
+            writer.set(cv2.VIDEOWRITER_PROP_KEY_FLAG, packets.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME))
+            writer.write(packet)
+        writer.release()
+        packets.release()
+        written = int(cv2.VideoCapture(str(self.file), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT))
+        if written != len(self._ticks):
+            raise OSError(
+                f"{self.file}: expected {len(self._ticks)} frames, got {written}. Is the disk full?"
+            )
 
 
-def with_even_sides(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Repeat the last row and column of pixels (H, W, 3) where a side is odd."""
-    height, width = pixels.shape[:2]
-    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+class Window:
+    """A window that shows one image after the other.
+
+    Attributes:
+        is_open: whether the user has not closed it, nor pressed Escape or q.
+
+    Raises:
+        ValueError: if there is no desktop, or this OpenCV has no windows.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._cv2, self._title, self.is_open = import_cv2(), title, True
+        # Where there is no desktop, OpenCV would end the process.
+        if sys.platform == "linux" and not (os.getenv("DISPLAY") or os.getenv("WAYLAND_DISPLAY")):
+            raise ValueError(
+                "--show needs a desktop, and DISPLAY is not set; leave it out to write files alone"
+            )
+        try:
+            self._cv2.namedWindow(title, self._cv2.WINDOW_AUTOSIZE)
+        except self._cv2.error as error:
+            raise ValueError(
+                "--show needs windows, which opencv-python-headless lacks: pip uninstall "
+                "opencv-python-headless, then pip install opencv-python; or leave it out to write files alone"
+            ) from error
+
+    def show(self, image: Image.Image, wait: bool = False) -> None:
+        """Show an RGB image in place of the one before, and, with ``wait``, until a key is pressed."""
+        cv2 = self._cv2
+        cv2.imshow(self._title, _to_bgr(image))
+        key = None
+        while key is None or (wait and key < 0 and self.is_open):
+            key = cv2.waitKey(20 if wait else 1)
+            is_visible = cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) > 0
+            self.is_open = is_visible and key not in (27, ord("q"))  # 27 is Escape
+
+
+def _to_bgr(image: Image.Image) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])

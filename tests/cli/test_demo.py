@@ -12,17 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from atss_core.cli import demo, demo_video
+from atss_core.apps import demo as workflow
+from atss_core.cli import demo
 from atss_core.cli.common import run
 from atss_core.config import load_cfg
 from atss_core.data import write_shapes
 from atss_core.modeling import build_detector
-from atss_core.utils import extras
-from atss_core.visualization.video import VideoReader, VideoWriter, file_source
+from atss_core.visualization.video import VideoReader, VideoWriter
 from tests.conftest import QUICK, TINY
 from tests.golden import ROOT
-
-pytest.importorskip("av")
 
 SIZE = (101, 75)  # odd, as (width, height)
 TIMES = [0, 0.1, 0.15, 0.4, 0.5, 1.5]
@@ -53,7 +51,7 @@ def clip(tmp_path_factory):
 
 
 def read(file):
-    with VideoReader(file_source(file)) as reader:
+    with VideoReader(file) as reader:
         return list(reader)
 
 
@@ -91,18 +89,31 @@ def test_a_video_that_cannot_be_read_does_not_end_the_others(detector, clip, tmp
     assert error.endswith("1 of 2 files cannot be read and are skipped\n")
 
 
+class FakeCamera(VideoReader):
+    """A file plays the camera, and the user presses Ctrl+C after its last frame: there is no camera here."""
+
+    asked, file = [], None
+
+    def __init__(self, source):
+        super().__init__(self.file)
+        self.asked.append(source)
+        self.is_camera = True
+
+    def __iter__(self):
+        yield from VideoReader(self.file)
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_camera(detector, clip, tmp_path, monkeypatch, capsys):
-    """A file plays the camera: there is none where tests run."""
-    asked = []
-    fake = file_source(clip)._replace(name="camera 2", driver="mp4")
-    monkeypatch.setattr(demo, "camera_source", lambda number: asked.append(number) or fake)
+    monkeypatch.setattr(FakeCamera, "file", clip)
+    monkeypatch.setattr(workflow, "VideoReader", FakeCamera)
     demo.main([*detector, "--webcam", "2", "--output-dir", str(tmp_path), *OPTS])
     demo.main([*detector, "--output-dir", str(tmp_path), "--webcam", "--min-image-size", "64", *OPTS])
-    assert asked == [2, 0]
+    assert FakeCamera.asked == [2, 0]
     files = sorted(path.name for path in tmp_path.iterdir())
     assert [re.sub(r"\d{4}-\S+", "", name) for name in files] == ["camera0_", "camera2_"]
     assert len(read(tmp_path / files[1])) == len(TIMES)
-    assert "waiting for the camera" in capsys.readouterr().out
+    assert "stopped after 6 frames: waiting for the camera" in capsys.readouterr().out
 
 
 def fails(words, capsys):
@@ -133,8 +144,8 @@ def test_faults_end_in_one_line(detector, clip, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
     monkeypatch.delenv("DISPLAY", raising=False)
     assert "--show needs" in fails([*detector, *out, "--video", str(clip), "--show", *OPTS], capsys)
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
-    assert "av, which is not installed: pip install" in fails([*detector, "--video", str(clip)], capsys)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert "pip install opencv-python-headless" in fails([*detector, "--video", str(clip)], capsys)
 
 
 def test_a_damaged_video_leaves_what_came_before(detector, clip, tmp_path, capsys):
@@ -155,21 +166,28 @@ def test_a_damaged_video_leaves_what_came_before(detector, clip, tmp_path, capsy
     assert 5 < len(read(tmp_path / "out" / "long.mp4")) < 60
 
 
-def test_a_window_that_is_closed_ends_it(detector, clip, tmp_path, monkeypatch):
+def test_closing_the_window_ends_a_video(detector, clip, tmp_path, monkeypatch):
     shown = []
 
-    class Fake(demo_video.ExitStack):
+    class Fake:
         def __init__(self, title):
-            super().__init__()
             self.is_open = True
 
-        def show(self, image):
-            shown.append(image.size)
+        def show(self, image, wait=False):
+            shown.append((image.size, wait))
             self.is_open = len(shown) < 3
 
-    monkeypatch.setattr(demo_video, "Window", Fake)
+    monkeypatch.setattr(workflow, "Window", Fake)
     demo.main([*detector, "--video", str(clip), "--show", "--output-dir", str(tmp_path), *OPTS])
-    assert len(shown) == len(read(tmp_path / "clip.mp4")) == 3
+    assert shown == [((612, 456), False)] * 3
+    assert len(read(tmp_path / "clip.mp4")) == 3
+    for i in range(5):
+        Image.new("RGB", SIZE).save(tmp_path / f"{i}.png")
+    shown.clear()
+    words = ["--images-dir", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--show"]
+    demo.main([*detector, *words, *OPTS])
+    assert [wait for _, wait in shown] == [True] * 3
+    assert len(list((tmp_path / "out").iterdir())) == 5, "images are written without the window as well"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal between processes")
@@ -185,8 +203,10 @@ def test_ctrl_c_completes_the_file(detector, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    file = tmp_path / "out" / "long.mp4"
-    while not (file.exists() and file.stat().st_size) and process.poll() is None:  # till a frame is written
+    folder = tmp_path / "out"
+    while (
+        not (folder.exists() and any(folder.iterdir())) and process.poll() is None
+    ):  # till a frame is written
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=600)
@@ -194,4 +214,5 @@ def test_ctrl_c_completes_the_file(detector, tmp_path):
     assert "Traceback" not in error
     count = int(re.search(r"stopped after (\d+) frame", output)[1])
     assert 0 < count < 3000
-    assert len(read(file)) == count
+    assert len(read(folder / "long.mp4")) == count
+    assert [path.name for path in folder.iterdir()] == ["long.mp4"]

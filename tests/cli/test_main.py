@@ -14,7 +14,7 @@ from atss_core.cli.common import run
 from atss_core.cli.main import COMMANDS, main
 from atss_core.cli.parser import CommandParser
 from atss_core.utils import extras
-from atss_core.visualization import run_curves
+from atss_core.visualization import charts
 from tests.conftest import QUICK
 from tests.golden import ROOT
 
@@ -150,13 +150,13 @@ def test_plot_draws_runs_side_by_side(tmp_path, capsys):
 
 def test_plot_names_runs_by_what_tells_them_apart(tmp_path):
     files = [tmp_path / name / "metrics.jsonl" for name in ("a/run", "b/run")]
-    assert list(plot.names_of(files)) == ["a/run", "b/run"]
-    assert list(plot.names_of(files[:1])) == ["run"]
+    assert list(plot.name_runs(files)) == ["a/run", "b/run"]
+    assert list(plot.name_runs(files[:1])) == ["run"]
 
 
 def test_plot_shows_names_of_runs_as_they_are(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(run_curves.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    monkeypatch.setattr(charts.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     names = ["_hidden", "$x^2$", "\u00e9crou"]
     for name in names:
         write_run(tmp_path / name, [2.0, 1.0])

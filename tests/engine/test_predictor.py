@@ -293,8 +293,7 @@ def test_device_is_chosen_by_name(weights):
 
 def test_the_page_about_python_is_true(plain, tmp_path, monkeypatch):
     """Run the page from top to bottom, with a small detector in place of that of the quick start."""
-    for optional in ("av", "supervision"):
-        pytest.importorskip(optional)
+    pytest.importorskip("supervision")
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(), re.M | re.S)
     assert len(blocks) >= 6
     video = tmp_path / "clip.mp4"

@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 
 from atss_core.utils.files import atomic_write
 from atss_core.utils.text import printable, shorten
+from atss_core.visualization.charts import plot_runs
 from atss_core.visualization.fonts import SPACE, set_legend_literal
 from atss_core.visualization.page import render
-from atss_core.visualization.run_curves import plot_runs
 
 
 @pytest.mark.parametrize(

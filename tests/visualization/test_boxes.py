@@ -10,7 +10,6 @@ from atss_core.apps.check.charts import plot_objects
 from atss_core.data.images import SUFFIXES, read_image
 from atss_core.structures import BoxList
 from atss_core.visualization.boxes import (
-    Mark,
     Rectangle,
     _contrast,
     _fit,
@@ -21,8 +20,7 @@ from atss_core.visualization.boxes import (
     readable_scale,
     save_image,
 )
-from atss_core.visualization.curves import plot_curves, read_metrics
-from atss_core.visualization.run_curves import plot_runs
+from atss_core.visualization.charts import plot_curves, plot_runs, read_metrics
 from tests.conftest import small_disk
 
 GRAY = (128, 128, 128)
@@ -132,14 +130,14 @@ def test_tags_stay_inside_and_avoid_each_other(seed):
     taken = []
     for x, y in torch.rand(8, 2, generator=generator).tolist():
         left, top = int(x * 300), int(y * 200)
-        place = Rectangle(left, top, min(left + 60, 299), min(top + 60, 199))
-        tag = _place_tag(Mark(place, "dog 0.50", (0, 0, 0)), font, (300, 200), taken)
+        box = Rectangle(left, top, min(left + 60, 299), min(top + 60, 199))
+        tag = _place_tag(box, "dog 0.50", font, (300, 200), taken)
         assert 0 <= tag.left < tag.right <= 299
         assert 0 <= tag.top < tag.bottom <= 199
     assert len(taken) == 8
-    same = [_place_tag(Mark(Rectangle(99, 99, 180, 160), "dog", (0, 0, 0)), font, (300, 200), [])]
-    second = _place_tag(Mark(Rectangle(99, 99, 180, 160), "dog", (0, 0, 0)), font, (300, 200), same)
-    assert same[0].bottom == 98, "above the box"
+    first = _place_tag(Rectangle(99, 99, 180, 160), "dog", font, (300, 200), [])
+    second = _place_tag(Rectangle(99, 99, 180, 160), "dog", font, (300, 200), [first])
+    assert first.bottom == 98, "above the box"
     assert not second.overlaps(Rectangle(99, 99 - 20, 130, 98))
 
 
@@ -198,8 +196,8 @@ def test_image_grid_holds_every_image_once():
         Image.new("RGB", size, color)
         for size, color in zip([(60, 40), (30, 50), (80, 20)], colors, strict=True)
     )
-    sheet = image_grid([[("left", red), ("right", green)], [], [("below", blue)]], title="Title")
-    pixels = np.asarray(sheet)
+    grid = image_grid([[("left", red), ("right", green)], [], [("below", blue)]], title="Title")
+    pixels = np.asarray(grid)
     corners = {}
     for image, color in zip((red, green, blue), colors, strict=True):
         rows, columns = np.nonzero((pixels == color).all(axis=-1))
@@ -231,12 +229,12 @@ def test_long_captions_are_shortened_to_the_image():
 
 
 @pytest.mark.parametrize("rows", [[], [[]]])
-def test_empty_sheet_is_refused(rows):
+def test_empty_grid_is_refused(rows):
     with pytest.raises(ValueError, match="at least one image"):
         image_grid(rows)
 
 
-@pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg", "sheet.JPEG"])
+@pytest.mark.parametrize("name", ["grid.png", "grid.jpg", "grid.JPEG"])
 def test_save_image_makes_its_folder(tmp_path, name):
     drawn = draw_boxes(blank_image(), box_list([[40, 30, 150, 80]], [1]), NAMES)
     save_image(drawn, tmp_path / "new" / name)

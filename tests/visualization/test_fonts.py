@@ -21,7 +21,7 @@ def no_system_fonts(monkeypatch):
     def clear():
         fonts._choose_font.cache_clear()
         fonts._system_fonts.cache_clear()
-        fonts._told.clear()
+        fonts._reported.clear()
 
     monkeypatch.setattr(fonts, "findSystemFonts", list)
     clear()
@@ -51,7 +51,7 @@ def test_ascii_keeps_the_font_of_pillow():
     assert drawable("dog 0.50") == ("dog 0.50", None)
 
 
-def test_letters_without_a_font_differ_and_are_told_once(no_system_fonts, caplog):
+def test_letters_without_a_font_differ_and_are_reported_once(no_system_fonts, caplog):
     assert drawable("螺栓 é")[0] == r"\u87ba\u6813 é"
     assert drawable("螺母")[0] == r"\u87ba\u6bcd"
     assert not np.array_equal(drawn("螺栓"), drawn("螺母"))
@@ -63,9 +63,8 @@ def test_letters_without_a_font_differ_and_are_told_once(no_system_fonts, caplog
 
 def test_a_font_of_the_system_serves_what_dejavu_lacks(monkeypatch, tmp_path, no_system_fonts):
     """STIX has letters that DejaVu lacks; here it plays the font for Chinese."""
-    (dejavu,) = fonts._font_files()
-    stix = dejavu.with_name("STIXGeneral.ttf")
-    letter = min(fonts._letters_of(stix) - fonts._letters_of(dejavu))
+    stix = fonts.DEJAVU.with_name("STIXGeneral.ttf")
+    letter = min(fonts._letters_of(stix) - fonts._letters_of(fonts.DEJAVU))
     (tmp_path / "A.ttf").write_bytes(b"no font")
     others = ("LastResortHE-Regular.ttf", "STIXGeneralBol.ttf", "STIXGeneral.ttf")
     monkeypatch.setattr(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from atss_core.utils.files import atomic_write
+from atss_core.visualization.charts import save_figure
 from atss_core.visualization.fonts import drawable, set_literal
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -39,14 +38,6 @@ def plot_objects(
     _plot_sides(left, sides, anchor_sides)
     _plot_classes(right, shown, len(classes))
     save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of its suffix, and make its folder; raises as ``atomic_write``."""
-    content = io.BytesIO()  # writing a JPEG, Pillow would not notice that a disk is full
-    figure.savefig(content, format=path.suffix[1:] or None)
-    with atomic_write(path) as file:
-        file.write(content.getbuffer())
 
 
 def _plot_sides(axes: Axes, sides: np.ndarray, anchor_sides: Sequence[float]) -> None:

@@ -157,7 +157,7 @@ def best_threshold(scores: np.ndarray, is_correct: np.ndarray, num_gt: int) -> T
     Args:
         scores: float64 (D,), in any order.
         is_correct: bool (D,).
-        num_gt: number of ground truths.
+        num_gt: number of objects.
     """
     if not len(scores) or not num_gt:
         return Threshold(0.5, 0.0, 0.0, 0.0)

@@ -1,8 +1,8 @@
-"""How long does measuring take with each library, do they agree, and how long does the report take?
+"""Time the COCO metrics with each library, compare their numbers, and time the report.
 
     python benchmarks/coco_eval.py
 
-Makes up a test of the size of COCO's val2017: 5,000 images, 36,000 objects of 80 classes, and 500,000
+Makes up an evaluation of the size of COCO's val2017: 5,000 images, 36,000 objects of 80 classes, and 500,000
 detections.
 """
 
@@ -22,7 +22,7 @@ from atss_core.evaluation import CocoEvaluator
 from atss_core.evaluation.backends import BACKENDS, measure
 from atss_core.structures import BoxList
 from atss_core.structures.boxes import from_xywh
-from atss_core.utils.extras import EXTRAS, has
+from atss_core.utils.extras import has
 
 NUM_IMAGES, NUM_OBJECTS, NUM_DETECTIONS, NUM_CLASSES = 5_000, 36_000, 500_000, 80
 SIZE = (480, 640)  # height, width
@@ -62,19 +62,19 @@ def make_up(rng):
     near = rng.integers(0, NUM_OBJECTS, half)
     moved = objects[near] + rng.normal(0, 6, (half, 4))
     moved[:, 2:] = np.maximum(moved[:, 2:], 1)
-    found = (
+    detections = (
         np.concatenate([moved, boxes(half)]),
         np.concatenate([images[near], rng.integers(1, NUM_IMAGES + 1, half)]),
         np.concatenate([classes[near], rng.integers(1, NUM_CLASSES + 1, half)]),
         np.concatenate([rng.beta(3, 3, half), rng.beta(1, 6, half)]),
     )
-    return tree, found
+    return tree, detections
 
 
-def feed(evaluator, found):
+def feed(evaluator, detections):
     """Hand the detections to the evaluator, image by image."""
-    order = np.argsort(found[1], kind="stable")
-    boxes, images, classes, scores = (torch.from_numpy(column[order]) for column in found)
+    order = np.argsort(detections[1], kind="stable")
+    boxes, images, classes, scores = (torch.from_numpy(column[order]) for column in detections)
     bounds = np.searchsorted(images.numpy(), np.arange(1, NUM_IMAGES + 2))
     for i in range(NUM_IMAGES):
         rows = slice(int(bounds[i]), int(bounds[i + 1]))
@@ -83,19 +83,19 @@ def feed(evaluator, found):
 
 def version_of(library):
     """Return the name of a library with its version."""
-    package = EXTRAS[library].package if library in EXTRAS else library
+    package = library.replace("_", "-")
     return f"{package} {metadata.version(package)}"
 
 
 def main():
     """Measure, compare and print."""
     device, repeats = device_and_repeats(__doc__)
-    tree, found = make_up(np.random.default_rng(0))
+    tree, made_up = make_up(np.random.default_rng(0))
     ids = [category["id"] for category in tree["categories"]]
     names = [category["name"] for category in tree["categories"]]
     evaluator = CocoEvaluator(tree, ids, names, [image["id"] for image in tree["images"]])
-    feed(evaluator, found)
-    ground_truth, detections = evaluator.ground_truth, evaluator.numbered_results()
+    feed(evaluator, made_up)
+    ground_truth, detections = evaluator.ground_truth, evaluator.results
     libraries = [library for library in BACKENDS if library == "pycocotools" or has(library)]
 
     def run(library):

@@ -1,4 +1,4 @@
-"""From detections to numbers: the metrics of COCO and VOC, their tables and files."""
+"""The COCO and VOC metrics of detections, their tables and files."""
 
 from atss_core.evaluation.backends import choose_backend
 from atss_core.evaluation.coco import CocoEvaluator, save_results

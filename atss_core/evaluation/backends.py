@@ -1,4 +1,4 @@
-"""The libraries that compute the metrics of COCO: pycocotools, the referee, and faster ones that equal it."""
+"""Libraries that compute the COCO metrics: pycocotools, the referee, and faster ones with equal results."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+import hotcoco
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from atss_core.utils.extras import EXTRAS, has, require
+from atss_core.utils.extras import require
 
 logger = logging.getLogger(__name__)
 
-Entries = Sequence[dict[str, Any]]
-
 AUTO = "auto"
-UNDEFINED = -1.0
 AREAS = ("all", "small", "medium", "large")
 IOU_50, IOU_75 = 0, 5  # of the ten thresholds 0.5, 0.55, ..., 0.95
+
+Entries = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What COCOeval measures; -1 where there is no ground truth to measure against.
+    """The arrays of COCOeval; -1 without ground truth.
 
     T are the ten IoU thresholds, R the 101 recalls 0, 0.01, ..., 1, C the classes by ascending category id;
-    the four areas are ``AREAS``. All but ``stats`` is with up to 100 detections of a class in an image.
+    the four areas are ``AREAS``. All but ``stats`` use up to 100 detections per class and image.
 
     Attributes:
-        stats: the twelve numbers, shape (12,).
+        stats: the twelve metrics, shape (12,).
         precision: interpolated, shape (T, R, C, 4).
-        recall: the largest, shape (T, C, 4).
+        recall: maximum, shape (T, C, 4).
         category_ids: of the classes.
-        backend: the library that measured.
+        backend: the library that was used.
     """
 
     stats: np.ndarray
@@ -50,19 +50,16 @@ class Measured:
 
 
 def choose_backend(name: str) -> str:
-    """Return the library that a value of TEST.COCO_EVAL means here.
-
-    Args:
-        name: "auto" is the fastest that is installed in a version that was proven; or one of ``BACKENDS``.
+    """Return the library for a value of TEST.COCO_EVAL; "auto" is the fastest in a verified version.
 
     Raises:
         ValueError: if there is no such library or it is not installed.
     """
     if name == AUTO:
-        return next(library for library in BACKENDS if _is_proven(library))
+        return next((library for library in VERIFIED if _is_verified(library)), "pycocotools")
     if name not in BACKENDS:
-        raise ValueError(f"TEST.COCO_EVAL must be one of {', '.join((AUTO, *BACKENDS))}, got {name!r}")
-    if name in PROVEN:
+        raise ValueError(f"TEST.COCO_EVAL: expected one of {', '.join((AUTO, *BACKENDS))}, got {name!r}.")
+    if name == "faster_coco_eval":
         require(name)
     return name
 
@@ -78,29 +75,40 @@ def measure(
 
     Args:
         backend: one of ``BACKENDS``.
-        image_ids: the images that count.
-        category_ids: the classes that count.
-        ground_truth: annotations with "id" (not 0), "image_id", "category_id", "bbox", "area" and "iscrowd".
-        detections: the same with "score".
+        image_ids: the images to measure on; entries of others do not count.
+        category_ids: the classes to measure; entries of others do not count.
+        ground_truth: annotations with "image_id", "category_id", "bbox", "area" and "iscrowd".
+        detections: COCO results, with "image_id", "category_id", "bbox" and "score".
     """
     if not all(math.isfinite(entry["score"]) for entry in detections):
         # The others order such scores differently, or refuse them.
-        logger.warning("some scores are not numbers: measured with pycocotools")
+        logger.warning("some scores are not finite: measured with pycocotools")
         backend = "pycocotools"
     ids = sorted(category_ids)  # as pycocotools orders them
-    # Libraries get numbers from 1: hotcoco refuses negative ids, faster_coco_eval mistakes very large ones.
+    # Ids from 1: hotcoco refuses negative ids, faster_coco_eval confuses very large ones.
     class_numbers = {category_id: number for number, category_id in enumerate(ids, start=1)}
     image_numbers = {image_id: number for number, image_id in enumerate(sorted(image_ids), start=1)}
     images = [{"id": number} for number in image_numbers.values()]
     categories = [{"id": number, "name": str(number)} for number in class_numbers.values()]
-    trees = [
-        {"images": images, "categories": categories, "annotations": numbered}
-        for numbered in (
-            _numbered(entries, image_numbers, class_numbers) for entries in (ground_truth, detections)
-        )
-    ]
+
+    def tree(entries: Entries) -> dict[str, Any]:
+        # pycocotools takes a match with annotation id 0 for no match, so all are renumbered from 1.
+        known = (e for e in entries if e["image_id"] in image_numbers and e["category_id"] in class_numbers)
+        annotations = [
+            {
+                "area": entry["bbox"][2] * entry["bbox"][3],
+                "iscrowd": 0,
+                **entry,
+                "id": number,
+                "image_id": image_numbers[entry["image_id"]],
+                "category_id": class_numbers[entry["category_id"]],
+            }
+            for number, entry in enumerate(known, start=1)
+        ]
+        return {"images": images, "categories": categories, "annotations": annotations}
+
     with _log_stdout():
-        evaluation = BACKENDS[backend](*trees)
+        evaluation = BACKENDS[backend](tree(ground_truth), tree(detections))
         evaluation.params.imgIds = [image["id"] for image in images]
         evaluation.params.catIds = [category["id"] for category in categories]
         evaluation.evaluate()
@@ -115,39 +123,21 @@ def measure(
     )
 
 
-def _numbered(
-    entries: Entries, image_numbers: dict[int, int], class_numbers: dict[int, int]
-) -> list[dict[str, Any]]:
-    """Number images and classes anew; entries of others do not count."""
-    return [
-        {
-            **entry,
-            "image_id": image_numbers[entry["image_id"]],
-            "category_id": class_numbers[entry["category_id"]],
-        }
-        for entry in entries
-        if entry["image_id"] in image_numbers and entry["category_id"] in class_numbers
-    ]
-
-
-def _is_proven(library: str) -> bool:
+def _is_verified(library: str) -> bool:
     """Tell whether a library is installed in a version that the tests have compared with pycocotools."""
-    if library not in PROVEN:
-        return library == "pycocotools"
-    if not has(library):
+    try:
+        version = metadata.version(library.replace("_", "-"))
+    except metadata.PackageNotFoundError:
         return False
-    version = metadata.version(EXTRAS[library].package)
-    major, minor = (int(number) for number in version.split(".")[:2])
-    if major == PROVEN[library][0] and minor >= PROVEN[library][1]:
+    major, minor = VERIFIED[library]
+    if (major, minor) <= tuple(int(number) for number in version.split(".")[:2]) < (major + 1, 0):
         return True
-    wanted = ".".join(map(str, PROVEN[library]))
-    logger.info("%s %s is not used: TEST.COCO_EVAL auto wants %s or newer", library, version, wanted)
+    logger.info("%s %s is not used: TEST.COCO_EVAL auto needs %d.%d or newer", library, version, major, minor)
     return False
 
 
 def _hotcoco(ground_truth: dict[str, Any], detections: dict[str, Any]) -> Any:
-    library = require("hotcoco")
-    return library.COCOeval(library.COCO(ground_truth), library.COCO(detections), "bbox")
+    return hotcoco.COCOeval(hotcoco.COCO(ground_truth), hotcoco.COCO(detections), "bbox")
 
 
 def _faster_coco_eval(ground_truth: dict[str, Any], detections: dict[str, Any]) -> Any:
@@ -167,22 +157,20 @@ def _indexed(coco: Any, tree: dict[str, Any]) -> Any:
     return coco
 
 
-# The fastest first. tests/evaluation/test_backends.py compares each with pycocotools: hotcoco is equal to the
-# last bit, faster_coco_eval to 1e-12; benchmarks/coco_eval.py measures their speed.
+# tests/evaluation/test_backends.py compares each with pycocotools: hotcoco is equal to the last bit,
+# faster_coco_eval to 1e-12; benchmarks/coco_eval.py measures their speed.
 BACKENDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
     "hotcoco": _hotcoco,
     "faster_coco_eval": _faster_coco_eval,
     "pycocotools": _pycocotools,
 }
-
-
-# Major and least minor version that "auto" takes.
-PROVEN = {"hotcoco": (1, 3), "faster_coco_eval": (1, 8)}
+# Major and minimum minor version for "auto", the fastest first.
+VERIFIED = {"hotcoco": (1, 3), "faster_coco_eval": (1, 8)}
 
 
 @contextlib.contextmanager
 def _log_stdout() -> Iterator[None]:
-    """Send what the libraries print to the log, at debug level."""
+    """Redirect the output of the libraries to the log, at debug level."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         yield

@@ -1,190 +1,136 @@
-"""Match detections to objects as COCO does, for all images at once, so that errors can be looked at."""
+"""Match detections to ground truth: one to one as in COCO, by hotcoco, and to the largest IoU as in VOC."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import hotcoco
 import numpy as np
+import torch
 
-MOST_OF_A_CLASS = 100  # detections of a class in an image that count, the best; COCO's limit
-PAIRS_AT_ONCE = 1_000_000  # bounds the memory
-NOBODY = -1
+from atss_core.structures import boxes as box_ops
 
-
-@dataclass(frozen=True)
-class Truths:
-    """The objects of a data set, by image.
-
-    Attributes:
-        boxes: (x, y, width, height) in pixels of the images, float64 (G, 4).
-        images: number of the image of each, int64 (G,), ascending.
-        classes: from 0, int64 (G,).
-        is_crowd: detections on these count neither as right nor as wrong, bool (G,).
-    """
-
-    boxes: np.ndarray
-    images: np.ndarray
-    classes: np.ndarray
-    is_crowd: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    @classmethod
-    def read(
-        cls, entries: Sequence[dict[str, Any]], image_ids: Sequence[int], category_ids: Sequence[int]
-    ) -> Truths:
-        """Take COCO annotations; images and classes are numbered as they are listed."""
-        boxes, images, classes = _columns(entries, image_ids, category_ids)
-        is_crowd = np.array([bool(entry["iscrowd"]) for entry in entries], dtype=bool)
-        order = np.argsort(images, kind="stable")
-        return cls(boxes[order], images[order], classes[order], is_crowd[order])
+IOU_THRESHOLD = 0.5
+MAX_DETECTIONS = 100  # per class and image, those with the highest scores; COCO's limit
+NO_MATCH = -1
 
 
 @dataclass(frozen=True)
-class Found:
-    """The detections of a data set, by image and falling score; at most ``MOST_OF_A_CLASS``.
+class Boxes:
+    """Ground truth or detections of a dataset.
 
     Attributes:
-        boxes: (x, y, width, height) in pixels of the images, float64 (D, 4).
-        images: number of the image of each, int64 (D,), ascending.
-        classes: from 0, int64 (D,).
-        scores: float64 (D,).
-        ranks: of the score among those of the class in the image, from 0, int64 (D,).
+        xywh: (x, y, width, height) in pixels of the images, float64 (B, 4).
+        images: index of the image, int64 (B,).
+        classes: index of the class, int64 (B,).
+        scores: confidence of detections, float64 (B,); 1 for ground truth.
+        is_crowd: ground truth whose detections do not count, bool (B,).
     """
 
-    boxes: np.ndarray
+    xywh: np.ndarray
     images: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
-    ranks: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.boxes)
+    is_crowd: np.ndarray
 
     @classmethod
     def read(
         cls, entries: Sequence[dict[str, Any]], image_ids: Sequence[int], category_ids: Sequence[int]
-    ) -> Found:
-        """Take COCO results; images and classes are numbered as they are listed."""
-        boxes, images, classes = _columns(entries, image_ids, category_ids)
-        scores = np.array([entry["score"] for entry in entries], dtype=np.float64)
-        order = np.lexsort((-scores, images))
-        boxes, images, classes, scores = (column[order] for column in (boxes, images, classes, scores))
-        ranks = rank_in(images * len(category_ids) + classes)
-        kept = ranks < MOST_OF_A_CLASS
-        return cls(boxes[kept], images[kept], classes[kept], scores[kept], ranks[kept])
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Detections with the objects of their image that they overlap, the preferred object of each last.
-
-    Attributes:
-        found: rows of detections, int64 (P,), ascending.
-        ground_truth: rows of objects, int64 (P,).
-        ious: float64 (P,); with a crowd the share of the detection that is inside.
-    """
-
-    found: np.ndarray
-    ground_truth: np.ndarray
-    ious: np.ndarray
+    ) -> Boxes:
+        """Convert COCO annotations or results; entries of other images or categories are left out."""
+        image_index = {image_id: index for index, image_id in enumerate(image_ids)}
+        class_index = {category_id: index for index, category_id in enumerate(category_ids)}
+        kept = [e for e in entries if e["image_id"] in image_index and e["category_id"] in class_index]
+        return cls(
+            np.array([e["bbox"] for e in kept], dtype=np.float64).reshape(-1, 4),
+            np.array([image_index[e["image_id"]] for e in kept], dtype=np.int64),
+            np.array([class_index[e["category_id"]] for e in kept], dtype=np.int64),
+            np.array([e.get("score", 1.0) for e in kept], dtype=np.float64),
+            np.array([bool(e.get("iscrowd") or e.get("ignore")) for e in kept], dtype=bool),
+        )
 
     def __len__(self) -> int:
-        return len(self.ious)
+        return len(self.xywh)
 
-    def __getitem__(self, chosen: np.ndarray) -> Pairs:
-        return Pairs(self.found[chosen], self.ground_truth[chosen], self.ious[chosen])
-
-
-def rank_in(groups: np.ndarray) -> np.ndarray:
-    """Count for each row the rows before it of the same group, int64."""
-    order = np.argsort(groups, kind="stable")
-    ordered = groups[order]
-    is_first = np.r_[True, ordered[1:] != ordered[:-1]] if len(groups) else np.zeros(0, dtype=bool)
-    starts = np.flatnonzero(is_first)
-    ranks = np.empty(len(groups), dtype=np.int64)
-    ranks[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
-    return ranks
+    def __getitem__(self, rows: np.ndarray) -> Boxes:
+        return Boxes(
+            self.xywh[rows], self.images[rows], self.classes[rows], self.scores[rows], self.is_crowd[rows]
+        )
 
 
-def find_pairs(found: Found, ground_truth: Truths, least_iou: float) -> Pairs:
-    """Return the pairs of a detection and an object in one image with at least an IoU, of any classes."""
-    parts = [
-        _overlapping(found, ground_truth, rows, others, least_iou)
-        for rows, others in _all_pairs(found, ground_truth)
-    ]
-    rows, others, ious = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    # COCO prefers objects to crowds, then the larger IoU, then the later object.
-    order = np.lexsort((others, ious, ~ground_truth.is_crowd[others], rows))
-    return Pairs(rows[order], others[order], ious[order])
+def coco_evaluation(gt: Boxes, detections: Boxes, max_detections: int = MAX_DETECTIONS) -> hotcoco.COCOeval:
+    """Match detections to ground truth of their image and class at IoU 0.5; ids are rows plus 1."""
+    num_images, num_classes = (
+        max(first.max(initial=0), second.max(initial=0)) + 1
+        for first, second in ((gt.images, detections.images), (gt.classes, detections.classes))
+    )
+    coco = hotcoco.COCO.from_arrays(
+        images=[{"id": number} for number in range(1, num_images + 1)],
+        categories=[{"id": number, "name": str(number)} for number in range(1, num_classes + 1)],
+        image_ids=gt.images + 1,
+        category_ids=gt.classes + 1,
+        boxes=gt.xywh,
+        iscrowd=gt.is_crowd,
+    )
+    rows = (detections.images + 1, detections.xywh, detections.scores, detections.classes + 1)
+    evaluation = hotcoco.COCOeval(coco, coco.load_res(np.column_stack(rows)), "bbox")
+    evaluation.params.iou_thrs = [IOU_THRESHOLD]
+    evaluation.params.area_rng, evaluation.params.area_rng_lbl = [[0, 1e10]], ["all"]
+    evaluation.params.max_dets = [max_detections]
+    evaluation.evaluate()
+    return evaluation
 
 
-def match(pairs: Pairs, ranks: np.ndarray, ground_truth: Truths, least_iou: float) -> np.ndarray:
-    """Give each detection the best object that no better one has taken, as COCO does.
-
-    Args:
-        pairs: those that may match.
-        ranks: of all detections among those that compete for the same objects, int64 (D,).
-        ground_truth: the objects.
-        least_iou: that makes a match.
+def match_one_to_one(
+    gt: Boxes, detections: Boxes, max_detections: int = MAX_DETECTIONS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match detections by falling score to the best ground truth of their class that is left, as COCO does.
 
     Returns:
-        The object of each detection or ``NOBODY``, int64 (D,). A crowd may have many detections.
+        The ground truth of each detection or ``NO_MATCH``, int64 (D,), and whether the detection is ignored:
+        on a crowd, or beyond ``max_detections`` of its class in the image, bool (D,).
     """
-    owner = np.full(len(ranks), NOBODY)
-    is_taken = np.zeros(len(ground_truth), dtype=bool)
-    pairs = pairs[pairs.ious >= min(least_iou, 1 - 1e-10)]  # COCO's rule for an IoU of 1
-    rank = ranks[pairs.found]
-    pairs = pairs[np.argsort(rank, kind="stable")]
-    bounds = np.cumsum(np.bincount(rank, minlength=1)).tolist()
-    # Detections of the same rank do not compete: all of them choose at once.
-    for start, end in itertools.pairwise([0, *bounds]):
-        rows, others = pairs.found[start:end], pairs.ground_truth[start:end]
-        is_free = ~is_taken[others]
-        owner[rows[is_free]] = others[is_free]  # of several, the last stays: the preferred one
-        chosen = owner[rows[is_free]]
-        is_taken[chosen[~ground_truth.is_crowd[chosen]]] = True
-    return owner
+    diagnostics = coco_evaluation(gt, detections, max_detections).image_diagnostics(iou_thr=IOU_THRESHOLD)
+    matched_idx = np.full(len(detections), NO_MATCH)
+    is_ignored = np.ones(len(detections), dtype=bool)
+    counted, matches = diagnostics["dt_status"], diagnostics["dt_match"]
+    is_ignored[np.fromiter(counted, np.int64, len(counted)) - 1] = False
+    rows = np.fromiter(matches, np.int64, len(matches)) - 1
+    matched_idx[rows] = np.fromiter(matches.values(), np.int64, len(matches)) - 1
+    matched_idx[is_ignored] = NO_MATCH
+    return matched_idx, is_ignored
 
 
-def _columns(
-    entries: Sequence[dict[str, Any]], image_ids: Sequence[int], category_ids: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes, numbers of images and numbers of classes."""
-    image_numbers = {image_id: i for i, image_id in enumerate(image_ids)}
-    class_numbers = {category_id: i for i, category_id in enumerate(category_ids)}
-    boxes = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
-    images = np.array([image_numbers[entry["image_id"]] for entry in entries], dtype=np.int64)
-    return boxes, images, np.array([class_numbers[entry["category_id"]] for entry in entries], dtype=np.int64)
+def match_to_largest_iou(gt: Boxes, detections: Boxes) -> np.ndarray:
+    """Match each detection to the ground truth of its class with the largest IoU, if that is at least 0.5.
+
+    Returns:
+        The ground truth of each detection or ``NO_MATCH``, int64 (D,).
+    """
+    matched_idx = np.full(len(detections), NO_MATCH)
+    # Exactly the sizes of the file, which ``from_xywh`` enlarges to a pixel.
+    corners, gt_corners = (
+        box_ops.to_inclusive(torch.from_numpy(np.hstack([b.xywh[:, :2], b.xywh[:, :2] + b.xywh[:, 2:]])))
+        for b in (detections, gt)
+    )
+    num_images = int(gt.images.max(initial=-1)) + 1
+    for rows, gt_rows in zip(
+        _rows_by_image(detections.images, num_images), _rows_by_image(gt.images, num_images), strict=True
+    ):
+        if len(rows) and len(gt_rows):
+            # Two boxes without area have no IoU, NaN.
+            ious = box_ops.iou(corners[rows][:, None], gt_corners[gt_rows]).nan_to_num(0).numpy()
+            ious[detections.classes[rows][:, None] != gt.classes[gt_rows]] = -1
+            best = ious.argmax(axis=1)
+            is_match = ious.max(axis=1) >= IOU_THRESHOLD
+            matched_idx[rows[is_match]] = gt_rows[best[is_match]]
+    return matched_idx
 
 
-def _all_pairs(found: Found, ground_truth: Truths) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield rows of detections with rows of objects of the same image, a part of all pairs at a time."""
-    first = np.searchsorted(ground_truth.images, found.images, side="left")
-    counts = np.searchsorted(ground_truth.images, found.images, side="right") - first
-    parts = np.cumsum(counts) // PAIRS_AT_ONCE
-    for part in range(int(parts[-1]) + 1 if len(parts) else 1):
-        rows = np.flatnonzero(parts == part)
-        repeated = np.repeat(rows, counts[rows])
-        offsets = np.arange(len(repeated)) - np.repeat(np.cumsum(counts[rows]) - counts[rows], counts[rows])
-        yield repeated, first[repeated] + offsets
-
-
-def _overlapping(
-    found: Found, ground_truth: Truths, rows: np.ndarray, others: np.ndarray, least_iou: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keep the pairs with at least an IoU; returns rows of detections, rows of objects and IoUs."""
-    first, second = found.boxes[rows], ground_truth.boxes[others]
-    start = np.maximum(first[:, :2], second[:, :2])
-    end = np.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:])
-    sides = np.maximum(end - start, 0)
-    overlap = sides[:, 0] * sides[:, 1]
-    own, other = first[:, 2] * first[:, 3], second[:, 2] * second[:, 3]
-    whole = np.where(ground_truth.is_crowd[others], own, own + other - overlap)
-    ious = np.divide(overlap, whole, out=np.zeros_like(overlap), where=overlap > 0)
-    kept = ious >= least_iou
-    return rows[kept], others[kept], ious[kept]
+def _rows_by_image(images: np.ndarray, num_images: int) -> list[np.ndarray]:
+    order = np.argsort(images, kind="stable")
+    bounds = np.searchsorted(images[order], np.arange(num_images + 1))
+    return [order[start:end] for start, end in itertools.pairwise(bounds)]

@@ -1,13 +1,13 @@
-"""The numbers of an evaluation: their table, and their comparison with published ones."""
+"""The metrics of an evaluation: their table, and their comparison with published ones."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from atss_core.evaluation.backends import UNDEFINED
+import numpy as np
+
 from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)
@@ -15,12 +15,13 @@ logger = logging.getLogger(__name__)
 # In the order of COCOeval.stats. AP and AR100 average over IoU 0.5 to 0.95; s, m, l are object areas up to
 # 32^2, up to 96^2 and above, in square pixels of the original image.
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+UNDEFINED = -1.0  # of a metric without ground truth, as in COCOeval
 TABLE_WIDTH = 100
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """The metrics of one evaluation, in 0..1, -1 where there is no ground truth to measure against.
+    """The metrics of an evaluation, in 0..1, -1 without ground truth.
 
     Attributes:
         overall: the twelve numbers of ``METRIC_NAMES``.
@@ -44,7 +45,7 @@ class CocoMetrics:
         """Return all numbers in percent as text of at most 100 columns.
 
         Args:
-            sort_by: "name" orders the classes by the alphabet, "AP" puts the best first.
+            sort_by: "name" sorts the classes alphabetically, "AP" puts the best first.
 
         Raises:
             ValueError: if ``sort_by`` is something else.
@@ -54,7 +55,7 @@ class CocoMetrics:
             "AP": lambda name: -self.per_class[name],
         }
         if sort_by not in orders:
-            raise ValueError(f"sort_by must be one of {', '.join(orders)}, got {sort_by!r}")
+            raise ValueError(f"sort_by: expected one of {', '.join(orders)}, got {sort_by!r}")
         overall = [
             "".join(f"{name:>7}" for name in self.overall),
             "".join(f"{percent(value):>7}" for value in self.overall.values()),
@@ -73,22 +74,32 @@ def check_expected_results(
     """Compare metrics with published ones and log every comparison.
 
     Args:
-        metrics: what was measured.
+        metrics: the measured ones.
         expected: (task, metric, mean, standard deviation), for example ("bbox", "AP", 0.393, 0.002).
-        sigma_tol: how many standard deviations from the mean are accepted.
+        sigma_tol: accepted distance from the mean, in standard deviations.
 
     Returns:
         A message for each metric out of its range; empty if all are as expected.
 
     Raises:
-        ValueError: if a task or metric does not exist or an entry has not four parts.
+        ValueError: if an entry does not have four values or names an unknown task or metric.
     """
     failures = []
     for entry in expected:
-        name, mean, std = _parse_expected(entry, metrics.overall)
-        actual = metrics.overall[name]
-        message = f"bbox {name} is {actual:.4f}, expected {mean:.4f} +- {sigma_tol * std:.4f}"
-        if abs(actual - mean) <= sigma_tol * std:
+        if len(entry) != 4:
+            raise ValueError(
+                f"TEST.EXPECTED_RESULTS: expected (task, metric, mean, std), got {entry!r}. Write it like "
+                "('bbox', 'AP', 0.393, 0.002)."
+            )
+        task, name, mean, std = entry
+        if task != "bbox":
+            raise ValueError(f"TEST.EXPECTED_RESULTS: expected the task 'bbox', got {task!r}. Correct it.")
+        if name not in metrics.overall:
+            choices = ", ".join(metrics.overall)
+            raise ValueError(f"TEST.EXPECTED_RESULTS: expected one of {choices}, got {name!r}. Correct it.")
+        actual, tolerance = metrics.overall[name], sigma_tol * float(std)
+        message = f"bbox {name} is {actual:.4f}, expected {float(mean):.4f} +- {tolerance:.4f}"
+        if abs(actual - float(mean)) <= tolerance:
             logger.info("PASS: %s", message)
         else:
             logger.error("FAIL: %s", message)
@@ -96,36 +107,26 @@ def check_expected_results(
     return failures
 
 
-def _parse_expected(entry: Sequence[Any], choices: dict[str, float]) -> tuple[str, float, float]:
-    if len(entry) != 4:
-        raise ValueError(
-            f"expected (task, metric, mean, std), got {entry!r}; write it like ('bbox', 'AP', 0.393, 0.002)"
-        )
-    task, name, mean, std = entry
-    if task != "bbox":
-        raise ValueError(f"expected the task 'bbox', got {task!r}; only boxes are detected here")
-    if name not in choices:
-        raise ValueError(f"expected a metric out of {', '.join(choices)}, got {name!r}; correct the name")
-    return name, float(mean), float(std)
+def mean_defined(values: Sequence[float] | np.ndarray) -> float:
+    """Return the mean of the values that are defined, ``UNDEFINED`` without any."""
+    defined = np.asarray(values)
+    defined = defined[defined > UNDEFINED]
+    return float(defined.mean()) if defined.size else UNDEFINED
 
 
 def percent(value: float) -> str:
-    """Return a share in percent as text, "-" where it is not defined."""
+    """Return a fraction in percent as text, "-" where it is not defined."""
     return "-" if value == UNDEFINED else f"{100 * value:.1f}"
 
 
 def _class_columns(rows: Sequence[tuple[str, float, float]]) -> list[str]:
-    """Lay out (name, AP, AP50) in columns that are read from top to bottom."""
-    gap, numbers = 4, 14
-    name_width = min(max(len("class"), *(len(name) for name, _, _ in rows)), TABLE_WIDTH - numbers)
-    num_columns = min((TABLE_WIDTH + gap) // (name_width + numbers + gap), len(rows))
-    num_lines = -(-len(rows) // num_columns)
-    cells = [_class_cell(n[:name_width], percent(ap), percent(ap50), name_width) for n, ap, ap50 in rows]
-    header = _class_cell("class", "AP", "AP50", name_width)
-    separator = " " * gap
-    lines = [separator.join(cells[line::num_lines]) for line in range(num_lines)]
-    return [separator.join([header] * len(range(0, len(cells), num_lines))), *lines]
-
-
-def _class_cell(name: str, ap: str, ap50: str, name_width: int) -> str:
-    return f"{name:<{name_width}}{ap:>7}{ap50:>7}"
+    """Format rows of (name, AP, AP50) in columns, read from top to bottom."""
+    separator, num_digits = " " * 4, 14
+    width = min(max(len("class"), *(len(name) for name, _, _ in rows)), TABLE_WIDTH - num_digits)
+    per_line = min((TABLE_WIDTH + len(separator)) // (width + num_digits + len(separator)), len(rows))
+    num_lines = -(-len(rows) // per_line)
+    cells = [f"{name[:width]:<{width}}{percent(ap):>7}{percent(ap50):>7}" for name, ap, ap50 in rows]
+    header = separator.join(
+        [f"{'class':<{width}}{'AP':>7}{'AP50':>7}"] * len(range(0, len(cells), num_lines))
+    )
+    return [header, *(separator.join(cells[line::num_lines]) for line in range(num_lines))]

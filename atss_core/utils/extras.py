@@ -30,7 +30,6 @@ EXTRAS = {
     "openvino": Extra("openvino", "export", "export to OpenVINO"),
     "supervision": Extra("supervision", "supervision", "detections as supervision.Detections"),
     "tensorboard": Extra("tensorboard", "tensorboard", "curves of a training in TensorBoard"),
-    "hotcoco": Extra("hotcoco", "fast", "faster COCO metrics"),
     "faster_coco_eval": Extra("faster-coco-eval", "fast", "faster COCO metrics"),
 }
 

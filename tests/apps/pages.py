@@ -33,7 +33,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.addresses, self.words, self.open = [], [], [], []
+        self.tags, self.addresses, self.texts, self.open = [], [], [], []
         self.images = []
         self.feed(text)
 
@@ -50,11 +50,11 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data):
-        self.words.append(data)
+        self.texts.append(data)
 
     @property
     def text(self):
-        return " ".join(self.words)
+        return " ".join(" ".join(self.texts).split())
 
 
 def check_self_contained(text, folder=None):
@@ -92,6 +92,6 @@ def open_in_browser(file, width, folder):
     profile = Path(folder) / "profile"
     command = [browser, *QUIET, f"--user-data-dir={profile}", "--dump-dom", probe.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
-    (found,) = re.findall(r"<title>probe(.*?)</title>", done.stdout)
+    (measured,) = re.findall(r"<title>probe(.*?)</title>", done.stdout)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return json.loads(found), console
+    return json.loads(measured), console

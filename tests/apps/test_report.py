@@ -1,25 +1,29 @@
 import copy
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from atss_core.apps.report.analysis import analyze
-from atss_core.apps.report.images import (
-    NUM_BEST,
-    NUM_WORST,
-    ImageSource,
-    choose_best,
-    choose_worst,
-    count_by_image,
-)
+from atss_core.apps.report.analysis import CORRECT, IGNORED, analyze
+from atss_core.apps.report.images import NUM_BEST, NUM_WORST, ImageSource
 from atss_core.apps.report.report import ReportInput, build_report
-from atss_core.apps.report.sections import SECTIONS
 from atss_core.evaluation import CocoEvaluator, VocMetrics
 from tests.apps.pages import check_self_contained, open_in_browser
 from tests.evaluation.made_up import make_up
 from tests.evaluation.test_coco import CAT, DOG, NOTHING, detections, tiny
 
+SECTIONS = (
+    "Metrics",
+    "Metrics per class",
+    "Precision and recall",
+    "Score threshold",
+    "Confusion matrix",
+    "Error analysis (TIDE)",
+    "Worst images",
+    "Best images",
+    "Run information",
+)
 NASTY = '<b>cats & "dogs"</b> $x_1$ \N{CJK UNIFIED IDEOGRAPH-732B}'
 
 
@@ -72,20 +76,19 @@ def many_classes():
 
 
 def test_numbers_and_sections():
-    page = check_self_contained(
-        report_of(
-            tiny(),
-            {1: CAT, 2: CAT},
-            facts={"command": "atss test --config-file a<b"},
-            configuration="TEST:\n  REPORT: true",
-            voc_metrics=VocMetrics({"cat": 0.123}, {"cat": 0.456}),
-        )
+    text = report_of(
+        tiny(),
+        {1: CAT, 2: CAT},
+        facts={"command": "atss test --config-file a<b"},
+        configuration="TEST:\n  REPORT: true",
+        voc_metrics=VocMetrics({"cat": 0.123}, {"cat": 0.456}),
     )
-    for title in SECTIONS.values():
-        assert title in page.text
-    assert {address for address in page.addresses if address.startswith("#")} == {f"#{i}" for i in SECTIONS}
-    for words in ("12.3", "45.6", "atss test --config-file a<b", "REPORT: true", "2 images, 2 objects"):
-        assert words in page.text
+    page = check_self_contained(text)
+    assert re.findall("<h2.*>(.*)</h2>", text) == list(SECTIONS)
+    assert re.findall('<a href="#.*?">(.*?)</a>', text) == list(SECTIONS)
+    assert re.findall('<a href="#(.*?)">', text) == re.findall('<h2 id="(.*?)">', text)
+    for expected in ("12.3", "45.6", "atss test --config-file a<b", "REPORT: true", "2 images, 2 objects"):
+        assert expected in page.text
     # AP of cat is 1, that of dog 0.
     assert "50.0" in page.text
     assert "1 missed (dog); 1 false (cat)" in page.text
@@ -100,8 +103,8 @@ def test_names_are_text_and_not_html():
 
 def test_without_detections():
     page = check_self_contained(report_of(tiny(), {1: NOTHING, 2: NOTHING}))
-    assert "No detection is right" in page.text
-    assert "No other image has a right detection" in page.text
+    assert "No detection is correct" in page.text
+    assert "No other image has a correct detection" in page.text
     assert page.text.count("1 missed") == 2
 
 
@@ -126,14 +129,14 @@ def test_crowds_are_ignored():
     coco["annotations"][1]["iscrowd"] = 1
     inside = detections([[60, 10, 100, 50], [70, 20, 110, 60]], [2, 2], [0.95, 0.94])
     page = check_self_contained(report_of(coco, {1: CAT, 2: inside}))
-    assert "1 crowds, ignore regions or difficult objects count neither way" in page.text
+    assert "1 crowds, ignore regions or difficult objects do not count" in page.text
     assert "No image has an error" in page.text
     coco["annotations"][0]["iscrowd"] = 1  # nothing is left to find
     page = check_self_contained(report_of(coco, {1: CAT, 2: inside}))
     assert "There is no object to find" in page.text
 
 
-def test_images_that_cannot_be_read_are_left_out_and_told():
+def test_unreadable_images_are_left_out_and_named():
     def broken(image_id):
         if image_id == 2:
             raise OSError("2.jpg is <damaged>; restore it")
@@ -145,7 +148,7 @@ def test_images_that_cannot_be_read_are_left_out_and_told():
     assert len([image for image in page.images if image["src"].startswith("data:image/jpeg")]) == 2
 
 
-def test_faults_of_the_program_are_not_hidden():
+def test_internal_errors_are_not_hidden():
     def faulty(image_id):
         raise KeyError(image_id)
 
@@ -153,22 +156,22 @@ def test_faults_of_the_program_are_not_hidden():
         report_of(tiny(), {1: CAT, 2: CAT}, load=faulty)
 
 
-def test_report_wants_an_evaluation_and_leaves_it_alone():
+def test_report_needs_an_evaluation_and_does_not_change_it():
     coco = tiny()
     before = copy.deepcopy(coco)
     assert report_of(coco, {1: CAT, 2: CAT}) == report_of(coco, {1: CAT, 2: CAT})
     assert coco == before
     evaluator = CocoEvaluator(coco, [7, 3], ["cat", "dog"], [1, 2])
     source = ImageSource(load, {})
-    with pytest.raises(ValueError, match=r"call evaluate\(\) first"):
+    with pytest.raises(ValueError, match=r"Call evaluate\(\) first"):
         build_report(ReportInput("made up", evaluator, None, source))
 
 
-def test_many_classes_are_folded_and_small(many_classes):
+def test_tables_of_many_classes_are_folded_and_the_page_is_small(many_classes):
     page = check_self_contained(many_classes)
     assert "The ten classes with the lowest AP" in page.text
     assert "All 80 classes" in page.text
-    assert "The pairs that are confused most" in page.text
+    assert "The most confused pairs of classes" in page.text
     assert 'class="heat"' not in many_classes, "a matrix of 80 classes cannot be read"
     assert len(page.images) == 4 + 2 * (NUM_WORST + NUM_BEST)
     assert len(many_classes) < 3_000_000
@@ -201,16 +204,22 @@ def test_browser_would_find_faults(tmp_path):
 
 
 def test_images_are_chosen_by_f1():
-    images, classes, annotations, found = make_up("plain", 2)
-    analysis = analyze(annotations, found, images, classes, [str(i) for i in classes])
-    counts = count_by_image(analysis)
-    assert counts.right.sum() == np.trace(analysis.confusion()[:-1, :-1])
-    worst, best = choose_worst(counts), choose_best(counts)
+    images, classes, annotations, boxes = make_up("plain", 2)
+    analysis = analyze(annotations, boxes, images, classes, [str(i) for i in classes])
+    f1, worst, best = analysis.rank_images()
+    correct, errors = np.zeros(len(images)), np.zeros(len(images))
+    for outcomes, rows in ((analysis.outcome, analysis.detections), (analysis.gt_outcome, analysis.gt)):
+        for image, outcome, score in zip(rows.images, outcomes, rows.scores, strict=True):
+            if outcome == CORRECT and score >= analysis.threshold.score:
+                correct[image] += 0.5  # the detection and its object
+            elif outcome != IGNORED and score >= analysis.threshold.score:
+                errors[image] += 1
+    assert correct.sum() == np.trace(analysis.confusion()[:-1, :-1])
     assert len(worst) > 3
-    assert set(worst) == set(np.flatnonzero(counts.wrong + counts.missed))
-    keys = [(counts.f1[i], -counts.errors[i]) for i in worst]
+    assert set(worst) == set(np.flatnonzero(errors))
+    assert set(best) == set(np.flatnonzero(correct))
+    keys = [(f1[i], -errors[i]) for i in worst]
     assert keys == sorted(keys)
-    keys = [(-counts.f1[i], -counts.right[i]) for i in best]
+    keys = [(-f1[i], -correct[i]) for i in best]
     assert keys == sorted(keys)
-    expected = 2 * counts.right / np.maximum(2 * counts.right + counts.wrong + counts.missed, 1)
-    assert np.array_equal(counts.f1[worst], expected[worst])
+    assert np.array_equal(f1[worst], (2 * correct / np.maximum(2 * correct + errors, 1))[worst])

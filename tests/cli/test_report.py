@@ -1,4 +1,4 @@
-"""The report as the test of a user writes it."""
+"""The report, as the evaluation of a user writes it."""
 
 import json
 import sys
@@ -16,22 +16,18 @@ from tests.layouts import CONTENT, coco_tree, write_coco, write_voc
 
 @pytest.fixture
 def trained(tmp_path):
-    """The command line of a run that was trained for a step and not tested."""
-    words = [
-        "--config-file",
-        CONFIG,
-        *ONE_STEP,
-        *dataset_overrides(write_coco(tmp_path / "data"), tmp_path / "run"),
-    ]
-    train.main([*words, "--skip-test"])
-    return words
+    """The command line of a run that was trained for a step and not evaluated."""
+    datasets = write_coco(tmp_path / "data")
+    arguments = ["--config-file", CONFIG, *ONE_STEP, *dataset_overrides(datasets, tmp_path / "run")]
+    train.main([*arguments, "--skip-test"])
+    return arguments
 
 
 def reports(folder):
     return sorted((folder / "run" / "inference").glob("*/report.html"))
 
 
-def test_test_writes_a_report_and_says_where(trained, tmp_path, monkeypatch, capsys):
+def test_evaluation_writes_a_report_and_logs_its_path(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/atss", "test", "--config-file", "a b.yaml"])
     test.main(trained)
     (file,) = reports(tmp_path)
@@ -39,8 +35,14 @@ def test_test_writes_a_report_and_says_where(trained, tmp_path, monkeypatch, cap
     page = check_self_contained(file.read_text(encoding="utf-8"))
     metrics = json.loads((file.parent / "metrics.json").read_text())
     assert f"{100 * metrics['overall']['AR100']:.1f}" in page.text
-    for words in ("atss test --config-file 'a b.yaml'", "model_final.pth", "COCO layout", "PyTorch", "a.png"):
-        assert words in page.text
+    for expected in (
+        "atss test --config-file 'a b.yaml'",
+        "model_final.pth",
+        "COCO layout",
+        "PyTorch",
+        "a.png",
+    ):
+        assert expected in page.text
     assert "REPORT: true" in page.text  # the configuration
 
 
@@ -60,11 +62,11 @@ WARNINGS = {
         (110, 0, 1000, ["class"]),
     ],
 )
-def test_more_objects_than_detections_are_told_everywhere(
+def test_all_commands_warn_of_more_objects_than_detections(
     num_first, per_image, per_level, expected, tmp_path, capsys
 ):
     objects = [(int(i >= num_first), 2 * (i % 30), 2 * (i // 30), 12, 12) for i in range(150)]
-    places = write_coco(tmp_path / "data", content={**CONTENT, "e": objects})
+    datasets = write_coco(tmp_path / "data", content={**CONTENT, "e": objects})
     for split in ("train", "val"):  # neither crowds nor boxes without area count
         edit(
             tmp_path / "data" / f"{split}.json",
@@ -74,12 +76,12 @@ def test_more_objects_than_detections_are_told_everywhere(
             ),
         )
     opts = ["TEST.DETECTIONS_PER_IMG", str(per_image), "MODEL.ATSS.PRE_NMS_TOP_N", str(per_level)]
-    words = ["--config-file", CONFIG, *ONE_STEP, *opts]
-    check.main([places[0], "--quick", *words, "--output-dir", str(tmp_path / "check")])
+    arguments = ["--config-file", CONFIG, *ONE_STEP, *opts]
+    check.main([datasets[0], "--quick", *arguments, "--output-dir", str(tmp_path / "check")])
     printed = [capsys.readouterr().out]
-    train.main([*words, *dataset_overrides(places, tmp_path / "run"), "--skip-test"])
+    train.main([*arguments, *dataset_overrides(datasets, tmp_path / "run"), "--skip-test"])
     printed.append(capsys.readouterr().out)
-    test.main([*words, *dataset_overrides(places, tmp_path / "run")])
+    test.main([*arguments, *dataset_overrides(datasets, tmp_path / "run")])
     printed.append(capsys.readouterr().out)
     (file,) = reports(tmp_path)
     printed.append(check_self_contained(file.read_text(encoding="utf-8")).text)
@@ -104,10 +106,10 @@ def test_no_report_without_annotations(trained, tmp_path, capsys):
     assert "has no annotations" in capsys.readouterr().out
 
 
-def test_tests_during_training_write_no_report_but_the_last_does(tmp_path, capsys):
-    words = dataset_overrides(write_voc(tmp_path / "data"), tmp_path / "run")
+def test_only_the_final_evaluation_of_a_training_writes_a_report(tmp_path, capsys):
+    arguments = dataset_overrides(write_voc(tmp_path / "data"), tmp_path / "run")
     opts = [*ONE_STEP, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1"]
-    train.main(["--config-file", CONFIG, *opts, *words])
+    train.main(["--config-file", CONFIG, *opts, *arguments])
     output = capsys.readouterr().out
     assert output.count("by the 11 points of 2007") == 2
     assert output.count("Report:") == 1
@@ -117,7 +119,7 @@ def test_tests_during_training_write_no_report_but_the_last_does(tmp_path, capsy
     assert "as this training has left them" in text
 
 
-def test_unknown_library_is_refused_before_the_images_are_looked_at(trained, tmp_path, capsys):
+def test_unknown_library_is_refused_before_images_are_read(trained, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(test.main, [*trained, "TEST.COCO_EVAL", "coco"])
     message = "TEST.COCO_EVAL must be one of 'auto', 'hotcoco', 'faster_coco_eval', 'pycocotools', got 'coco'"

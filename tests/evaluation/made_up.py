@@ -64,7 +64,7 @@ def make_up(kind, seed, crowds=True):
 
 def _objects(kind, rng, classes):
     number = 0 if rng.random() < 0.15 else int(rng.integers(0, 8))
-    found = []
+    objects = []
     for _ in range(number):
         box = _box(rng)
         if kind == "areas at the borders of the sizes":
@@ -78,8 +78,8 @@ def _objects(kind, rng, classes):
         category_id = int(rng.choice(classes))
         if kind == "class without objects" and category_id == 2:
             category_id = 1
-        found.append((_rounded(kind, box), category_id))
-    return found
+        objects.append((_rounded(kind, box), category_id))
+    return objects
 
 
 def _detections(kind, rng, classes, objects):

@@ -99,9 +99,9 @@ DOG = detections([[60, 10, 159, 89]], [2])
 
 @pytest.mark.parametrize("ratio", [1.0, 2.0])
 def test_twelve_numbers_equal_the_published_implementation(ratio):
-    coco, found, expected = load_golden()
+    coco, boxes, expected = load_golden()
     evaluator = build(coco)
-    feed(evaluator, coco, found, ratio)
+    feed(evaluator, coco, boxes, ratio)
     metrics = evaluator.evaluate()
     assert list(metrics.overall) == list(METRIC_NAMES) == list(expected)
     assert metrics.overall == pytest.approx(expected, abs=1e-6)
@@ -115,19 +115,19 @@ def test_a_file_of_results_gives_the_numbers_of_pycocotools(tmp_path):
     """Coordinates that float64 holds and float32 does not; many IoUs lie exactly at a threshold."""
     rng = np.random.default_rng(0)
     images = [{"id": i, "height": 3000, "width": 3000, "file_name": "x"} for i in (1, 2, 3)]
-    annotations, found = [], []
+    annotations, boxes = [], []
     for number in range(1, 61):
         x, y = (1000 + 20 * number + int(rng.integers(1, 2**20)) / 2**20 for _ in range(2))
         known = {"image_id": number % 3 + 1, "category_id": (7, 3)[number % 2]}
         annotations.append({"id": number, **known, "bbox": [x, y, 20, 20], "area": 400, "iscrowd": 0})
         height = 20 * (10 + number % 10) / 20  # IoU 0.5, 0.55, ..., 0.95
-        found.append({**known, "bbox": [x, y, 20, height], "score": float(rng.random())})
+        boxes.append({**known, "bbox": [x, y, 20, height], "score": float(rng.random())})
     coco = tiny(images=images, annotations=annotations, categories=[{"id": 7}, {"id": 3}])
-    files = [tmp_path / name for name in ("truth.json", "bbox.json")]
-    for file, content in zip(files, (coco, found), strict=True):
+    files = [tmp_path / name for name in ("annotations.json", "bbox.json")]
+    for file, content in zip(files, (coco, boxes), strict=True):
         file.write_text(json.dumps(content))
-    truth = COCO(str(files[0]))
-    referee = COCOeval(truth, truth.loadRes(str(files[1])), "bbox")
+    gt = COCO(str(files[0]))
+    referee = COCOeval(gt, gt.loadRes(str(files[1])), "bbox")
     referee.evaluate()
     referee.accumulate()
     referee.summarize()
@@ -136,7 +136,7 @@ def test_a_file_of_results_gives_the_numbers_of_pycocotools(tmp_path):
     assert 0.2 < referee.stats[0] < 0.9
     assert list(evaluator.evaluate().overall.values()) == referee.stats.tolist()
     by_box = {tuple(result["bbox"]) for result in evaluator.results}
-    assert by_box == {tuple(result["bbox"]) for result in found}
+    assert by_box == {tuple(result["bbox"]) for result in boxes}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -173,7 +173,7 @@ def test_float32_detections_are_scaled_in_float64():
 
 @pytest.mark.parametrize("library", ["pycocotools", "hotcoco", "faster_coco_eval"])
 def test_missing_areas_and_ignore_regions(library):
-    """A null area is that of the box; what is marked "ignore" is neither found nor missed, like a crowd."""
+    """A null area is that of the box; what is marked "ignore" does not count, like a crowd."""
     pytest.importorskip(library)
     coco = tiny()
     for annotation in coco["annotations"]:
@@ -184,8 +184,8 @@ def test_missing_areas_and_ignore_regions(library):
     cats = [[100, 20, 159, 69], [110, 20, 159, 79], [10, 20, 49, 69]]  # two in the region score best
     evaluator.process(1, detections(cats, [1, 1, 1], [0.9, 0.8, 0.7]))
     evaluator.process(2, DOG)
-    assert [truth["area"] for truth in evaluator.ground_truth] == [2000, 8000, 3600, 400]
-    assert [truth["iscrowd"] for truth in evaluator.ground_truth] == [0, 0, 1, 1]
+    assert [annotation["area"] for annotation in evaluator.ground_truth] == [2000, 8000, 3600, 400]
+    assert [annotation["iscrowd"] for annotation in evaluator.ground_truth] == [0, 0, 1, 1]
     metrics = evaluator.evaluate()
     assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 1.0})
     assert metrics.overall["APm"] == pytest.approx(1.0)
@@ -221,15 +221,15 @@ def test_perfect_detections_of_categories_that_are_not_sorted():
     assert metrics.overall["APs"] == -1
 
 
-def test_objects_beyond_maxdets_cost_ap_even_if_all_are_found():
-    """What the check and the report warn of: 150 objects, of which 100 detections count."""
+def test_objects_beyond_max_dets_cost_ap_even_if_all_are_detected():
+    """The check and the report warn of it: 150 objects, of which 100 detections count."""
     boxes = [[10.0 * (i % 15), 9.0 * (i // 15), 8, 8] for i in range(150)]
     annotations = [
         {"id": i, "image_id": 1, "category_id": 7, "bbox": box} for i, box in enumerate(boxes, start=1)
     ]
     evaluator = tiny_evaluator(tiny(annotations=annotations))
-    found = from_xywh(torch.tensor(boxes))
-    evaluator.process(1, detections(found.tolist(), [1] * 150, [1 - i / 1000 for i in range(150)]))
+    corners = from_xywh(torch.tensor(boxes))
+    evaluator.process(1, detections(corners.tolist(), [1] * 150, [1 - i / 1000 for i in range(150)]))
     evaluator.process(2, NOTHING)
     metrics = evaluator.evaluate()
     assert metrics.overall["AP"] == pytest.approx(67 / 101)
@@ -262,12 +262,12 @@ def test_an_image_that_comes_twice_counts_once():
     assert evaluator.evaluate().overall["AP"] == pytest.approx(1.0)
 
 
-def test_reset_forgets():
+def test_reset_removes_all_detections():
     evaluator = tiny_evaluator()
     evaluator.process(1, CAT)
     evaluator.reset()
     assert evaluator.results == []
-    with pytest.raises(ValueError, match=r"call process\(\) first"):
+    with pytest.raises(ValueError, match=r"Call process\(\) first"):
         evaluator.evaluate()
 
 
@@ -333,9 +333,9 @@ def test_constructor_refuses():
 
 
 def test_table_shows_every_number_within_100_columns():
-    coco, found, _ = load_golden()
+    coco, boxes, _ = load_golden()
     evaluator = build(coco)
-    feed(evaluator, coco, found)
+    feed(evaluator, coco, boxes)
     metrics = evaluator.evaluate()
     lines = metrics.table().splitlines()
     assert max(map(len, lines)) <= 100

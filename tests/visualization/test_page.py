@@ -14,7 +14,7 @@ EVERYTHING = """{% extends "base.html" %}{% import "macros.html" as page %}{% bl
 {{ page.table(name, ["", name], [[name, 1], ["b", name]], words=true) }}
 {{ page.heat_table(name, ["", name], [(name, [(name, 0.7, true), ("", 0.0, false)])]) }}
 {% call page.grid(300, is_wide=true) %}{{ page.figure("data:image/,", name, (20, 10)) }}{% endcall %}
-{{ page.cards([(name, "50.0", name)]) }}{{ page.bars([(name, "+1.0", 0.5, name)]) }}
+{{ page.cards([(name, "50.0", name)]) }}<dl>{{ page.bar(name, "+1.0", 0.5, name) }}</dl>
 {{ page.facts({name: name}) }}{% call page.folded(name) %}<p>{{ name }}</p>{% endcall %}
 {{ page.legend({name: "rgb(1, 2, 3)"}) }}{% endblock %}"""
 

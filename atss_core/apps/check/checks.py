@@ -20,7 +20,7 @@ from atss_core.data import DetectionDataset, UnreadableImageError, resize_size
 from atss_core.data.dataset import NOTHING_TO_LEARN
 from atss_core.data.datasets.coco import some
 from atss_core.data.images import describe_unused_range, has_ambiguous_orientation, has_grey_bits
-from atss_core.evaluation.matching import MOST_OF_A_CLASS
+from atss_core.evaluation.matching import MAX_DETECTIONS
 from atss_core.modeling.build import build_anchor_generator, build_assigner
 from atss_core.utils.progress import progress
 from atss_core.utils.text import printable
@@ -323,7 +323,7 @@ def crowded_images(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
     defects = []
     for limit, (index, counts), text in (
         (
-            MOST_OF_A_CLASS,
+            MAX_DETECTIONS,
             (pairs[:, 0], per_class),
             "objects of a class ({}): the metrics of COCO count no more detections of a class per image "
             "(maxDets), so that AP stays below 100 even if all are found; cut such images into tiles, or "

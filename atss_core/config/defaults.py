@@ -82,6 +82,10 @@ def _model() -> Node:
                     "USE_GN": False,
                 }
             ),
+            # (new) Neck, head and loss by name. docs/extending.md tells how to add your own.
+            "NECK": Node({"NAME": "FPN"}),
+            "HEAD": Node({"NAME": "ATSSHead"}),
+            "LOSS": Node({"NAME": "ATSSLoss"}),
             # GroupNorm, and a ReLU, after each convolution of the FPN.
             "FPN": Node({"USE_GN": False, "USE_RELU": False}),
             # GroupNorm of backbone and FPN: NUM_GROUPS, or DIM_PER_GP channels per group with NUM_GROUPS -1.

@@ -37,7 +37,8 @@ def build_detector(cfg: CfgNode) -> Detector:
     body = BACKBONES.build(model.BACKBONE.CONV_BODY, cfg)
     neck = NECKS.build(model.NECK.NAME, cfg, body.out_channels)
     anchor_generator = build_anchor_generator(cfg)
-    head = HEADS.build(model.HEAD.NAME, cfg, anchor_generator.num_anchors)
+    num_classes = atss.NUM_CLASSES - 1  # the key counts the background
+    head = HEADS.build(model.HEAD.NAME, cfg, num_classes, anchor_generator.num_anchors)
     box_coder = BOX_CODERS.build(atss.REGRESSION_TYPE, cfg)
     box_loss = BOX_LOSSES.build(atss.REG_LOSS_TYPE, cfg, box_coder)
     return Detector(
@@ -164,11 +165,11 @@ def _fpn(cfg: CfgNode, in_channels: tuple[int, ...]) -> FPN:
     )
 
 
-def _atss_head(cfg: CfgNode, num_anchors: int) -> AtssHead:
+def _atss_head(cfg: CfgNode, num_classes: int, num_anchors: int) -> AtssHead:
     atss = cfg.MODEL.ATSS
     return AtssHead(
         in_channels=cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS,
-        num_classes=atss.NUM_CLASSES - 1,  # the key counts the background
+        num_classes=num_classes,
         num_levels=len(atss.ANCHOR_STRIDES),
         num_anchors=num_anchors,
         num_convs=atss.NUM_CONVS,
@@ -229,7 +230,7 @@ def _point_coder(cfg: CfgNode) -> PointCoder:
 # Every builder gets the configuration; the comments name its other arguments.
 BACKBONES = Registry("MODEL.BACKBONE.CONV_BODY", {f"R-{depth}-FPN-RETINANET": _resnet for depth in DEPTHS})
 NECKS = Registry("MODEL.NECK.NAME", {"FPN": _fpn})  # channels of the backbone's outputs
-HEADS = Registry("MODEL.HEAD.NAME", {"ATSSHead": _atss_head})  # anchors per location
+HEADS = Registry("MODEL.HEAD.NAME", {"ATSSHead": _atss_head})  # object classes, anchors per location
 LOSSES = Registry("MODEL.LOSS.NAME", {"ATSSLoss": _atss_loss})  # assigner, box loss
 ASSIGNERS = Registry("MODEL.ATSS.POSITIVE_TYPE", {"ATSS": _atss, "SSC": _ssc, "IoU": _iou, "TOPK": _topk})
 BOX_CODERS = Registry("MODEL.ATSS.REGRESSION_TYPE", {"BOX": lambda cfg: BoxCoder(), "POINT": _point_coder})

@@ -34,15 +34,15 @@ def build_detector(cfg: CfgNode) -> Detector:
     """
     _check_supported(cfg)
     model, atss = cfg.MODEL, cfg.MODEL.ATSS
-    body = BACKBONES.build(model.BACKBONE.CONV_BODY, cfg)
-    neck = NECKS.build(model.NECK.NAME, cfg, body.out_channels)
+    backbone = BACKBONES.build(model.BACKBONE.CONV_BODY, cfg)
+    neck = NECKS.build(model.NECK.NAME, cfg, backbone.out_channels)
     anchor_generator = build_anchor_generator(cfg)
     num_classes = atss.NUM_CLASSES - 1  # the key counts the background
     head = HEADS.build(model.HEAD.NAME, cfg, num_classes, anchor_generator.num_anchors)
     box_coder = BOX_CODERS.build(atss.REGRESSION_TYPE, cfg)
     box_loss = BOX_LOSSES.build(atss.REG_LOSS_TYPE, cfg, box_coder)
     return Detector(
-        backbone=nn.Sequential(OrderedDict(body=body, fpn=neck)),
+        backbone=nn.Sequential(OrderedDict(body=backbone, fpn=neck)),  # names in the published checkpoints
         rpn=DenseStage(head, anchor_generator),
         criterion=LOSSES.build(model.LOSS.NAME, cfg, build_assigner(cfg), box_loss),
         postprocess=PostProcessor(
@@ -76,11 +76,11 @@ def build_assigner(cfg: CfgNode) -> Assigner:
         ValueError: for an unknown name, or if an option belongs to another assigner.
     """
     atss = cfg.MODEL.ATSS
-    for key, owner, off in (("CENTER_SAMPLING_RADIUS", "SSC", 0), ("AT_LEAST_ONE", "ATSS", False)):
-        if atss[key] and owner != atss.POSITIVE_TYPE:
+    for key, assigner, off in (("CENTER_SAMPLING_RADIUS", "SSC", 0), ("AT_LEAST_ONE", "ATSS", False)):
+        if atss[key] and assigner != atss.POSITIVE_TYPE:
             raise ValueError(
                 f"MODEL.ATSS.{key}: expected {off} with POSITIVE_TYPE {atss.POSITIVE_TYPE}, got {atss[key]}. "
-                f"It belongs to POSITIVE_TYPE {owner}."
+                f"It belongs to POSITIVE_TYPE {assigner}."
             )
     return ASSIGNERS.build(atss.POSITIVE_TYPE, cfg)
 
@@ -88,16 +88,10 @@ def build_assigner(cfg: CfgNode) -> Assigner:
 def _check_supported(cfg: CfgNode) -> None:
     """Refuse what the published configuration can say but this project does not have."""
     cfg.check()
-    for key in ("MASK_ON", "KEYPOINT_ON", "FCOS_ON", "RETINANET_ON", "CLS_AGNOSTIC_BBOX_REG"):
-        if cfg.MODEL[key]:
-            raise ValueError(
-                f"MODEL.{key}: expected False, got True. It belongs to a detector that is not here."
-            )
-    for key in ("ATSS_ON", "RPN_ONLY"):
-        if not cfg.MODEL[key]:
-            raise ValueError(
-                f"MODEL.{key}: expected True, got False. The only detector here is the dense ATSS."
-            )
+    others = ("MASK_ON", "KEYPOINT_ON", "FCOS_ON", "RETINANET_ON", "CLS_AGNOSTIC_BBOX_REG")
+    for key, only in {"ATSS_ON": True, "RPN_ONLY": True, **dict.fromkeys(others, False)}.items():
+        if cfg.MODEL[key] != only:
+            raise ValueError(f"MODEL.{key}: expected {only}, got {not only}. The only detector here is ATSS.")
 
 
 @contextmanager
@@ -222,7 +216,7 @@ def _point_coder(cfg: CfgNode) -> PointCoder:
     if num_anchors != 1:
         raise ValueError(
             f"MODEL.ATSS.REGRESSION_TYPE: expected BOX with {num_anchors} anchors per location, got POINT. "
-            f"Use BOX, or a single ANCHOR_SIZES, ASPECT_RATIOS and SCALES_PER_OCTAVE."
+            f"Use BOX, or one anchor by ANCHOR_SIZES, ASPECT_RATIOS and SCALES_PER_OCTAVE."
         )
     return PointCoder(anchor_scale=cfg.MODEL.ATSS.ANCHOR_SIZES[0] / cfg.MODEL.ATSS.ANCHOR_STRIDES[0])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from atss_core.utils.text import shorten
@@ -20,9 +19,9 @@ class Registry:
         builders: those of this package.
     """
 
-    def __init__(self, key: str, builders: Mapping[str, Builder] = MappingProxyType({})) -> None:
+    def __init__(self, key: str, builders: Mapping[str, Builder] | None = None) -> None:
         self.key = key
-        self.builders = dict(builders)
+        self.builders = dict(builders or {})
 
     def register(self, *names: str) -> Callable[[Builder], Builder]:
         """Return a decorator that registers a builder under one or several names.
@@ -48,10 +47,9 @@ class Registry:
         """
         if name not in self.builders:
             nearest = difflib.get_close_matches(name, self.builders, n=1)
-            hint = (
-                f". Did you mean {nearest[0]!r}?" if nearest else "; choose one of them or register your own."
+            remedy = (
+                f"Did you mean {nearest[0]!r}?" if nearest else "Choose one of them or register your own."
             )
-            raise ValueError(
-                f"{self.key}: expected one of {', '.join(self.builders)}, got {shorten(name)}{hint}"
-            )
+            choices = ", ".join(self.builders)
+            raise ValueError(f"{self.key}: expected one of {choices}, got {shorten(name)}. {remedy}")
         return self.builders[name](*args)

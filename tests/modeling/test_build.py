@@ -84,9 +84,9 @@ def test_frozen_stages_do_not_move(frozen):
         "MODEL.RESNETS.STEM_FUNC",
         "StemWithBatchNorm",
     ]
-    body = small(*norms, "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", str(frozen)).train().backbone.body
-    stages = [body.stem, body.layer1, body.layer2, body.layer3, body.layer4]
-    body(torch.randn(2, 3, 64, 64))
+    backbone = small(*norms, "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", str(frozen)).train().backbone.body
+    stages = [backbone.stem, backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
+    backbone(torch.randn(2, 3, 64, 64))
     for number, stage in enumerate(stages):
         norm = next(m for m in stage.modules() if isinstance(m, nn.BatchNorm2d))
         assert (norm.running_mean.abs().sum() == 0) == (number < frozen)
@@ -148,7 +148,10 @@ def test_two_models_live_side_by_side():
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.MASK_ON", "True"], "MODEL.MASK_ON: expected False, got True. It belongs to a detector"),
+        (
+            ["MODEL.MASK_ON", "True"],
+            "MODEL.MASK_ON: expected False, got True. The only detector here is ATSS",
+        ),
         (["MODEL.KEYPOINT_ON", "True"], "MODEL.KEYPOINT_ON: expected False"),
         (["MODEL.RETINANET_ON", "True"], "MODEL.RETINANET_ON: expected False"),
         (["MODEL.ATSS_ON", "False"], "MODEL.ATSS_ON: expected True"),

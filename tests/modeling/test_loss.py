@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from atss_core.data import Batch
+from atss_core.engine import TrainingStep
 from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.assigners import BACKGROUND, IGNORED, AtssAssigner
 from atss_core.modeling.box_coder import BoxCoder, PointCoder
@@ -15,9 +17,10 @@ from atss_core.modeling.losses import (
     giou_loss,
     share_normalizers,
 )
-from atss_core.structures import BoxList
+from atss_core.structures import BoxList, ImageList
 from tests import golden
 from tests.modeling.test_assigners import GENERATORS, GRIDS, SCENES
+from tests.modeling.test_build import small
 
 CODERS = {"BOX": BoxCoder(), "POINT": PointCoder(8.0)}
 SMALL_GRIDS = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
@@ -291,3 +294,27 @@ def test_micro_batches_without_centerness_add_up():
             )
             total += loss(HeadOutputs(*maps, None), matched[i])[key].item()
         assert total == pytest.approx(whole[key].item(), rel=1e-5)
+
+
+def test_assigner_is_called_once_per_micro_batch():
+    torch.manual_seed(0)
+    detector = small().train()
+    assigner, calls = detector.criterion.assigner, []
+
+    def counted(anchors, boxes):
+        calls.append(len(boxes))
+        return assigner(anchors, boxes)
+
+    detector.criterion.assigner = counted
+    optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    step = TrainingStep(detector, detector, optimizer, scaler, device=torch.device("cpu"))
+    target = BoxList(torch.tensor([[9.0, 8.0, 52.0, 60.0]]), (64, 64), labels=torch.tensor([2]))
+    batches = [
+        Batch(ImageList(torch.randn(n, 3, 64, 64), [(64, 64)] * n), [target] * n, list(range(n)), [])
+        for n in (1, 2, 3)
+    ]
+    step(batches)
+    assert calls == [1, 2, 3]
+    detector(batches[1].images, batches[1].targets)
+    assert calls == [1, 2, 3, 2]

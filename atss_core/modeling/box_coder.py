@@ -19,7 +19,7 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 class Coder(Protocol):
-    """What the losses and the post-processor need of a coder."""
+    """Interface of a box coder."""
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Encode ``boxes`` (..., 4) relative to ``anchors`` (..., 4)."""

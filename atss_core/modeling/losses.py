@@ -68,13 +68,13 @@ def share_normalizers(micro_batches: Sequence[Matched]) -> list[Matched]:
 
 
 class Criterion(Protocol):
-    """What the detector needs of a criterion."""
+    """Interface of a loss that the detector trains with."""
 
     def match(self, anchors: Anchors, targets: Sequence[BoxList]) -> Matched:
         """Assign the anchors to the ground truth of each image."""
 
     def __call__(self, outputs: HeadOutputs, matched: Matched) -> dict[str, Tensor]:
-        """Return the loss terms, whose sum is the loss."""
+        """Return the loss terms by name; their sum is the loss."""
 
 
 @dataclass
@@ -136,7 +136,8 @@ class AtssLoss:
         """Return the scalars ``loss_cls``, ``loss_reg`` and, with centerness, ``loss_centerness``.
 
         Raises:
-            ValueError: if the grids of the head are not those of the anchors.
+            ValueError: if the grids of the head are not those of the anchors, or only one of head and loss has
+                centerness.
         """
         anchors, is_positive = matched.anchors, matched.is_positive
         if tuple(outputs.grid_sizes) != anchors.grid_sizes:
@@ -144,7 +145,9 @@ class AtssLoss:
                 f"backbone: expected levels of {anchors.grid_sizes} cells (image size / stride, rounded up), "
                 f"got {tuple(outputs.grid_sizes)}. Pad its convolutions."
             )
-        assert (outputs.centerness is not None) == self.use_centerness, "head and loss must agree"
+        if (outputs.centerness is not None) != self.use_centerness:
+            expected = not self.use_centerness
+            raise ValueError(f"use_centerness: expected {expected}, like the head, got {self.use_centerness}")
         # At least one positive counts in all; the published code counts at least one per process.
         num_positives = matched.normalizers[0].clamp(min=1 / dist.world_size())
         # Without any weight the sum of box losses is zero, whatever it is divided by.

@@ -176,6 +176,16 @@ def test_targets_need_labels():
         atss_loss().match(anchors, [BoxList(torch.zeros(1, 4), (64, 64))])
 
 
+@pytest.mark.parametrize("use_centerness", [True, False])
+def test_head_and_loss_must_agree_on_centerness(use_centerness):
+    anchors, target, _, predicted, _ = one_image()
+    if use_centerness:
+        predicted = HeadOutputs(predicted.cls_logits, predicted.encoded_boxes, None)
+    criterion = atss_loss(use_centerness=use_centerness)
+    with pytest.raises(ValueError, match=f"use_centerness: expected {not use_centerness}, like the head"):
+        match_and_compute(criterion, predicted, anchors, [target])
+
+
 def test_grids_that_differ_from_those_of_the_anchors_are_refused():
     anchors = AnchorGenerator((16, 32), (8, 16))([(8, 8), (4, 4)])
     target = BoxList(torch.tensor([[30.0, 30.0, 60.0, 60.0]]), (64, 64), labels=torch.tensor([1]))

@@ -1,4 +1,4 @@
-"""What several assigners need."""
+"""Constants and functions shared by the assigners."""
 
 from __future__ import annotations
 

@@ -146,8 +146,9 @@ class AtssLoss:
                 f"got {tuple(outputs.grid_sizes)}. Pad its convolutions."
             )
         if (outputs.centerness is not None) != self.use_centerness:
-            expected = not self.use_centerness
-            raise ValueError(f"use_centerness: expected {expected}, like the head, got {self.use_centerness}")
+            raise ValueError(
+                f"use_centerness: expected {not self.use_centerness}, like the head, got {self.use_centerness}"
+            )
         # At least one positive counts in all; the published code counts at least one per process.
         num_positives = matched.normalizers[0].clamp(min=1 / dist.world_size())
         # Without any weight the sum of box losses is zero, whatever it is divided by.

@@ -136,8 +136,7 @@ class AtssLoss:
         """Return the scalars ``loss_cls``, ``loss_reg`` and, with centerness, ``loss_centerness``.
 
         Raises:
-            ValueError: if the grids of the head are not those of the anchors, or only one of head and loss has
-                centerness.
+            ValueError: if head and anchors have different grids, or only one of head and loss has centerness.
         """
         anchors, is_positive = matched.anchors, matched.is_positive
         if tuple(outputs.grid_sizes) != anchors.grid_sizes:
@@ -147,7 +146,7 @@ class AtssLoss:
             )
         if (outputs.centerness is not None) != self.use_centerness:
             raise ValueError(
-                f"use_centerness: expected {not self.use_centerness}, like the head, got {self.use_centerness}"
+                f"use_centerness: expected {not self.use_centerness} like the head, got {self.use_centerness}"
             )
         # At least one positive counts in all; the published code counts at least one per process.
         num_positives = matched.normalizers[0].clamp(min=1 / dist.world_size())

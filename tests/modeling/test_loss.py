@@ -182,7 +182,7 @@ def test_head_and_loss_must_agree_on_centerness(use_centerness):
     if use_centerness:
         predicted = HeadOutputs(predicted.cls_logits, predicted.encoded_boxes, None)
     criterion = atss_loss(use_centerness=use_centerness)
-    with pytest.raises(ValueError, match=f"use_centerness: expected {not use_centerness}, like the head"):
+    with pytest.raises(ValueError, match=f"use_centerness: expected {not use_centerness} like the head"):
         match_and_compute(criterion, predicted, anchors, [target])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from atss_core.data import Batch
 from atss_core.modeling import Detector
 
 
+@dataclass
 class TrainingStep:
     """Update the weights with a batch of one or several micro-batches.
 
@@ -30,26 +32,15 @@ class TrainingStep:
         average: EMA weights.
     """
 
-    def __init__(
-        self,
-        detector: Detector,
-        model: nn.Module,
-        optimizer: Optimizer,
-        scaler: torch.amp.GradScaler,
-        *,
-        device: torch.device,
-        amp: torch.dtype | None = None,
-        max_grad_norm: float = 0.0,
-        average: AveragedModel | None = None,
-    ) -> None:
-        self.detector = detector
-        self.model = model
-        self.optimizer = optimizer
-        self.scaler = scaler
-        self.device = device
-        self.amp = amp
-        self.max_grad_norm = max_grad_norm
-        self.average = average
+    detector: Detector
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    _: KW_ONLY
+    device: torch.device
+    amp: torch.dtype | None = None
+    max_grad_norm: float = 0.0
+    average: AveragedModel | None = None
 
     def __call__(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Train on micro-batches, which are on the device, and return the loss terms of all of them."""
@@ -57,7 +48,7 @@ class TrainingStep:
         self.optimizer.zero_grad()
         terms = []
         for i, batch in enumerate(micro_batches):
-            with self._gradients_are_shared(is_last=i == len(micro_batches) - 1):
+            with self._gradient_sync(is_last=i == len(micro_batches) - 1):
                 with torch.autocast(self.device.type, self.amp) if self.amp else nullcontext():
                     losses: dict[str, Tensor] = self.model(batch.images, matched=matched[i])
                 self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
@@ -71,7 +62,7 @@ class TrainingStep:
             update_ema(self.average, self.detector)
         return {name: torch.stack([losses[name] for losses in terms]).sum() for name in terms[0]}
 
-    def _gradients_are_shared(self, is_last: bool) -> AbstractContextManager:
+    def _gradient_sync(self, is_last: bool) -> AbstractContextManager:
         """Synchronise gradients, which have accumulated until then, only with the last micro-batch."""
         if isinstance(self.model, DistributedDataParallel) and not is_last:
             return self.model.no_sync()

@@ -64,7 +64,9 @@ class Detector(nn.Module):
             return self.postprocess(self.predict(images), images.image_sizes)
         if matched is None:
             if targets is None:
-                raise ValueError("targets: expected ground truth in training mode, got None")
+                raise ValueError(
+                    "targets: expected ground truth in training mode, got None. Call eval() for inference."
+                )
             (matched,) = self.match([(images, targets)])
         return self.criterion(self.predict(images), matched)
 

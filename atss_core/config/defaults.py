@@ -84,7 +84,8 @@ def _model() -> Node:
             "USE_SYNCBN": False,
             "BACKBONE": Node(
                 {
-                    # each followed by "-FPN-RETINANET".
+                    # each followed by "-FPN-RETINANET", or your own
+                    # (docs/extending.md).
                     "CONV_BODY": "R-50-C4",
                     # Stages from the stem on whose weights stay fixed: 0 none, 1 stem, 2 stem and layer1, ...
                     "FREEZE_CONV_BODY_AT": 2,
@@ -92,6 +93,12 @@ def _model() -> Node:
                     "USE_GN": False,
                 }
             ),
+            # (new) The network between backbone and head: FPN, or your own (docs/extending.md).
+            "NECK": Node({"NAME": "FPN"}),
+            # (new) ATSSHead, or your own (docs/extending.md).
+            "HEAD": Node({"NAME": "ATSSHead"}),
+            # (new) ATSSLoss, or your own (docs/extending.md).
+            "LOSS": Node({"NAME": "ATSSLoss"}),
             # GroupNorm, and a ReLU, after each convolution of the FPN.
             "FPN": Node({"USE_GN": False, "USE_RELU": False}),
             # GroupNorm of backbone and FPN: NUM_GROUPS, or DIM_PER_GP channels per group with NUM_GROUPS -1.
@@ -158,17 +165,17 @@ def _atss() -> Node:
             # (new) Predict the centerness. If false, a score is the class probability alone, not the root of
             # its product with the centerness, and the box terms of all positives weigh the same.
             "USE_CENTERNESS": True,
-            # (new) Multiply the box codes of each level by a learnt number.
+            # (new) Multiply the encoded boxes of each level by a learnt number.
             "USE_SCALE": True,
             # Focal loss.
             "LOSS_ALPHA": 0.25,
             "LOSS_GAMMA": 2.0,
-            # How positives are chosen: ATSS, SSC (FCOS), IoU (RetinaNet) or TOPK.
+            # Label assignment: ATSS, SSC (FCOS), IoU (RetinaNet) or TOPK.
             "POSITIVE_TYPE": "ATSS",
             # Only for IoU: at least FG is positive, under BG is background, between is ignored.
             "FG_IOU_THRESHOLD": 0.5,
             "BG_IOU_THRESHOLD": 0.4,
-            # Only for ATSS (candidates a level) and TOPK (positives an object).
+            # Only for ATSS (candidates per level) and TOPK (positives per object).
             "TOPK": 9,
             # (new) Positives must have their centre inside their box. SSC is defined by that and needs True.
             "POSITIVES_IN_BOX": True,
@@ -180,13 +187,13 @@ def _atss() -> Node:
             "CENTER_SAMPLING_RADIUS": 0.0,
             # BOX regresses from an anchor box, POINT the distances from its centre to the four sides.
             "REGRESSION_TYPE": "BOX",
-            # (new) GIoU of the decoded boxes, or SmoothL1 of their codes (RetinaNet); and its factor. With
-            # SmoothL1 the factor of RetinaNet is 1.
+            # (new) GIoU of the decoded boxes, or SmoothL1 of the encoded ones (RetinaNet); and its factor,
+            # which RetinaNet has at 1 with SmoothL1.
             "REG_LOSS_TYPE": "GIoU",
             "REG_LOSS_WEIGHT": 2.0,
             # Class probability that the head predicts everywhere when training starts.
             "PRIOR_PROB": 0.01,
-            # Detections: minimal class probability, IoU of NMS, candidates a level before NMS.
+            # Detections: minimal class probability, IoU of NMS, candidates per level before NMS.
             "INFERENCE_TH": 0.05,
             "NMS_TH": 0.6,
             "PRE_NMS_TOP_N": 1000,

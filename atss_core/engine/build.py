@@ -55,7 +55,7 @@ def build_inference(cfg: CfgNode, detector: Detector, device: torch.device) -> I
     return MultiScale(
         detector,
         build_views(cfg),
-        build_merge(cfg, detector.rpn.postprocess.nms_threshold),
+        build_merge(cfg, detector.postprocess.nms_threshold),
         is_nms_joint=not cfg.TEST.BBOX_AUG.VOTE,
         size_divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
         device=device,

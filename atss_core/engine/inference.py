@@ -84,7 +84,7 @@ class SingleScale:
 
     def detect(self, outputs: HeadOutputs, image_sizes: Sequence[tuple[int, int]]) -> list[BoxList]:
         """Turn head outputs into the detections of each image of size (height, width)."""
-        return self.detector.detect(outputs, image_sizes)
+        return self.detector.postprocess(outputs, image_sizes)
 
 
 @torch.inference_mode()

@@ -107,9 +107,9 @@ class MultiScale:
         images = ImageList.from_tensors([image], self.size_divisibility)
         outputs = self.detector.predict(images)
         if not self.is_nms_joint:
-            return self.detector.detect(outputs, images.image_sizes)[0]
+            return self.detector.postprocess(outputs, images.image_sizes)[0]
         boxes, scores, labels = (
-            values[0] for values in self.detector.candidates(outputs, images.image_sizes)
+            values[0] for values in self.detector.postprocess.candidates(outputs, images.image_sizes)
         )
         is_there = scores >= 0
         return BoxList(

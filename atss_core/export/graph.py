@@ -67,12 +67,11 @@ class DetectorGraph(nn.Module):
             last one, and how many there are (N,). Boxes are inclusive pixels of ``images``.
         """
         outputs = self.detector.rpn.head(self.detector.backbone(self.normalize(images, image_sizes)))
-        anchors = self.detector.rpn.anchor_generator(outputs.grid_sizes)
-        boxes, scores, labels = self.detector.rpn.postprocess.unclipped_candidates(outputs, anchors)
+        boxes, scores, labels = self.detector.postprocess.unclipped_candidates(outputs)
         boxes = clip(boxes, image_sizes)
         if self.suppress is None:
             return boxes, scores, labels
-        settings = self.detector.rpn.postprocess
+        settings = self.detector.postprocess
         is_kept = self.suppress(boxes, scores, labels, settings.nms_threshold)
         return best(boxes, torch.where(is_kept, scores, -1.0), labels, settings.max_detections)
 

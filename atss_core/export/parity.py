@@ -139,8 +139,10 @@ def expect(detector: Detector, images: ImageList) -> tuple[list[BoxList], list[l
     """Return the detections of each image, and those of each shaking."""
     outputs = detector.predict(images)
     generator = torch.Generator().manual_seed(0)
-    perturbed = [detector.detect(shake(outputs, generator), images.image_sizes) for _ in range(NUM_SHAKES)]
-    return detector.detect(outputs, images.image_sizes), perturbed
+    perturbed = [
+        detector.postprocess(shake(outputs, generator), images.image_sizes) for _ in range(NUM_SHAKES)
+    ]
+    return detector.postprocess(outputs, images.image_sizes), perturbed
 
 
 def shake(outputs: HeadOutputs, generator: torch.Generator) -> HeadOutputs:
@@ -150,7 +152,7 @@ def shake(outputs: HeadOutputs, generator: torch.Generator) -> HeadOutputs:
         return [x + SHAKE * (2 * torch.rand(x.shape, generator=generator) - 1) for x in levels]
 
     centerness = None if outputs.centerness is None else perturbed(outputs.centerness)
-    return HeadOutputs(perturbed(outputs.cls_logits), perturbed(outputs.box_codes), centerness)
+    return HeadOutputs(perturbed(outputs.cls_logits), perturbed(outputs.encoded_boxes), centerness)
 
 
 def detections_of(
@@ -163,7 +165,7 @@ def detections_of(
             BoxList(boxes[i, :n], size, labels[i, :n], scores[i, :n])
             for i, (n, size) in enumerate(zip(rest[0].tolist(), image_sizes, strict=True))
         ]
-    settings = detector.rpn.postprocess
+    settings = detector.postprocess
     keep, counts = batched_nms_padded(boxes, scores, labels, settings.nms_threshold, settings.max_detections)
     return [
         BoxList(boxes[i, keep[i, :n]], size, labels[i, keep[i, :n]], scores[i, keep[i, :n]])

@@ -50,7 +50,7 @@ RUN_BY = {
     "atss remove-solver-states": "tests/cli/test_remove_solver_states.py::test_weights_and_names_are_kept",
     "torchrun": "tests/engine/test_distributed.py::test_two_processes_count_every_image_once",
     "python -m torch.distributed.launch": "tests/engine/test_interruptions.py::test_killed_worker",
-    "python my_parts.py": "tests/docs/test_pages.py::test_own_parts_train_from_the_command_line",
+    "python my_components.py": "tests/docs/test_pages.py::test_own_components_train_from_the_command_line",
     "python -c from atss_core.layers import ops_info": "tests/layers/test_extension.py::"
     "test_info_says_what_runs",
     "python -c from atss_core.data import write_shapes": "tests/data/test_shapes.py::"
@@ -99,7 +99,7 @@ def as_atss(words):
         words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".sh")) :]]
     if words[:3] == ["python", "-m", "atss_core"]:
         return words[3:]
-    if words[:2] == ["python", "my_parts.py"]:
+    if words[:2] == ["python", "my_components.py"]:
         return words[2:]
     if words[:1] == ["python"] and words[1] in DOORS:
         assert (ROOT / words[1]).is_file()
@@ -145,7 +145,7 @@ def data_of(name, cfg, words):
 def covered_by(command):
     """Return the longest entry of RUN_BY that fits a command, or None."""
     words = command.words
-    atss = as_atss(words) if "my_parts.py" not in words else None
+    atss = as_atss(words) if "my_components.py" not in words else None
     forms = [" ".join(words)]
     if atss:
         forms.append(" ".join(["atss", *atss]))

@@ -85,7 +85,7 @@ def test_report_as_lines_and_as_json():
 def test_shaking_changes_everything_a_little():
     outputs = HeadOutputs([torch.zeros(1, 2, 3, 3)], [torch.zeros(1, 4, 3, 3)], [torch.zeros(1, 1, 3, 3)])
     perturbed = shake(outputs, torch.Generator().manual_seed(0))
-    for levels in (perturbed.cls_logits, perturbed.box_codes, perturbed.centerness):
+    for levels in (perturbed.cls_logits, perturbed.encoded_boxes, perturbed.centerness):
         assert 0 < levels[0].abs().max() <= 1e-4
         assert levels[0].min() < 0 < levels[0].max()
     assert shake(HeadOutputs([], [], None), torch.Generator()).centerness is None

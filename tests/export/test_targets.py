@@ -107,7 +107,7 @@ def test_images_smaller_than_torch_takes(tiny_model, tiny_files, name):
         outputs = tiny_model.detector.rpn.head(
             tiny_model.detector.backbone(graph.normalize(torch.from_numpy(images), torch.from_numpy(sizes)))
         )
-        (expected,) = tiny_model.detector.detect(outputs, [(40, 72)])
+        (expected,) = tiny_model.detector.postprocess(outputs, [(40, 72)])
     assert found[3][0] == len(expected) > 0
     torch.testing.assert_close(
         torch.from_numpy(found[1][0, : len(expected)].copy()), expected.scores, atol=1e-5, rtol=0

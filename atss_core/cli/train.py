@@ -39,7 +39,7 @@ from atss_core.data import (
 from atss_core.engine import TrainingStep, train
 from atss_core.engine.build import move_detector
 from atss_core.engine.periodic_evaluation import PeriodicTest
-from atss_core.engine.tensorboard import Board
+from atss_core.engine.training_log import Board
 from atss_core.evaluation import choose_backend
 from atss_core.modeling import Detector, build_detector
 from atss_core.solver import build_ema, build_optimizer, build_scheduler

@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from atss_core.data import build_test_transform
 from atss_core.engine.inference import Inference, SingleScale
-from atss_core.engine.tta import MultiScale, View, suppress, vote
+from atss_core.engine.tta import MultiScale, Scale, nms, vote
 from atss_core.modeling import Detector
 from atss_core.structures import BoxList
 from atss_core.utils.env import choose_device
@@ -17,7 +17,7 @@ from atss_core.utils.env import choose_device
 logger = logging.getLogger(__name__)
 
 # Below this short side, in pixels, the published code caps the long side as in plain testing.
-USUAL_SHORT_SIDE = 800
+PLAIN_SHORT_SIDE = 800
 
 
 def build_device(cfg: CfgNode) -> torch.device:
@@ -53,7 +53,7 @@ def build_inference(cfg: CfgNode, detector: Detector, device: torch.device) -> I
         return SingleScale(detector, device)
     return MultiScale(
         detector,
-        build_views(cfg),
+        build_scales(cfg),
         build_merge(cfg, detector.rpn.postprocess.nms_threshold),
         is_nms_joint=not cfg.TEST.BBOX_AUG.VOTE,
         size_divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
@@ -61,8 +61,8 @@ def build_inference(cfg: CfgNode, detector: Detector, device: torch.device) -> I
     )
 
 
-def build_views(cfg: CfgNode) -> list[View]:
-    """Build the views of multi-scale testing: the usual size, and those of TEST.BBOX_AUG.SCALES.
+def build_scales(cfg: CfgNode) -> list[Scale]:
+    """Build the scales of test-time augmentation: that of plain testing, and TEST.BBOX_AUG.SCALES.
 
     Raises:
         ValueError: if SCALE_RANGES are not pairs smallest < largest, one for each of SCALES.
@@ -74,27 +74,27 @@ def build_views(cfg: CfgNode) -> list[View]:
             f"TEST.BBOX_AUG.SCALE_RANGES must be empty or have a pair 0 <= smallest < largest for each of "
             f"the {len(aug.SCALES)} sizes in SCALES, got {aug.SCALE_RANGES}"
         )
-    usual = build_test_transform(cfg, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    views = [View(usual, is_flipped=aug.H_FLIP)]
+    plain = build_test_transform(cfg, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    scales = [Scale(plain, is_flipped=aug.H_FLIP)]
     for i, size in enumerate(aug.SCALES):
-        max_size = cfg.INPUT.MAX_SIZE_TEST if size < USUAL_SHORT_SIDE else aug.MAX_SIZE
+        max_size = cfg.INPUT.MAX_SIZE_TEST if size < PLAIN_SHORT_SIDE else aug.MAX_SIZE
         transform = build_test_transform(cfg, size, max_size)
-        views.append(View(transform, aug.SCALE_H_FLIP, tuple(ranges[i]) if ranges else None))
-    return views
+        scales.append(Scale(transform, aug.SCALE_H_FLIP, tuple(ranges[i]) if ranges else None))
+    return scales
 
 
 def build_merge(cfg: CfgNode, nms_threshold: float) -> Callable[[BoxList], BoxList]:
-    """Build what merges the detections of all views; ``nms_threshold`` is that of the post-processing."""
+    """Build the merge of the detections of all scales; ``nms_threshold`` is that of the post-processor."""
     aug = cfg.TEST.BBOX_AUG
     if not aug.VOTE:
         if aug.SCALE_RANGES or aug.MERGE_TYPE != "vote":
             logger.warning(
                 "TEST.BBOX_AUG.MERGE_TYPE and SCALE_RANGES count only with VOTE True, as published"
             )
-        return partial(suppress, threshold=nms_threshold, max_detections=cfg.TEST.DETECTIONS_PER_IMG)
+        return partial(nms, threshold=nms_threshold, max_detections=cfg.TEST.DETECTIONS_PER_IMG)
     # The published code caps merged detections with the key of the candidates, not DETECTIONS_PER_IMG.
     max_detections = cfg.MODEL.ATSS.PRE_NMS_TOP_N
     if aug.MERGE_TYPE == "nms":
-        return partial(suppress, threshold=nms_threshold, max_detections=max_detections)
+        return partial(nms, threshold=nms_threshold, max_detections=max_detections)
     is_soft = aug.MERGE_TYPE == "soft-vote"
     return partial(vote, threshold=aug.VOTE_TH, soft=is_soft, max_detections=max_detections)

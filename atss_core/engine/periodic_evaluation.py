@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atss_core.checkpoint.checkpointer import Checkpointer
-from atss_core.engine.tensorboard import Board
+from atss_core.engine.training_log import Board
 from atss_core.evaluation import CocoMetrics
 from atss_core.utils import dist
 from atss_core.utils.files import append_json, keep_lines, on_main_process, read_records

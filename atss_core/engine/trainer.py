@@ -12,11 +12,10 @@ from tqdm import tqdm
 
 from atss_core.checkpoint.checkpointer import Checkpointer, set_iteration
 from atss_core.data import Batch
+from atss_core.engine.elastic import TerminatedError, Termination
 from atss_core.engine.periodic_evaluation import PeriodicTest
 from atss_core.engine.step import TrainingStep
-from atss_core.engine.tensorboard import Board
-from atss_core.engine.termination import TerminatedError, Termination
-from atss_core.engine.training_log import TrainingLog
+from atss_core.engine.training_log import Board, TrainingLog
 from atss_core.utils import dist
 
 logger = logging.getLogger(__name__)
@@ -100,7 +99,7 @@ def train(
 
             bar.update()
             is_last = iteration == max_iter
-            is_terminated = termination.is_due(wait=is_last)
+            is_terminated = termination.is_due(is_last)
             is_tested = periodic_evaluation is not None and periodic_evaluation.is_due(iteration)
             is_saved = is_last or is_terminated or is_tested or iteration % checkpoint_period == 0
             # Also at checkpoints, so that the lines of a resumed run are those of an uninterrupted one.

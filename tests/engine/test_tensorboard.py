@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from atss_core.engine.tensorboard import Board
+from atss_core.engine.training_log import Board
 
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -33,7 +33,7 @@ def test_a_package_that_cannot_be_imported_is_a_warning(tmp_path, monkeypatch, c
     def broken(name):
         raise TypeError("Descriptors cannot be created directly.")
 
-    monkeypatch.setattr("atss_core.engine.tensorboard.importlib.import_module", broken)
+    monkeypatch.setattr("atss_core.engine.training_log.importlib.import_module", broken)
     Board(tmp_path, 0).add(1, "training", {"loss": 1.0})
     (record,) = caplog.records
     assert "TensorBoard cannot be imported and gets no curves: TypeError('Descriptors" in record.message

@@ -14,14 +14,12 @@ from tempfile import TemporaryDirectory
 
 from yacs.config import CfgNode
 
-from atss_core.checkpoint.weights import load_trained, read_detector
 from atss_core.cli.common import add_config_arguments
 from atss_core.cli.datasets import open_dataset
-from atss_core.cli.evaluate import find_weights_to_test
 from atss_core.cli.parser import CommandParser, did_you_mean, expanded_path
 from atss_core.config import load_cfg
-from atss_core.data import UnreadableImageError, fill_num_classes, pixel_limit, read_image
-from atss_core.engine.predictor import default_class_names
+from atss_core.data import UnreadableImageError, pixel_limit, read_image
+from atss_core.engine import load_detector
 from atss_core.engine.sources import find_images
 from atss_core.export import (
     TARGETS,
@@ -31,7 +29,7 @@ from atss_core.export import (
     check_exportable,
     files_of,
 )
-from atss_core.modeling import Detector, build_detector
+from atss_core.modeling import Detector
 from atss_core.utils.extras import require
 from atss_core.utils.files import atomic_write, refuse_overwriting
 from atss_core.utils.text import printable
@@ -154,17 +152,6 @@ def readable(files: Iterable[Path], max_pixels: int) -> Iterator[Path]:
             print(f"skipped: {printable(str(error))}", file=sys.stderr)
         else:
             yield file
-
-
-def load_detector(cfg: CfgNode, weights: str | None) -> tuple[CfgNode, Detector, list[str], str | Path]:
-    """Return the configuration with the number of classes, the detector on the CPU, class names and file."""
-    source, checkpoint = read_detector(weights or find_weights_to_test(cfg))
-    learned = checkpoint.get("class_names")
-    if learned:
-        cfg = fill_num_classes(cfg, learned)
-    detector = build_detector(cfg)
-    load_trained(detector, checkpoint, source)
-    return cfg, detector, learned or default_class_names(detector.rpn.head.num_classes), source
 
 
 def export(

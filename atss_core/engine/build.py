@@ -1,49 +1,391 @@
-"""From the configuration to a device and to what detects on it."""
+"""Train, evaluate and load a detector from the configuration; no other file here sees ``cfg``."""
+
+from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from atss_core.data import build_test_transform
+from atss_core import __version__
+from atss_core.checkpoint.checkpointer import Checkpointer, last_checkpoint
+from atss_core.checkpoint.imagenet import is_imagenet_backbone
+from atss_core.checkpoint.weights import load_initial_weights, load_trained, read_detector
+from atss_core.config.catalog import COCO_CLASSES
+from atss_core.data import (
+    DetectionDataset,
+    JoinedDataset,
+    build_collate,
+    build_pixel_format,
+    build_test_loaders,
+    build_test_transform,
+    build_train_dataset,
+    build_train_loader,
+    build_transform,
+    check_same_classes,
+    fill_num_classes,
+    pixel_limit,
+)
+from atss_core.engine.evaluate import Evaluated, Evaluation, PeriodicEvaluation
 from atss_core.engine.inference import Inference, SingleScale
+from atss_core.engine.step import TrainingStep
+from atss_core.engine.train import parallelize, train
+from atss_core.engine.training_log import TrainingLog
 from atss_core.engine.tta import MultiScale, Scale, nms, vote
-from atss_core.modeling import Detector
+from atss_core.evaluation import CocoMetrics, choose_backend
+from atss_core.layers import ops_info
+from atss_core.modeling import Detector, build_detector
+from atss_core.solver import build_ema, build_optimizer, build_scheduler
 from atss_core.structures import BoxList
-from atss_core.utils.env import choose_device
+from atss_core.utils import dist
+from atss_core.utils.env import (
+    choose_device,
+    environment_report,
+    seed_everything,
+    use_deterministic_algorithms,
+)
+from atss_core.utils.files import atomic_write, refuse_overwriting
+from atss_core.utils.lock import lock_folder
+from atss_core.utils.logging import setup_logging
 
 logger = logging.getLogger(__name__)
 
+# SOLVER.AMP -> the type that convolutions run in.
+PRECISIONS = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Below this short side, in pixels, the published code caps the long side as in plain testing.
 PLAIN_SHORT_SIDE = 800
 
-
-def build_device(cfg: CfgNode) -> torch.device:
-    """Return the device that MODEL.DEVICE names; raises as ``choose_device``."""
-    return choose_device(cfg.MODEL.DEVICE)
-
-
-def skips_unreadable(cfg: CfgNode) -> bool:
-    """Tell whether images that cannot be read are skipped wherever there are several."""
-    return bool(cfg.DATALOADER.SKIP_CORRUPT)
+# Raises for a dataset that cannot be trained or evaluated on, and logs its small defects.
+Check = Callable[[CfgNode, DetectionDataset], None]
+# Returns the report of a dataset as HTML; the mapping names what was evaluated, and with which software.
+Report = Callable[[CfgNode, Mapping[str, str], Evaluated], str]
 
 
-def move_detector(cfg: CfgNode, detector: Detector, device: torch.device) -> Detector:
-    """Bring a detector to its device, with the layout in memory and the compilation that MODEL asks for."""
+def train_detector(
+    cfg: CfgNode, *, is_evaluated: bool = True, check: Check | None = None, report: Report | None = None
+) -> dict[str, CocoMetrics]:
+    """Train as configured, resuming the last checkpoint of OUTPUT_DIR, and evaluate the final weights.
+
+    Args:
+        cfg: the configuration.
+        is_evaluated: whether to evaluate at the end, for which TEST.EVAL_PERIOD is enough as well.
+        check: of each dataset that is used, before training starts.
+        report: as for ``evaluate_detector``.
+
+    Returns:
+        The final metrics by dataset name, on the main process; empty without evaluation.
+
+    Raises:
+        ValueError: if settings or data are faulty, or another run writes to OUTPUT_DIR.
+        TerminatedError: after SIGTERM, when the state is saved.
+    """
+    cfg.check()
+    choose_backend(cfg.TEST.COCO_EVAL)
+    device = start_run(cfg, "log.txt")
+    with lock_folder(Path(cfg.OUTPUT_DIR)) if dist.is_main() else nullcontext():
+        dataset = build_train_dataset(cfg)
+        cfg = fill_num_classes(cfg, dataset.class_names)
+        needs_test_sets = is_evaluated or cfg.TEST.EVAL_PERIOD > 0
+        loaders = build_test_loaders(cfg, dist.rank(), dist.world_size()) if needs_test_sets else []
+        _check_datasets(cfg, dataset, _datasets(loaders), check)
+        seed_everything(cfg.SEED)
+        checkpointer = _build_checkpointer(cfg, dataset.class_names, device)
+        source = f"as this training has left them in {cfg.OUTPUT_DIR}"
+        evaluation = _build_evaluation(
+            cfg, checkpointer.tested_model, device, loaders, report, source, is_training=True
+        )
+        metrics = _train(cfg, dataset, checkpointer, evaluation, device)
+    return evaluation.run() if metrics is None and is_evaluated else metrics or {}
+
+
+def _train(
+    cfg: CfgNode,
+    dataset: JoinedDataset,
+    checkpointer: Checkpointer,
+    evaluation: Evaluation,
+    device: torch.device,
+) -> dict[str, CocoMetrics] | None:
+    """Resume and train; returns the metrics of a periodic evaluation of the final weights.
+
+    Files of an earlier run stay as they are until nothing can refuse to go on any more.
+    """
+    folder, max_iter = checkpointer.folder, cfg.SOLVER.MAX_ITER
+    start_iter = _resume(cfg, checkpointer)
+    step = _build_step(cfg, checkpointer, device)
+    is_trained = start_iter >= max_iter
+    batches: Iterable[Any] = ()
+    if is_trained:
+        logger.info("%s is trained already (%d iterations); remove it to train anew", folder, start_iter)
+    else:
+        batches = build_train_loader(cfg, dataset, start_iter, dist.rank(), dist.world_size())
+    if dist.is_main() and not (is_trained and (folder / "config.yml").is_file()):
+        with atomic_write(folder / "config.yml", "w") as file:
+            file.write(cfg.dump())
+    log = TrainingLog(
+        folder, start_iter=start_iter, max_iter=max_iter, period=cfg.SOLVER.LOG_PERIOD, device=device
+    )
+    periodic_evaluation = None
+    if cfg.TEST.EVAL_PERIOD:
+        periodic_evaluation = PeriodicEvaluation(
+            evaluation,
+            checkpointer,
+            log,
+            period=cfg.TEST.EVAL_PERIOD,
+            best_metric=cfg.TEST.BEST_METRIC,
+        )
+    train(
+        step,
+        batches,
+        checkpointer,
+        log,
+        num_micro_batches=cfg.SOLVER.GRAD_ACCUM_STEPS,
+        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+        evaluation=periodic_evaluation,
+    )
+    return periodic_evaluation.final_metrics if periodic_evaluation is not None else None
+
+
+def evaluate_detector(
+    cfg: CfgNode, *, check: Check | None = None, report: Report | None = None
+) -> dict[str, CocoMetrics]:
+    """Evaluate a trained detector on the datasets of DATASETS.TEST.
+
+    Args:
+        cfg: the configuration; ``load_detector`` tells which weights it names.
+        check: of each dataset, before its evaluation.
+        report: writes ``report.html`` of each dataset, if TEST.REPORT is true.
+
+    Returns:
+        The metrics by dataset name, on the main process, of datasets with annotations.
+    """
+    device = start_run(cfg, "test_log.txt")
+    loaders = build_test_loaders(cfg, dist.rank(), dist.world_size())
+    first, *others = _datasets(loaders)
+    for dataset in others:
+        check_same_classes(dataset, first.class_names, first.name)
+    for dataset in (first, *others):
+        if check is not None:
+            check(cfg, dataset)
+    trained = load_detector(cfg, device=device, class_names=first.class_names)
+    logger.info("Testing %s", trained.source)
+    dist.barrier()  # one host may download weights for longer than another waits
+    return _build_evaluation(trained.cfg, trained.detector, device, loaders, report, trained.source).run()
+
+
+class TrainedDetector(NamedTuple):
+    """A detector with its weights; ``cfg`` has its number of classes, ``source`` names the weights."""
+
+    cfg: CfgNode
+    detector: Detector
+    class_names: list[str]
+    source: str
+
+
+def load_detector(
+    cfg: CfgNode,
+    weights: str | Path | None = None,
+    *,
+    device: torch.device | None = None,
+    class_names: list[str] | None = None,
+) -> TrainedDetector:
+    """Build a detector and load its weights.
+
+    Args:
+        cfg: the configuration.
+        weights: path or URL of a checkpoint; None takes MODEL.WEIGHT or, if that is empty or an ImageNet
+            backbone, the last checkpoint of OUTPUT_DIR.
+        device: receives the detector, with the memory format and compilation of MODEL; None leaves it on the
+            CPU, not compiled.
+        class_names: of the data, to which the classifier is matched; None takes those of the checkpoint.
+
+    Raises:
+        ValueError: if there are no weights, or they cannot be read or do not fit the configuration.
+        FileNotFoundError: if there is no such file.
+    """
+    source, checkpoint = read_detector(_find_weights(cfg) if weights is None else weights)
+    class_names = class_names or checkpoint.get("class_names")
+    if class_names:
+        cfg = fill_num_classes(cfg, class_names)
+    detector = build_detector(cfg)
+    load_trained(detector, checkpoint, source, class_names)
+    if device is not None:
+        _move(cfg, detector, device)
+    return TrainedDetector(
+        cfg, detector, class_names or _default_class_names(detector.rpn.head.num_classes), source
+    )
+
+
+def _find_weights(cfg: CfgNode) -> str | Path:
+    weights = cfg.MODEL.WEIGHT
+    if weights and not is_imagenet_backbone(weights):
+        return weights
+    checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR))
+    if checkpoint is None:
+        raise ValueError(
+            f"nothing to test: MODEL.WEIGHT is {weights!r} and OUTPUT_DIR {cfg.OUTPUT_DIR!r} has no "
+            f"checkpoint; give MODEL.WEIGHT a detector (.pth or .safetensors, a file or URL)"
+        )
+    return checkpoint
+
+
+def _default_class_names(num_classes: int) -> list[str]:
+    """Return the names of COCO's 80 classes, or numbers for another count: old checkpoints hold no names."""
+    return list(COCO_CLASSES) if num_classes == 80 else [f"class {i}" for i in range(1, num_classes + 1)]
+
+
+def start_run(cfg: CfgNode, log_file: str) -> torch.device:
+    """Choose the device, join the job of a launcher, and start logging to ``OUTPUT_DIR/log_file``.
+
+    From here on the run survives its terminal.
+    """
+    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # data workers inherit that
+    if cfg.DETERMINISTIC:
+        use_deterministic_algorithms()
+    device = dist.start_process_group(choose_device(cfg.MODEL.DEVICE))
+    setup_logging(Path(cfg.OUTPUT_DIR), log_file)
+    logger.info("%s; %s; %d processes", environment_report(device), ops_info(), dist.world_size())
+    return device
+
+
+def predictor_arguments(cfg: CfgNode, weights: str | Path) -> dict[str, Any]:
+    """Build the arguments of ``Predictor``; raises as ``load_detector``."""
+    device = choose_device(cfg.MODEL.DEVICE)
+    cfg, detector, class_names, _ = load_detector(cfg, weights, device=device)
+    return {
+        "inference": build_inference(cfg, detector, device),
+        "transform": build_transform(cfg, training=False),
+        "collate": build_collate(cfg),
+        "class_names": class_names,
+        "max_pixels": pixel_limit(cfg),
+        "skip_unreadable": cfg.DATALOADER.SKIP_CORRUPT,
+    }
+
+
+def _move(cfg: CfgNode, detector: Detector, device: torch.device) -> None:
     detector.to(device)
     if cfg.MODEL.CHANNELS_LAST:
         detector.to(memory_format=torch.channels_last)
-    if cfg.MODEL.COMPILE:
-        # In place, so that state-dict keys stay as they are.
+    if cfg.MODEL.COMPILE:  # in place, so that state-dict keys stay as they are
         detector.backbone.compile(dynamic=True)
         detector.rpn.head.compile(dynamic=True)
-    return detector
+
+
+def _datasets(loaders: Sequence[DataLoader]) -> list[DetectionDataset]:
+    return [loader.dataset for loader in loaders if isinstance(loader.dataset, DetectionDataset)]
+
+
+def _check_datasets(
+    cfg: CfgNode, dataset: JoinedDataset, test_sets: Sequence[DetectionDataset], check: Check | None
+) -> None:
+    """Find faults of the data before hours of training.
+
+    Raises:
+        ValueError: if a test set has other classes than the training set, TEST.EVAL_PERIOD has no metric to
+            choose the best checkpoint by, or ``check`` raises.
+    """
+    for test_set in test_sets:
+        check_same_classes(test_set, dataset.class_names, f"the training set {dataset.name}")
+    if cfg.TEST.EVAL_PERIOD and not test_sets[0].has_annotations:
+        raise ValueError(
+            f"TEST.EVAL_PERIOD needs annotations to choose the best checkpoint by, but {test_sets[0].name} "
+            f"in DATASETS.TEST has none; set it to 0 or put a data set with annotations first"
+        )
+    for each in (*dataset.datasets, *test_sets):
+        if check is not None:
+            check(cfg, each)
+
+
+def _build_checkpointer(cfg: CfgNode, class_names: list[str], device: torch.device) -> Checkpointer:
+    """Build the state of a training run: detector, optimizer, schedule, scaler and EMA weights."""
+    detector = build_detector(cfg)
+    _move(cfg, detector, device)
+    optimizer = build_optimizer(cfg, detector)
+    return Checkpointer(
+        Path(cfg.OUTPUT_DIR),
+        detector,
+        optimizer,
+        build_scheduler(cfg, optimizer),
+        class_names,
+        scaler=torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "float16"),
+        average=build_ema(cfg, detector),
+    )
+
+
+def _resume(cfg: CfgNode, checkpointer: Checkpointer) -> int:
+    """Restore the last checkpoint, or load the initial weights; returns the iterations done before."""
+    start_iter = checkpointer.resume()
+    if start_iter is None:
+        folder = checkpointer.folder
+        refuse_overwriting(
+            [folder / "model_best.pth", folder / "model_final.pth"],
+            [cfg.MODEL.WEIGHT] if cfg.MODEL.WEIGHT else [],
+            "Set OUTPUT_DIR to another folder.",
+        )
+        load_initial_weights(
+            checkpointer.model,
+            cfg.MODEL.WEIGHT,
+            partial=cfg.MODEL.WEIGHT_PARTIAL,
+            pixels=build_pixel_format(cfg),
+            class_names=checkpointer.class_names,
+        )
+    dist.barrier()  # one host may download weights for longer than another waits
+    return start_iter or 0
+
+
+def _build_step(cfg: CfgNode, checkpointer: Checkpointer, device: torch.device) -> TrainingStep:
+    detector, scaler = checkpointer.model, checkpointer.scaler
+    assert isinstance(detector, Detector)
+    assert scaler is not None
+    return TrainingStep(
+        detector,
+        parallelize(detector, device, sync_batch_norm=cfg.MODEL.USE_SYNCBN),
+        checkpointer.optimizer,
+        scaler,
+        device=device,
+        amp=PRECISIONS[cfg.SOLVER.AMP],
+        max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+        average=checkpointer.average,
+    )
+
+
+def _build_evaluation(
+    cfg: CfgNode,
+    detector: nn.Module,
+    device: torch.device,
+    loaders: Sequence[DataLoader],
+    report: Report | None,
+    source: str,
+    *,
+    is_training: bool = False,
+) -> Evaluation:
+    """Build the evaluation of a detector on ``device``; ``source`` names its weights in the report."""
+    assert isinstance(detector, Detector)
+    software = f"atss {__version__}; {environment_report(device)}"
+    facts = {"weights": source, "software": software}
+    return Evaluation(
+        build_inference(cfg, detector, device),
+        loaders,
+        Path(cfg.OUTPUT_DIR) / "inference",
+        cfg.TEST.COCO_EVAL,
+        cfg.TEST.EXPECTED_RESULTS,
+        cfg.TEST.EXPECTED_RESULTS_SIGMA_TOL,
+        partial(report, cfg, facts) if report is not None and cfg.TEST.REPORT else None,
+        is_training,
+    )
 
 
 def build_inference(cfg: CfgNode, detector: Detector, device: torch.device) -> Inference:
-    """Build what detects with ``detector``, which is on ``device``, in one size or as TEST.BBOX_AUG says.
+    """Build the inference pipeline of a detector on ``device``, at one scale or those of TEST.BBOX_AUG.
 
     Raises:
         ValueError: if the keys of TEST.BBOX_AUG do not fit together.

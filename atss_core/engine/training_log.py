@@ -38,30 +38,23 @@ class TrainingLog:
     """Collect losses on the device and fetch them only at log steps, so that training does not wait.
 
     Args:
-        metrics_file: a JSON line per log step; lines after ``start_iter`` (of a run that was killed later
-            than its last checkpoint) are dropped.
+        folder: receives ``metrics.jsonl``, a JSON line per log step, and curves for TensorBoard. Lines after
+            ``start_iter`` (of a run that was killed later than its last checkpoint) are dropped.
         start_iter: iterations done before.
         max_iter: iterations in all.
         period: iterations between log steps.
         device: of the losses. On the CPU each iteration is checked at once, which costs nothing there.
-        board: receives the same numbers.
     """
 
     def __init__(
-        self,
-        metrics_file: Path,
-        *,
-        start_iter: int,
-        max_iter: int,
-        period: int,
-        device: torch.device,
-        board: Board | None = None,
+        self, folder: Path, *, start_iter: int, max_iter: int, period: int, device: torch.device
     ) -> None:
-        self.metrics_file = metrics_file
+        self.metrics_file = folder / "metrics.jsonl"
+        self.start_iter = start_iter
         self.max_iter = max_iter
         self.period = period
         self.device = device
-        self.board = board
+        self.board = Board(folder / "tensorboard", start_iter)
         self._pending: list[tuple[int, Tensor, list[int]]] = []
         self._names: list[str] = []
         self._since_line: dict[str, list[float]] = defaultdict(list)
@@ -70,7 +63,7 @@ class TrainingLog:
         self._counts: dict[str, int] = defaultdict(int)
         self._clock, self._last_line = time.perf_counter(), start_iter
         if dist.is_main():
-            keep_lines(metrics_file, start_iter)
+            keep_lines(self.metrics_file, start_iter)
 
     def add(self, iteration: int, losses: dict[str, Tensor], image_ids: list[int]) -> None:
         """Add the loss terms of an iteration, scalars on the device, and the images they come from."""
@@ -152,8 +145,7 @@ class TrainingLog:
 
     def _write_metrics(self, iteration: int, lr: float, eta: float, memory: float | None) -> None:
         means = {name: statistics.fmean(values) for name, values in self._since_line.items()}
-        if self.board is not None:
-            self.board.add(iteration, "training", {"lr": lr, **means})
+        self.board.add(iteration, "training", {"lr": lr, **means})
         end = {"eta_seconds": eta, "max_memory_mib": memory, "wall_time": time.time()}
         append_json(self.metrics_file, {"iteration": iteration, "lr": lr, **means, **end})
 

@@ -46,13 +46,7 @@ from atss_core.layers import ops_info
 from atss_core.modeling import Detector, build_detector
 from atss_core.solver import build_ema, build_optimizer, build_scheduler
 from atss_core.structures import BoxList
-from atss_core.utils import dist
-from atss_core.utils.env import (
-    choose_device,
-    environment_report,
-    seed_everything,
-    use_deterministic_algorithms,
-)
+from atss_core.utils import dist, env
 from atss_core.utils.files import atomic_write, refuse_overwriting
 from atss_core.utils.lock import lock_folder
 from atss_core.utils.logging import setup_logging
@@ -96,31 +90,83 @@ def train_detector(
         cfg = fill_num_classes(cfg, dataset.class_names)
         needs_test_sets = is_evaluated or cfg.TEST.EVAL_PERIOD > 0
         loaders = build_test_loaders(cfg, dist.rank(), dist.world_size()) if needs_test_sets else []
-        _check_datasets(cfg, dataset, _datasets(loaders), check)
-        seed_everything(cfg.SEED)
-        checkpointer = _build_checkpointer(cfg, dataset.class_names, device)
+        test_sets = _datasets(loaders, dataset.class_names, f"the training set {dataset.name}")
+        if cfg.TEST.EVAL_PERIOD and not test_sets[0].has_annotations:
+            raise ValueError(
+                f"TEST.EVAL_PERIOD needs annotations to choose the best checkpoint by, but "
+                f"{test_sets[0].name} in DATASETS.TEST has none; set it to 0 or put a data set with "
+                f"annotations first"
+            )
+        if check is not None:
+            for each in (*dataset.datasets, *test_sets):
+                check(cfg, each)
+        checkpointer, start_iter = _build_state(cfg, dataset.class_names, device)
         source = f"as this training has left them in {cfg.OUTPUT_DIR}"
-        evaluation = _build_evaluation(
-            cfg, checkpointer.tested_model, device, loaders, report, source, is_training=True
-        )
-        metrics = _train(cfg, dataset, checkpointer, evaluation, device)
+        detector = checkpointer.tested_model
+        evaluation = _build_evaluation(cfg, detector, device, loaders, report, source, is_training=True)
+        metrics = _train(cfg, dataset, checkpointer, start_iter, evaluation)
     return evaluation.run() if metrics is None and is_evaluated else metrics or {}
+
+
+def _build_state(cfg: CfgNode, class_names: list[str], device: torch.device) -> tuple[Checkpointer, int]:
+    """Build detector, optimizer, schedule, scaler and EMA weights, and resume or load initial weights.
+
+    Returns:
+        The checkpointer, which holds them, and the iterations done before.
+    """
+    env.seed_everything(cfg.SEED)
+    detector = _move(build_detector(cfg), device, cfg.MODEL)
+    optimizer = build_optimizer(cfg, detector)
+    checkpointer = Checkpointer(
+        Path(cfg.OUTPUT_DIR),
+        detector,
+        optimizer,
+        build_scheduler(cfg, optimizer),
+        class_names,
+        scaler=torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "float16"),
+        average=build_ema(cfg, detector),
+    )
+    start_iter = checkpointer.resume()
+    if start_iter is None:
+        outputs = [checkpointer.folder / name for name in ("model_best.pth", "model_final.pth")]
+        inputs = [cfg.MODEL.WEIGHT] if cfg.MODEL.WEIGHT else []
+        refuse_overwriting(outputs, inputs, "Set OUTPUT_DIR to another folder.")
+        load_initial_weights(
+            detector,
+            cfg.MODEL.WEIGHT,
+            partial=cfg.MODEL.WEIGHT_PARTIAL,
+            pixels=build_pixel_format(cfg),
+            class_names=class_names,
+        )
+    dist.barrier()  # one host may download weights for longer than another waits
+    return checkpointer, start_iter or 0
 
 
 def _train(
     cfg: CfgNode,
     dataset: JoinedDataset,
     checkpointer: Checkpointer,
+    start_iter: int,
     evaluation: Evaluation,
-    device: torch.device,
 ) -> dict[str, CocoMetrics] | None:
-    """Resume and train; returns the metrics of a periodic evaluation of the final weights.
+    """Train; returns the metrics of the periodic evaluation of the final weights.
 
-    Files of an earlier run stay as they are until nothing can refuse to go on any more.
+    Files of an earlier run stay unchanged until everything that may refuse the settings is built.
     """
-    folder, max_iter = checkpointer.folder, cfg.SOLVER.MAX_ITER
-    start_iter = _resume(cfg, checkpointer)
-    step = _build_step(cfg, checkpointer, device)
+    folder, max_iter, device = checkpointer.folder, cfg.SOLVER.MAX_ITER, evaluation.inference.device
+    detector, scaler = checkpointer.model, checkpointer.scaler
+    assert isinstance(detector, Detector)
+    assert scaler is not None
+    step = TrainingStep(
+        detector,
+        parallelize(detector, device, sync_batch_norm=cfg.MODEL.USE_SYNCBN),
+        checkpointer.optimizer,
+        scaler,
+        device=device,
+        amp=PRECISIONS[cfg.SOLVER.AMP],
+        max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+        average=checkpointer.average,
+    )
     is_trained = start_iter >= max_iter
     batches: Iterable[Any] = ()
     if is_trained:
@@ -130,17 +176,13 @@ def _train(
     if dist.is_main() and not (is_trained and (folder / "config.yml").is_file()):
         with atomic_write(folder / "config.yml", "w") as file:
             file.write(cfg.dump())
-    log = TrainingLog(
-        folder, start_iter=start_iter, max_iter=max_iter, period=cfg.SOLVER.LOG_PERIOD, device=device
-    )
+    period = cfg.SOLVER.LOG_PERIOD
+    log = TrainingLog(folder, start_iter=start_iter, max_iter=max_iter, period=period, device=device)
     periodic_evaluation = None
     if cfg.TEST.EVAL_PERIOD:
+        period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
         periodic_evaluation = PeriodicEvaluation(
-            evaluation,
-            checkpointer,
-            log,
-            period=cfg.TEST.EVAL_PERIOD,
-            best_metric=cfg.TEST.BEST_METRIC,
+            evaluation, checkpointer, log, period=period, best_metric=metric
         )
     train(
         step,
@@ -151,7 +193,7 @@ def _train(
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         evaluation=periodic_evaluation,
     )
-    return periodic_evaluation.final_metrics if periodic_evaluation is not None else None
+    return None if periodic_evaluation is None else periodic_evaluation.final_metrics
 
 
 def evaluate_detector(
@@ -169,13 +211,11 @@ def evaluate_detector(
     """
     device = start_run(cfg, "test_log.txt")
     loaders = build_test_loaders(cfg, dist.rank(), dist.world_size())
-    first, *others = _datasets(loaders)
-    for dataset in others:
-        check_same_classes(dataset, first.class_names, first.name)
-    for dataset in (first, *others):
-        if check is not None:
-            check(cfg, dataset)
-    trained = load_detector(cfg, device=device, class_names=first.class_names)
+    test_sets = _datasets(loaders)
+    if check is not None:
+        for each in test_sets:
+            check(cfg, each)
+    trained = load_detector(cfg, device=device, class_names=test_sets[0].class_names)
     logger.info("Testing %s", trained.source)
     dist.barrier()  # one host may download weights for longer than another waits
     return _build_evaluation(trained.cfg, trained.detector, device, loaders, report, trained.source).run()
@@ -218,10 +258,12 @@ def load_detector(
     detector = build_detector(cfg)
     load_trained(detector, checkpoint, source, class_names)
     if device is not None:
-        _move(cfg, detector, device)
-    return TrainedDetector(
-        cfg, detector, class_names or _default_class_names(detector.rpn.head.num_classes), source
-    )
+        _move(detector, device, cfg.MODEL)
+    if not class_names:  # old checkpoints hold none
+        num_classes = detector.rpn.head.num_classes
+        numbered = [f"class {i}" for i in range(1, num_classes + 1)]
+        class_names = list(COCO_CLASSES) if num_classes == len(COCO_CLASSES) else numbered
+    return TrainedDetector(cfg, detector, class_names, source)
 
 
 def _find_weights(cfg: CfgNode) -> str | Path:
@@ -237,11 +279,6 @@ def _find_weights(cfg: CfgNode) -> str | Path:
     return checkpoint
 
 
-def _default_class_names(num_classes: int) -> list[str]:
-    """Return the names of COCO's 80 classes, or numbers for another count: old checkpoints hold no names."""
-    return list(COCO_CLASSES) if num_classes == 80 else [f"class {i}" for i in range(1, num_classes + 1)]
-
-
 def start_run(cfg: CfgNode, log_file: str) -> torch.device:
     """Choose the device, join the job of a launcher, and start logging to ``OUTPUT_DIR/log_file``.
 
@@ -250,16 +287,16 @@ def start_run(cfg: CfgNode, log_file: str) -> torch.device:
     if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # data workers inherit that
     if cfg.DETERMINISTIC:
-        use_deterministic_algorithms()
-    device = dist.start_process_group(choose_device(cfg.MODEL.DEVICE))
+        env.use_deterministic_algorithms()
+    device = dist.start_process_group(env.choose_device(cfg.MODEL.DEVICE))
     setup_logging(Path(cfg.OUTPUT_DIR), log_file)
-    logger.info("%s; %s; %d processes", environment_report(device), ops_info(), dist.world_size())
+    logger.info("%s; %s; %d processes", env.environment_report(device), ops_info(), dist.world_size())
     return device
 
 
 def predictor_arguments(cfg: CfgNode, weights: str | Path) -> dict[str, Any]:
     """Build the arguments of ``Predictor``; raises as ``load_detector``."""
-    device = choose_device(cfg.MODEL.DEVICE)
+    device = env.choose_device(cfg.MODEL.DEVICE)
     cfg, detector, class_names, _ = load_detector(cfg, weights, device=device)
     return {
         "inference": build_inference(cfg, detector, device),
@@ -271,91 +308,25 @@ def predictor_arguments(cfg: CfgNode, weights: str | Path) -> dict[str, Any]:
     }
 
 
-def _move(cfg: CfgNode, detector: Detector, device: torch.device) -> None:
+def _move(detector: Detector, device: torch.device, settings: CfgNode) -> Detector:
+    """Move a detector to its device, with the memory format and compilation of MODEL."""
     detector.to(device)
-    if cfg.MODEL.CHANNELS_LAST:
+    if settings.CHANNELS_LAST:
         detector.to(memory_format=torch.channels_last)
-    if cfg.MODEL.COMPILE:  # in place, so that state-dict keys stay as they are
+    if settings.COMPILE:  # in place, so that state-dict keys stay as they are
         detector.backbone.compile(dynamic=True)
         detector.rpn.head.compile(dynamic=True)
+    return detector
 
 
-def _datasets(loaders: Sequence[DataLoader]) -> list[DetectionDataset]:
-    return [loader.dataset for loader in loaders if isinstance(loader.dataset, DetectionDataset)]
-
-
-def _check_datasets(
-    cfg: CfgNode, dataset: JoinedDataset, test_sets: Sequence[DetectionDataset], check: Check | None
-) -> None:
-    """Find faults of the data before hours of training.
-
-    Raises:
-        ValueError: if a test set has other classes than the training set, TEST.EVAL_PERIOD has no metric to
-            choose the best checkpoint by, or ``check`` raises.
-    """
-    for test_set in test_sets:
-        check_same_classes(test_set, dataset.class_names, f"the training set {dataset.name}")
-    if cfg.TEST.EVAL_PERIOD and not test_sets[0].has_annotations:
-        raise ValueError(
-            f"TEST.EVAL_PERIOD needs annotations to choose the best checkpoint by, but {test_sets[0].name} "
-            f"in DATASETS.TEST has none; set it to 0 or put a data set with annotations first"
-        )
-    for each in (*dataset.datasets, *test_sets):
-        if check is not None:
-            check(cfg, each)
-
-
-def _build_checkpointer(cfg: CfgNode, class_names: list[str], device: torch.device) -> Checkpointer:
-    """Build the state of a training run: detector, optimizer, schedule, scaler and EMA weights."""
-    detector = build_detector(cfg)
-    _move(cfg, detector, device)
-    optimizer = build_optimizer(cfg, detector)
-    return Checkpointer(
-        Path(cfg.OUTPUT_DIR),
-        detector,
-        optimizer,
-        build_scheduler(cfg, optimizer),
-        class_names,
-        scaler=torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "float16"),
-        average=build_ema(cfg, detector),
-    )
-
-
-def _resume(cfg: CfgNode, checkpointer: Checkpointer) -> int:
-    """Restore the last checkpoint, or load the initial weights; returns the iterations done before."""
-    start_iter = checkpointer.resume()
-    if start_iter is None:
-        folder = checkpointer.folder
-        refuse_overwriting(
-            [folder / "model_best.pth", folder / "model_final.pth"],
-            [cfg.MODEL.WEIGHT] if cfg.MODEL.WEIGHT else [],
-            "Set OUTPUT_DIR to another folder.",
-        )
-        load_initial_weights(
-            checkpointer.model,
-            cfg.MODEL.WEIGHT,
-            partial=cfg.MODEL.WEIGHT_PARTIAL,
-            pixels=build_pixel_format(cfg),
-            class_names=checkpointer.class_names,
-        )
-    dist.barrier()  # one host may download weights for longer than another waits
-    return start_iter or 0
-
-
-def _build_step(cfg: CfgNode, checkpointer: Checkpointer, device: torch.device) -> TrainingStep:
-    detector, scaler = checkpointer.model, checkpointer.scaler
-    assert isinstance(detector, Detector)
-    assert scaler is not None
-    return TrainingStep(
-        detector,
-        parallelize(detector, device, sync_batch_norm=cfg.MODEL.USE_SYNCBN),
-        checkpointer.optimizer,
-        scaler,
-        device=device,
-        amp=PRECISIONS[cfg.SOLVER.AMP],
-        max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-        average=checkpointer.average,
-    )
+def _datasets(
+    loaders: Sequence[DataLoader], class_names: Sequence[str] | None = None, owner: str = ""
+) -> list[DetectionDataset]:
+    """Return the test sets of loaders, whose classes must be those of ``owner`` or else of the first."""
+    datasets = [loader.dataset for loader in loaders if isinstance(loader.dataset, DetectionDataset)]
+    for dataset in datasets:
+        check_same_classes(dataset, class_names or datasets[0].class_names, owner or datasets[0].name)
+    return datasets
 
 
 def _build_evaluation(
@@ -370,7 +341,7 @@ def _build_evaluation(
 ) -> Evaluation:
     """Build the evaluation of a detector on ``device``; ``source`` names its weights in the report."""
     assert isinstance(detector, Detector)
-    software = f"atss {__version__}; {environment_report(device)}"
+    software = f"atss {__version__}; {env.environment_report(device)}"
     facts = {"weights": source, "software": software}
     return Evaluation(
         build_inference(cfg, detector, device),

@@ -26,7 +26,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> SGD:
     """
     cfg.check()
     solver = cfg.SOLVER
-    base_lr = _base_lr(cfg)
+    base_lr, reference = solver.BASE_LR, solver.LR_REFERENCE_BATCH
+    if reference:
+        base_lr = base_lr * solver.IMS_PER_BATCH / reference
+        logger.info(
+            "Learning rate %g = SOLVER.BASE_LR %g x IMS_PER_BATCH %d / LR_REFERENCE_BATCH %d",
+            *(base_lr, solver.BASE_LR, solver.IMS_PER_BATCH, reference),
+        )
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -40,19 +46,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> SGD:
         group["params"].append(parameter)
         group["names"].append(name)
     return SGD(list(groups.values()), lr=base_lr, momentum=solver.MOMENTUM)
-
-
-def _base_lr(cfg: CfgNode) -> float:
-    """Return the learning rate before warm-up and schedule, and log it if it is scaled to the batch size."""
-    base, size, reference = cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.LR_REFERENCE_BATCH
-    if not reference:
-        return base
-    lr = base * size / reference
-    logger.info(
-        "Learning rate %g = SOLVER.BASE_LR %g x IMS_PER_BATCH %d / LR_REFERENCE_BATCH %d",
-        *(lr, base, size, reference),
-    )
-    return lr
 
 
 def build_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LambdaLR:

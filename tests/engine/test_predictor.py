@@ -97,10 +97,8 @@ def assert_same(detections, expected, tolerance=0.0):
     assert detections.image_size == expected.image_size
     # Boxes whose scores are equal but for rounding may change places.
     assert torch.allclose(detections.scores, expected.scores, atol=tolerance, rtol=0)
-    order, expected_order = (torch.argsort(f.boxes.sum(1) + 1e4 * f.labels) for f in (detections, expected))
-    assert torch.allclose(
-        detections.boxes[order], expected.boxes[expected_order], atol=100 * tolerance, rtol=0
-    )
+    boxes = [d.boxes[torch.argsort(d.boxes.sum(1) + 1e4 * d.labels)] for d in (detections, expected)]
+    assert torch.allclose(*boxes, atol=100 * tolerance, rtol=0)
 
 
 def test_arrays_and_tensors_are_the_images_they_hold(plain, tmp_path):

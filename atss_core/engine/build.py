@@ -67,16 +67,16 @@ Report = Callable[[CfgNode, Mapping[str, str], Evaluated], str]
 def train_detector(
     cfg: CfgNode, *, is_evaluated: bool = True, check: Check | None = None, report: Report | None = None
 ) -> dict[str, CocoMetrics]:
-    """Train as configured, resuming the last checkpoint of OUTPUT_DIR, and evaluate the final weights.
+    """Train a detector, resuming the last checkpoint of OUTPUT_DIR, and evaluate the final weights.
 
     Args:
         cfg: the configuration.
-        is_evaluated: whether to evaluate at the end, for which TEST.EVAL_PERIOD is enough as well.
-        check: of each dataset that is used, before training starts.
-        report: as for ``evaluate_detector``.
+        is_evaluated: whether to evaluate the final weights; TEST.EVAL_PERIOD does so as well.
+        check: of each dataset, before training starts.
+        report: writes ``report.html`` of the final evaluation, if TEST.REPORT is true.
 
     Returns:
-        The final metrics by dataset name, on the main process; empty without evaluation.
+        The final metrics by dataset name, on the main process.
 
     Raises:
         ValueError: if settings or data are faulty, or another run writes to OUTPUT_DIR.
@@ -93,43 +93,37 @@ def train_detector(
         test_sets = _datasets(loaders, dataset.class_names, f"the training set {dataset.name}")
         if cfg.TEST.EVAL_PERIOD and not test_sets[0].has_annotations:
             raise ValueError(
-                f"TEST.EVAL_PERIOD needs annotations to choose the best checkpoint by, but "
-                f"{test_sets[0].name} in DATASETS.TEST has none; set it to 0 or put a data set with "
-                f"annotations first"
+                f"TEST.EVAL_PERIOD: expected annotations in the first dataset of DATASETS.TEST, to choose the "
+                f"best checkpoint, but {test_sets[0].name} has none. Set it to 0, or put another first."
             )
         if check is not None:
             for each in (*dataset.datasets, *test_sets):
                 check(cfg, each)
-        checkpointer, start_iter = _build_state(cfg, dataset.class_names, device)
-        source = f"as this training has left them in {cfg.OUTPUT_DIR}"
+        step, checkpointer, start_iter = _build_state(cfg, dataset.class_names, device)
+        weights = f"as this training has left them in {cfg.OUTPUT_DIR}"
         detector = checkpointer.tested_model
-        evaluation = _build_evaluation(cfg, detector, device, loaders, report, source, is_training=True)
-        metrics = _train(cfg, dataset, checkpointer, start_iter, evaluation)
+        evaluation = _build_evaluation(cfg, detector, device, loaders, report, weights, is_training=True)
+        metrics = _train(cfg, dataset, step, checkpointer, start_iter, evaluation)
     return evaluation.run() if metrics is None and is_evaluated else metrics or {}
 
 
-def _build_state(cfg: CfgNode, class_names: list[str], device: torch.device) -> tuple[Checkpointer, int]:
-    """Build detector, optimizer, schedule, scaler and EMA weights, and resume or load initial weights.
-
-    Returns:
-        The checkpointer, which holds them, and the iterations done before.
-    """
+def _build_state(
+    cfg: CfgNode, class_names: list[str], device: torch.device
+) -> tuple[TrainingStep, Checkpointer, int]:
+    """Build all that is trained, and resume it or load initial weights; returns the start iteration as well."""
     env.seed_everything(cfg.SEED)
     detector = _move(build_detector(cfg), device, cfg.MODEL)
     optimizer = build_optimizer(cfg, detector)
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "float16")
+    ema = build_ema(cfg, detector)
+    folder, scheduler = Path(cfg.OUTPUT_DIR), build_scheduler(cfg, optimizer)
     checkpointer = Checkpointer(
-        Path(cfg.OUTPUT_DIR),
-        detector,
-        optimizer,
-        build_scheduler(cfg, optimizer),
-        class_names,
-        scaler=torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "float16"),
-        average=build_ema(cfg, detector),
+        folder, detector, optimizer, scheduler, class_names, scaler=scaler, average=ema
     )
     start_iter = checkpointer.resume()
     if start_iter is None:
-        outputs = [checkpointer.folder / name for name in ("model_best.pth", "model_final.pth")]
         inputs = [cfg.MODEL.WEIGHT] if cfg.MODEL.WEIGHT else []
+        outputs = [folder / name for name in ("model_best.pth", "model_final.pth")]
         refuse_overwriting(outputs, inputs, "Set OUTPUT_DIR to another folder.")
         load_initial_weights(
             detector,
@@ -139,12 +133,23 @@ def _build_state(cfg: CfgNode, class_names: list[str], device: torch.device) -> 
             class_names=class_names,
         )
     dist.barrier()  # one host may download weights for longer than another waits
-    return checkpointer, start_iter or 0
+    step = TrainingStep(
+        detector,
+        parallelize(detector, device, sync_batch_norm=cfg.MODEL.USE_SYNCBN),
+        optimizer,
+        scaler,
+        device=device,
+        amp=PRECISIONS[cfg.SOLVER.AMP],
+        max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+        average=ema,
+    )
+    return step, checkpointer, start_iter or 0
 
 
 def _train(
     cfg: CfgNode,
     dataset: JoinedDataset,
+    step: TrainingStep,
     checkpointer: Checkpointer,
     start_iter: int,
     evaluation: Evaluation,
@@ -153,21 +158,8 @@ def _train(
 
     Files of an earlier run stay unchanged until everything that may refuse the settings is built.
     """
-    folder, max_iter, device = checkpointer.folder, cfg.SOLVER.MAX_ITER, evaluation.inference.device
-    detector, scaler = checkpointer.model, checkpointer.scaler
-    assert isinstance(detector, Detector)
-    assert scaler is not None
-    step = TrainingStep(
-        detector,
-        parallelize(detector, device, sync_batch_norm=cfg.MODEL.USE_SYNCBN),
-        checkpointer.optimizer,
-        scaler,
-        device=device,
-        amp=PRECISIONS[cfg.SOLVER.AMP],
-        max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-        average=checkpointer.average,
-    )
-    is_trained = start_iter >= max_iter
+    folder, solver = checkpointer.folder, cfg.SOLVER
+    is_trained = start_iter >= solver.MAX_ITER
     batches: Iterable[Any] = ()
     if is_trained:
         logger.info("%s is trained already (%d iterations); remove it to train anew", folder, start_iter)
@@ -176,24 +168,27 @@ def _train(
     if dist.is_main() and not (is_trained and (folder / "config.yml").is_file()):
         with atomic_write(folder / "config.yml", "w") as file:
             file.write(cfg.dump())
-    period = cfg.SOLVER.LOG_PERIOD
-    log = TrainingLog(folder, start_iter=start_iter, max_iter=max_iter, period=period, device=device)
-    periodic_evaluation = None
+    log = TrainingLog(
+        folder,
+        start_iter=start_iter,
+        max_iter=solver.MAX_ITER,
+        period=solver.LOG_PERIOD,
+        device=step.device,
+    )
+    periodic = None
     if cfg.TEST.EVAL_PERIOD:
-        period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
-        periodic_evaluation = PeriodicEvaluation(
-            evaluation, checkpointer, log, period=period, best_metric=metric
-        )
+        metric = cfg.TEST.BEST_METRIC
+        periodic = PeriodicEvaluation(evaluation, checkpointer, log, cfg.TEST.EVAL_PERIOD, metric)
     train(
         step,
         batches,
         checkpointer,
         log,
-        num_micro_batches=cfg.SOLVER.GRAD_ACCUM_STEPS,
-        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-        evaluation=periodic_evaluation,
+        num_micro_batches=solver.GRAD_ACCUM_STEPS,
+        checkpoint_period=solver.CHECKPOINT_PERIOD,
+        evaluation=periodic,
     )
-    return None if periodic_evaluation is None else periodic_evaluation.final_metrics
+    return None if periodic is None else periodic.final_metrics
 
 
 def evaluate_detector(
@@ -273,17 +268,14 @@ def _find_weights(cfg: CfgNode) -> str | Path:
     checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR))
     if checkpoint is None:
         raise ValueError(
-            f"nothing to test: MODEL.WEIGHT is {weights!r} and OUTPUT_DIR {cfg.OUTPUT_DIR!r} has no "
-            f"checkpoint; give MODEL.WEIGHT a detector (.pth or .safetensors, a file or URL)"
+            f"MODEL.WEIGHT: expected a trained detector, got {weights!r}, and OUTPUT_DIR {cfg.OUTPUT_DIR!r} "
+            f"has no checkpoint. Set MODEL.WEIGHT to a .pth or .safetensors file or URL."
         )
     return checkpoint
 
 
 def start_run(cfg: CfgNode, log_file: str) -> torch.device:
-    """Choose the device, join the job of a launcher, and start logging to ``OUTPUT_DIR/log_file``.
-
-    From here on the run survives its terminal.
-    """
+    """Choose the device, join the job of a launcher, log to ``OUTPUT_DIR/log_file``, survive the terminal."""
     if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # data workers inherit that
     if cfg.DETERMINISTIC:

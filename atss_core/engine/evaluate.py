@@ -181,7 +181,6 @@ class PeriodicEvaluation:
         evaluation: Evaluation,
         checkpointer: Checkpointer,
         log: TrainingLog,
-        *,
         period: int,
         best_metric: str,
     ) -> None:

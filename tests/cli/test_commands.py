@@ -274,7 +274,10 @@ def test_best_checkpoint_needs_annotations(own_shapes, tiny, tmp_path, capsys):
     opts = [*tiny, "DATASETS.DATA_DIR", str(own_shapes[0]), "TEST.EVAL_PERIOD", "2"]
     with pytest.raises(SystemExit):
         run(train.main, ["--config-file", str(QUICK), *opts])
-    assert "TEST.EVAL_PERIOD needs annotations" in capsys.readouterr().err
+    assert (
+        "TEST.EVAL_PERIOD: expected annotations in the first dataset of DATASETS.TEST"
+        in capsys.readouterr().err
+    )
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
@@ -308,7 +311,7 @@ def test_corrupt_images_are_skipped_on_demand(own_shapes, tiny, capsys):
         (train.main, ["TEST.IMS_PER_BATCH", "0"], "TEST.IMS_PER_BATCH must be in [1, 1e6], got 0"),
         (train.main, ["SOLVER.LOG_PERIOD", "0"], "SOLVER.LOG_PERIOD must be in [1, 1e9], got 0"),
         (train.main, ["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be in [1, 1e9], got 0"),
-        (evaluate.main, [], "nothing to test: MODEL.WEIGHT is ''"),
+        (evaluate.main, [], "MODEL.WEIGHT: expected a trained detector, got '', and OUTPUT_DIR"),
     ],
 )
 def test_wrong_settings_end_in_one_line(command, opts, message, tiny, capsys):

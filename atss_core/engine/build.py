@@ -93,8 +93,8 @@ def train_detector(
         test_sets = _datasets(loaders, dataset.class_names, f"the training set {dataset.name}")
         if cfg.TEST.EVAL_PERIOD and not test_sets[0].has_annotations:
             raise ValueError(
-                f"TEST.EVAL_PERIOD: expected annotations in the first dataset of DATASETS.TEST, to choose the "
-                f"best checkpoint, but {test_sets[0].name} has none. Set it to 0, or put another first."
+                f"TEST.EVAL_PERIOD: expected a first dataset in DATASETS.TEST with annotations, to choose the "
+                f"best checkpoint by, got {test_sets[0].name}. Set it to 0, or put another dataset first."
             )
         if check is not None:
             for each in (*dataset.datasets, *test_sets):
@@ -110,7 +110,7 @@ def train_detector(
 def _build_state(
     cfg: CfgNode, class_names: list[str], device: torch.device
 ) -> tuple[TrainingStep, Checkpointer, int]:
-    """Build all that is trained, and resume it or load initial weights; returns the start iteration as well."""
+    """Build all that is trained; resume it or load initial weights. Returns the start iteration as well."""
     env.seed_everything(cfg.SEED)
     detector = _move(build_detector(cfg), device, cfg.MODEL)
     optimizer = build_optimizer(cfg, detector)

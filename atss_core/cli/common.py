@@ -46,7 +46,7 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
         if os.environ.get("ATSS_TRACEBACK") or not message:
             raise
         logger.debug("stopped by an error", exc_info=True)  # in the log file alone
-        line = " ".join(part.strip() for part in message.splitlines())
+        line = " ".join(each.strip() for each in message.splitlines())
         print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(2)
 

@@ -1,4 +1,4 @@
-"""Test a detector on the data sets of DATASETS.TEST with the metrics of COCO, and of VOC on its layout."""
+"""Evaluate a detector on DATASETS.TEST with the metrics of COCO, and of VOC for datasets in its format."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_dataset(cfg: CfgNode, dataset: DetectionDataset) -> None:
-    """Log the defects of a dataset that annotations, file names and some headers tell.
+    """Log the defects of a dataset that show in annotations, file names and some image headers.
 
     Raises:
         ValueError: for a defect with which training must not start.

@@ -1,4 +1,4 @@
-"""Train a detector, resuming where an earlier run of the same folder stopped, and test it."""
+"""Train a detector, resuming where an earlier run of the same folder stopped, and evaluate it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with its arguments, by default those of this process."""
     parser = CommandParser("atss train", __doc__, EXAMPLE)
     add_launcher_argument(parser)
-    parser.add_argument("--skip-test", action="store_true", help="do not test the final model")
+    parser.add_argument("--skip-test", action="store_true", help="do not evaluate the final model")
     add_config_arguments(parser)
     arguments = parser.parse_args(argv)
     cfg = load_config(arguments)

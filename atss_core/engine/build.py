@@ -93,8 +93,8 @@ def train_detector(
         test_sets = _datasets(loaders, dataset.class_names, f"the training set {dataset.name}")
         if cfg.TEST.EVAL_PERIOD and not test_sets[0].has_annotations:
             raise ValueError(
-                f"TEST.EVAL_PERIOD: expected a first dataset in DATASETS.TEST with annotations, to choose the "
-                f"best checkpoint by, got {test_sets[0].name}. Set it to 0, or put another dataset first."
+                f"TEST.EVAL_PERIOD: expected a first dataset in DATASETS.TEST with annotations, to choose "
+                f"the best checkpoint by, got {test_sets[0].name}. Set it to 0, or put another dataset first."
             )
         if check is not None:
             for each in (*dataset.datasets, *test_sets):
@@ -197,7 +197,7 @@ def evaluate_detector(
     """Evaluate a trained detector on the datasets of DATASETS.TEST.
 
     Args:
-        cfg: the configuration; ``load_detector`` tells which weights it names.
+        cfg: the configuration; see ``load_detector`` for the weights.
         check: of each dataset, before its evaluation.
         report: writes ``report.html`` of each dataset, if TEST.REPORT is true.
 
@@ -211,7 +211,7 @@ def evaluate_detector(
         for each in test_sets:
             check(cfg, each)
     trained = load_detector(cfg, device=device, class_names=test_sets[0].class_names)
-    logger.info("Testing %s", trained.source)
+    logger.info("Evaluating %s", trained.source)
     dist.barrier()  # one host may download weights for longer than another waits
     return _build_evaluation(trained.cfg, trained.detector, device, loaders, report, trained.source).run()
 

@@ -25,9 +25,9 @@ class TerminatedError(BaseException):
 class Termination:
     """Receive SIGTERM in a ``with`` block, and agree with the other processes when to stop.
 
-    A launcher passes the signal on to each process at another moment. A process that has it tells the others
-    after an iteration, and all stop after the next one. Outside the main thread Python allows no signal
-    handler, and the process never asks to stop.
+    A launcher passes the signal on to each process at another moment. A process that has it informs the
+    others after an iteration, and all stop after the next one. Outside the main thread, where Python allows
+    no signal handler, the process never asks to stop.
     """
 
     def __init__(self) -> None:

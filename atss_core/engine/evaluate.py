@@ -161,8 +161,7 @@ def _save_predictions(path: Path, results: dict[int, BoxList], dataset: Detectio
 class PeriodicEvaluation:
     """Evaluate every ``period`` iterations and after the last one, and keep the best weights.
 
-    The metrics of each evaluation are lines of a file, which also tells a resumed run which iterations have
-    been evaluated and the best metric until then.
+    A resumed run reads from its file of metrics which iterations have been evaluated, and the best metric.
 
     Args:
         evaluation: of the current weights.

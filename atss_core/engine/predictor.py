@@ -107,7 +107,7 @@ class Predictor:
 
         Args:
             source: an image as ``to_image`` takes it (path, encoded bytes, open file, Pillow image,
-                OpenCV's array, tensor); or a list of them, or a folder, whose images are taken by name.
+                OpenCV's array, tensor); or a list of them, or a folder, whose images are sorted by name.
             batch_size: how many images are taken at a time; see ``stream``.
 
         Returns:

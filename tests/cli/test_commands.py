@@ -52,7 +52,7 @@ def test_train_writes_its_files_and_evaluates(tiny, tmp_path, capsys):
     }
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
     output = capsys.readouterr().out
-    for word in (
+    for phrase in (
         "eta 0:00:",
         "iter 6/6",
         "loss_centerness",
@@ -63,8 +63,8 @@ def test_train_writes_its_files_and_evaluates(tiny, tmp_path, capsys):
         "AP50",
         "star",
     ):
-        assert word in output
-        assert word in (folder / "log.txt").read_text()
+        assert phrase in output
+        assert phrase in (folder / "log.txt").read_text()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [2, 4, 6]
     assert len(json.loads((folder / "inference/shapes_val/metrics.json").read_text())["overall"]) == 12
@@ -86,7 +86,7 @@ def test_test_net_agrees_with_the_evaluation_after_training(tiny, tmp_path):
 
 def test_test_net_takes_the_last_checkpoint_of_the_folder(tiny, trained, capsys):
     evaluate.main(["--config-file", str(QUICK), *tiny])
-    assert f"Testing {trained / 'model_final.pth'}" in capsys.readouterr().out
+    assert f"Evaluating {trained / 'model_final.pth'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -274,10 +274,8 @@ def test_best_checkpoint_needs_annotations(own_shapes, tiny, tmp_path, capsys):
     opts = [*tiny, "DATASETS.DATA_DIR", str(own_shapes[0]), "TEST.EVAL_PERIOD", "2"]
     with pytest.raises(SystemExit):
         run(train.main, ["--config-file", str(QUICK), *opts])
-    assert (
-        "TEST.EVAL_PERIOD: expected annotations in the first dataset of DATASETS.TEST"
-        in capsys.readouterr().err
-    )
+    message = capsys.readouterr().err
+    assert "TEST.EVAL_PERIOD: expected a first dataset in DATASETS.TEST with annotations" in message
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
@@ -429,8 +427,8 @@ def test_demo_without_weights_says_where_to_get_them():
     assert process.returncode == 2
     assert "Traceback" not in process.stderr
     assert process.stderr.count("\n") == 1
-    for word in ("ATSS_R_50_FPN_1x.pth", "https://", "--weights FILE"):
-        assert word in process.stderr
+    for phrase in ("ATSS_R_50_FPN_1x.pth", "https://", "--weights FILE"):
+        assert phrase in process.stderr
 
 
 def test_demo_without_images_is_explained(trained, tmp_path):

@@ -95,7 +95,7 @@ def noise(height, width, seed=0):
 def assert_same(detections, expected, tolerance=0.0):
     assert len(detections) == len(expected) > 0
     assert detections.image_size == expected.image_size
-    # Boxes whose scores are equal but for rounding may change places.
+    # Boxes whose scores are equal up to rounding may swap.
     assert torch.allclose(detections.scores, expected.scores, atol=tolerance, rtol=0)
     boxes = [d.boxes[torch.argsort(d.boxes.sum(1) + 1e4 * d.labels)] for d in (detections, expected)]
     assert torch.allclose(*boxes, atol=100 * tolerance, rtol=0)
@@ -261,7 +261,7 @@ def test_device_is_chosen_by_name(weights):
 
 
 def test_the_page_about_python_is_true(plain, tmp_path, monkeypatch):
-    """Run the page from top to bottom, with a small detector in place of that of the quick start."""
+    """Run the page from top to bottom, with a small detector instead of that of the quick start."""
     for optional in ("av", "supervision"):
         pytest.importorskip(optional)
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(), re.M | re.S)
@@ -272,7 +272,7 @@ def test_the_page_about_python_is_true(plain, tmp_path, monkeypatch):
             writer.write(noise(48, 64, i), i / 10)
     monkeypatch.chdir(ROOT)
     asked = []
-    monkeypatch.setattr(Predictor, "from_config", lambda *words, **flags: asked.append(words) or plain)
+    monkeypatch.setattr(Predictor, "from_config", lambda *given, **flags: asked.append(given) or plain)
     names = {"output_dir": tmp_path, "video": video}
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
@@ -282,9 +282,9 @@ def test_the_page_about_python_is_true(plain, tmp_path, monkeypatch):
 
 
 def test_the_script_runs(weights, tmp_path):
-    words = ["--weights", str(weights), "--output-dir", str(tmp_path), *OPTS]
+    arguments = ["--weights", str(weights), "--output-dir", str(tmp_path), *OPTS]
     process = subprocess.run(
-        [sys.executable, "demo/predict.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "demo/predict.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
     assert "classes: class 1, class 2" in process.stdout

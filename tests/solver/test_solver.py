@@ -14,14 +14,14 @@ SCHEDULE = golden.numbers("schedule")
 def test_parameter_groups_are_the_published_ones(name):
     cfg = load_cfg(golden.ROOT / "configs" / "atss" / f"{name}.yaml")
     optimizer = build_optimizer(cfg, build_detector(cfg))
-    found = {
+    factors = {
         parameter: [group["lr"] / cfg.SOLVER.BASE_LR, group["weight_decay"]]
         for group in optimizer.param_groups
         for parameter in group["names"]
     }
-    assert found == OPTIMIZER[name]["lr_mult_and_weight_decay"]
+    assert factors == OPTIMIZER[name]["lr_mult_and_weight_decay"]
     assert optimizer.defaults["momentum"] == OPTIMIZER[name]["momentum"]
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(found)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(factors)
 
 
 def test_offsets_have_their_own_factor():

@@ -357,9 +357,9 @@ def build_inference(cfg: CfgNode, detector: Detector, device: torch.device) -> I
     if not cfg.TEST.BBOX_AUG.ENABLED:
         return SingleScale(detector, device)
     return MultiScale(
-        detector,
-        build_scales(cfg),
-        build_merge(cfg, detector.rpn.postprocess.nms_threshold),
+        detector=detector,
+        scales=build_scales(cfg),
+        merge=build_merge(cfg, detector.rpn.postprocess.nms_threshold),
         is_nms_joint=not cfg.TEST.BBOX_AUG.VOTE,
         size_divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
         device=device,

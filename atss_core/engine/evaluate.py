@@ -158,44 +158,37 @@ def _save_predictions(path: Path, results: dict[int, BoxList], dataset: Detectio
         torch.save(predictions, file)
 
 
+@dataclass(eq=False)
 class PeriodicEvaluation:
     """Evaluate every ``period`` iterations and after the last one, and keep the best weights.
 
     A resumed run reads from its file of metrics which iterations have been evaluated, and the best metric.
 
-    Args:
+    Attributes:
         evaluation: of the current weights.
         checkpointer: saves ``model_best.pth``, and has the folder of ``evaluations.jsonl``, with a JSON line
             per evaluation and dataset. Lines of iterations that are not done yet are dropped.
         log: of the training; its TensorBoard receives the metrics as well.
         period: iterations between evaluations.
         best_metric: chooses the best, by the first dataset.
-
-    Attributes:
         final_metrics: of the evaluation after the last iteration, by dataset name; None before it.
     """
 
-    def __init__(
-        self,
-        evaluation: Evaluation,
-        checkpointer: Checkpointer,
-        log: TrainingLog,
-        period: int,
-        best_metric: str,
-    ) -> None:
-        self.evaluation = evaluation
-        self.checkpointer = checkpointer
-        self.file = checkpointer.folder / "evaluations.jsonl"
-        self.log = log
-        self.period = period
-        self.best_metric = best_metric
-        self.final_metrics: dict[str, CocoMetrics] | None = None
-        on_main_process(lambda: keep_lines(self.file, log.start_iter))
-        records = read_records(self.file, log.start_iter)
-        lines = [line for line in records if isinstance(line.get(best_metric), int | float)]
+    evaluation: Evaluation
+    checkpointer: Checkpointer
+    log: TrainingLog
+    period: int
+    best_metric: str
+    final_metrics: dict[str, CocoMetrics] | None = None
+
+    def __post_init__(self) -> None:
+        self.file = self.checkpointer.folder / "evaluations.jsonl"
+        on_main_process(lambda: keep_lines(self.file, self.log.start_iter))
+        records = read_records(self.file, self.log.start_iter)
+        lines = [line for line in records if isinstance(line.get(self.best_metric), int | float)]
         self._evaluated = {line["iteration"] for line in lines}
         # The first line of an iteration is that of the first dataset.
-        first_lines = {line["iteration"]: line[best_metric] for line in reversed(lines)}
+        first_lines = {line["iteration"]: line[self.best_metric] for line in reversed(lines)}
         self.best: float = max(first_lines.values(), default=-1.0)
 
     def is_due(self, iteration: int) -> bool:

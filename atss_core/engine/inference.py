@@ -67,12 +67,12 @@ class Inference(Protocol):
         """Turn what ``predict`` returned into detections, in pixels of their own ``image_size``."""
 
 
+@dataclass(eq=False)
 class SingleScale:
     """Detect objects in normalised batches, with a detector that is on ``device``."""
 
-    def __init__(self, detector: Detector, device: torch.device) -> None:
-        self.detector = detector
-        self.device = device
+    detector: Detector
+    device: torch.device
 
     def predict(self, images: ImageList) -> HeadOutputs:
         """Copy images to the device and run the network."""

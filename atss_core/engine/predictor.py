@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, overload
@@ -27,38 +28,30 @@ from atss_core.structures import BoxList, ImageList
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Predictor:
     """Detect objects in images.
 
-    Args:
+    Attributes:
         inference: of the detector with its weights, from ``build_inference``.
         transform: from an image to a tensor, from ``build_transform``.
         collate: pads tensors to a batch, from ``build_collate``.
         class_names: the name of label i at i - 1.
         max_pixels: files of larger images are refused.
         skip_unreadable: skip images that cannot be read in lists and streams as well, not only in folders.
-
-    Attributes:
         skipped: an error for each image that the last folder, list or stream skipped.
     """
 
-    def __init__(
-        self,
-        inference: Inference,
-        transform: Transform,
-        collate: Callable[[Sequence[Sample]], Batch],
-        class_names: list[str],
-        max_pixels: int = MAX_PIXELS,
-        skip_unreadable: bool = False,
-    ) -> None:
-        inference.detector.eval()
-        self.inference = inference
-        self.transform = transform
-        self.collate = collate
-        self.class_names = class_names
-        self.max_pixels = max_pixels
-        self.skip_unreadable = skip_unreadable
-        self.skipped: list[UnreadableImageError] = []
+    inference: Inference
+    transform: Transform
+    collate: Callable[[Sequence[Sample]], Batch]
+    class_names: list[str]
+    max_pixels: int = MAX_PIXELS
+    skip_unreadable: bool = False
+    skipped: list[UnreadableImageError] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.inference.detector.eval()
 
     @classmethod
     def from_config(

@@ -34,13 +34,14 @@ class Scale:
     size_range: tuple[float, float] | None = None
 
 
+@dataclass(eq=False, kw_only=True)
 class MultiScale:
     """Detect objects at several scales of each image; ``SingleScale`` is the plain counterpart.
 
     Images and scales go through the network one at a time, so that memory is that of the largest scale, and
     no result depends on which images share a batch. A thread prepares the next scale meanwhile.
 
-    Args:
+    Attributes:
         detector: on ``device``.
         scales: at least one; boxes are merged in the pixels of the first.
         merge: merges the detections of all scales of an image.
@@ -50,22 +51,12 @@ class MultiScale:
         device: where the detector is.
     """
 
-    def __init__(
-        self,
-        detector: Detector,
-        scales: Sequence[Scale],
-        merge: Callable[[BoxList], BoxList],
-        *,
-        is_nms_joint: bool,
-        size_divisibility: int,
-        device: torch.device,
-    ) -> None:
-        self.detector = detector
-        self.scales = list(scales)
-        self.merge = merge
-        self.is_nms_joint = is_nms_joint
-        self.size_divisibility = size_divisibility
-        self.device = device
+    detector: Detector
+    scales: Sequence[Scale]
+    merge: Callable[[BoxList], BoxList]
+    is_nms_joint: bool
+    size_divisibility: int
+    device: torch.device
 
     def predict(self, images: ImageList) -> list[BoxList]:
         """Detect objects at all scales.

@@ -113,9 +113,9 @@ def image_list(*sizes):
 def multi_scale(detector, *sizes, is_flipped=False, joint=False):
     merge = partial(nms, threshold=0.6, max_detections=100)
     return MultiScale(
-        detector,
-        scales(*sizes, is_flipped=is_flipped),
-        merge,
+        detector=detector,
+        scales=scales(*sizes, is_flipped=is_flipped),
+        merge=merge,
         is_nms_joint=joint,
         size_divisibility=32,
         device=CPU,

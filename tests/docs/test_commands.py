@@ -36,9 +36,9 @@ WALKS = ("docs/index.md", "docs/own-data.md", "docs/assignment.md", "docs/config
 # What else runs a command, by its first words: a test, or a target of the Makefile that CI makes.
 CLI = "tests/cli/test_commands.py"
 RUN_BY = {
-    "atss quickstart": f"{CLI}::test_quickstart_leaves_images_curves_and_numbers",
-    "atss train": f"{CLI}::test_train_writes_what_it_promises_and_tests",
-    "atss test": f"{CLI}::test_test_net_agrees_with_the_test_after_training",
+    "atss quickstart": f"{CLI}::test_quickstart_writes_images_curves_and_metrics",
+    "atss train": f"{CLI}::test_train_writes_its_files_and_evaluates",
+    "atss test": f"{CLI}::test_test_net_agrees_with_the_evaluation_after_training",
     "atss demo": f"{CLI}::test_demo_draws_every_image",
     "atss demo --video": "tests/cli/test_demo.py::test_video_is_annotated_frame_by_frame",
     "atss demo --webcam": "tests/cli/test_demo.py::test_camera",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ from atss_core.evaluation.matching import MAX_DETECTIONS
 from atss_core.modeling.build import build_anchor_generator, build_assigner
 from atss_core.utils.progress import progress
 from atss_core.utils.text import printable
+
+logger = logging.getLogger(__name__)
 
 # A box may reach out of its image by this many pixels without a report: whole numbers are rounded.
 TOLERANCE = 1.0
@@ -74,6 +77,29 @@ def quick_defects(cfg: CfgNode, dataset: DetectionDataset, num_headers: int = NU
         *_unfit_objects(cfg, dataset),
         *crowded_images(cfg, dataset),
     ]
+
+
+def check_dataset(cfg: CfgNode, dataset: DetectionDataset) -> None:
+    """Log the defects of a dataset that show in annotations, file names and some image headers.
+
+    Raises:
+        ValueError: for a defect with which training must not start.
+    """
+    defects = quick_defects(cfg, dataset)
+    refuse_fatal(dataset.name, defects, skip_corrupt=cfg.DATALOADER.SKIP_CORRUPT)
+    for defect in defects:
+        logger.warning("%s: %s", dataset.name, defect.message)
+
+
+def limits_of_metrics(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
+    """Find what limits the metrics of a dataset: crowded images, grey values that use few bits."""
+    return [*crowded_images(cfg, dataset), *unused_ranges(dataset)]
+
+
+def log_limits(cfg: CfgNode, dataset: DetectionDataset) -> None:
+    """Log what limits the metrics of a dataset."""
+    for defect in limits_of_metrics(cfg, dataset):
+        logger.warning("%s: %s", dataset.name, defect.message)
 
 
 def quick_check(dataset: DetectionDataset) -> list[Defect]:

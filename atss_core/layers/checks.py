@@ -14,7 +14,7 @@ def check_boxes(boxes: Tensor, scores: Tensor, labels: Tensor | None, threshold:
     for name, values in {"scores": scores, "labels": labels}.items():
         if values is not None and values.shape != boxes.shape[:-1]:
             raise ValueError(
-                f"{name} must have one value a box, {list(boxes.shape[:-1])}, got {list(values.shape)}"
+                f"{name} must have one value per box, {list(boxes.shape[:-1])}, got {list(values.shape)}"
             )
     if not (boxes.is_floating_point() and scores.is_floating_point()):
         raise ValueError(f"boxes and scores must be floating point, got {boxes.dtype} and {scores.dtype}")

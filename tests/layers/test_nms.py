@@ -86,7 +86,7 @@ def test_padded_equals_a_loop(crowd, threshold, max_detections):
 @pytest.mark.parametrize("threshold", [0.05, 0.25, 0.6, 0.95])
 @devices
 def test_many_boxes_equal_torchvision(kind, threshold, device):
-    # Enough boxes for the search by size and place (csrc/cpu/overlaps.cpp).
+    # Enough boxes for the search by size and position (csrc/cpu/greedy_nms.cpp).
     random = torch.Generator().manual_seed(3)
     count = 2000
     corner = torch.rand(count, 2, generator=random) * 500
@@ -171,7 +171,7 @@ def test_boxes_that_are_none_neither_suppress_nor_are_suppressed(device):
     expected = [i for i in range(len(boxes)) if i != 3]
     assert nms(boxes, scores, 0.5).tolist() == expected
     assert batched_nms(boxes, scores, torch.ones(len(boxes), device=device).int(), 0.5).tolist() == expected
-    many = boxes.repeat(100, 1)  # the search by size and place
+    many = boxes.repeat(100, 1)  # the search by size and position
     found = nms(many, torch.linspace(1, 0.1, len(many), device=device), 0.5)
     ordinary = many[found].eq(torch.tensor([0.0, 0.0, 10.0, 10.0], device=device)).all(dim=1)
     assert ordinary.sum() == 1
@@ -213,7 +213,7 @@ def test_wrong_arguments_are_named():
         nms(boxes[:, None], scores, 0.5)
     with pytest.raises(ValueError, match=r"boxes must be \(N, K, 4\), got \[3, 4\]"):
         batched_nms_padded(boxes, scores, scores.long(), 0.5)
-    with pytest.raises(ValueError, match=r"scores must have one value a box, \[3\], got \[2\]"):
+    with pytest.raises(ValueError, match=r"scores must have one value per box, \[3\], got \[2\]"):
         nms(boxes, scores[:2], 0.5)
     with pytest.raises(ValueError, match=r"threshold must be 0 or more, got -0\.1"):
         nms(boxes, scores, -0.1)

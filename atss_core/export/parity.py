@@ -37,40 +37,24 @@ _PADDING = 77
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest differences between detections that count as the same.
+    """Largest differences between detections that count as the same."""
 
-    Attributes:
-        box: of each coordinate, in pixels of the resized image.
-        score: of the score.
-    """
-
-    box: float = 0.05
-    score: float = 5e-4
+    box: float = 0.05  # of each coordinate, in pixels of the resized image
+    score: float = 5e-4  # absolute
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Agreement of a file with the detector on one batch.
+    """Agreement of a file with the detector on one batch."""
 
-    Attributes:
-        name: of the image, or of the images in a batch.
-        size: (height, width) of the batch in pixels.
-        detections: number of detections of the detector.
-        stable: of these, those that do not depend on rounding.
-        matched: of the stable ones, those that the file has as well.
-        extra: detections of the file that the detector has neither unperturbed nor perturbed.
-        box_difference: largest among the matched, in pixels.
-        score_difference: largest among the matched.
-    """
-
-    name: str
-    size: tuple[int, int]
-    detections: int
-    stable: int
-    matched: int
-    extra: int
-    box_difference: float
-    score_difference: float
+    name: str  # of the image, or of the images in a batch
+    size: tuple[int, int]  # (height, width) of the batch in pixels
+    detections: int  # of the detector
+    stable: int  # those that do not depend on rounding
+    matched: int  # stable ones that the file has as well
+    extra: int  # of the file, in no run of the detector
+    box_difference: float  # largest among the matched, in pixels
+    score_difference: float  # largest among the matched
 
     @property
     def is_equal(self) -> bool:
@@ -80,29 +64,17 @@ class Comparison:
 
 @dataclass
 class Report:
-    """Result of the parity check of an exported file.
+    """Result of the parity check of an exported file."""
 
-    Attributes:
-        file: its name.
-        runtime: title of the format.
-        tolerance: of the comparisons.
-        comparisons: one per image, and one for a batch of two.
-        detector_ms: median latency of the detector for one image, in milliseconds.
-        exported_ms: the same for the file.
-        latency_size: (height, width) of that image in pixels.
-        threads: CPU threads of both.
-        repeats: measurements of each, alternating.
-    """
-
-    file: str
-    runtime: str
+    file: str  # its name
+    runtime: str  # title of the format
     tolerance: Tolerance
-    comparisons: list[Comparison] = field(default_factory=list)
-    detector_ms: float = 0.0
-    exported_ms: float = 0.0
-    latency_size: tuple[int, int] = (0, 0)
-    threads: int = 0
-    repeats: int = 0
+    comparisons: list[Comparison] = field(default_factory=list)  # one per image, and one for a batch of two
+    detector_ms: float = 0.0  # median latency for one image
+    exported_ms: float = 0.0  # the same for the file
+    latency_size: tuple[int, int] = (0, 0)  # (height, width) of that image in pixels
+    threads: int = 0  # CPU threads of both
+    repeats: int = 0  # measurements of each, alternating
 
     @property
     def failure(self) -> str:
@@ -144,38 +116,17 @@ class Report:
         return {**asdict(self), "is_equal": not self.failure, "failure": self.failure}
 
 
+@dataclass(frozen=True)
 class ParityCheck:
-    """Compare exported files with the detector they come from.
+    """Compare exported files with the detector they come from."""
 
-    Args:
-        detector: in evaluation mode, on the CPU.
-        transform: turns an image into a tensor, as ``build_transform`` returns.
-        resize: the step of it that users of a file do themselves.
-        collate: pads tensors, as ``build_collate`` returns.
-        images: files; the first also serves to measure latency.
-        repeats: latency measurements.
-        max_pixels: larger images are refused.
-    """
-
-    def __init__(
-        self,
-        detector: Detector,
-        transform: Transform,
-        resize: Resize,
-        collate: Callable[[Sequence[Sample]], Batch],
-        images: Sequence[Path],
-        *,
-        repeats: int,
-        max_pixels: int,
-    ) -> None:
-        self.detector = detector
-        self.transform = transform
-        self.resize = resize
-        self.collate = collate
-        # Each image by itself, then the first two, whatever their sizes, as one batch.
-        self.batches = [[image] for image in images] + ([list(images[:2])] if len(images) > 1 else [])
-        self.repeats = repeats
-        self.max_pixels = max_pixels
+    detector: Detector  # in evaluation mode, on the CPU
+    transform: Transform  # turns an image into a tensor, as ``build_transform`` returns
+    resize: Resize  # the step of it that users of a file do themselves
+    collate: Callable[[Sequence[Sample]], Batch]  # pads tensors, as ``build_collate`` returns
+    images: Sequence[Path]  # the first also serves to measure latency
+    repeats: int  # latency measurements
+    max_pixels: int  # larger images are refused
 
     def __call__(self, path: Path) -> Report:
         """Run a file beside the detector and report how they agree."""
@@ -183,14 +134,18 @@ class ParityCheck:
         target = target_of(path)
         run, _ = target.load(path, threads)
         report = Report(path.name, target.title, Tolerance(), threads=threads, repeats=self.repeats)
-        for batch in self.batches:
+        # Each image by itself, then the first two, whatever their sizes, as one batch.
+        for batch in [
+            *([image] for image in self.images),
+            *([self.images[:2]] if len(self.images) > 1 else []),
+        ]:
             images, arrays = self.read_batch(batch)
             detections = read_detections(run(*arrays), self.detector, images.image_sizes)
             name = " + ".join(image.name for image in batch)
             size = (arrays[0].shape[2], arrays[0].shape[3])
             expected, perturbed = detect_perturbed(self.detector, images)
             report.comparisons.append(compare(name, size, detections, expected, perturbed, report.tolerance))
-        images, arrays = self.read_batch(self.batches[0])
+        images, arrays = self.read_batch(self.images[:1])
         report.latency_size = images.image_sizes[0]
         with torch.inference_mode():
             report.detector_ms, report.exported_ms = _median_ms(

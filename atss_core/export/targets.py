@@ -35,39 +35,22 @@ Runner = Callable[[np.ndarray, np.ndarray], Arrays]
 
 @dataclass(frozen=True)
 class Description:
-    """How to feed an exported file and read its outputs; stored in the file as JSON.
+    """How to feed an exported file and read its outputs; stored in the file as JSON."""
 
-    Attributes:
-        class_names: the name of label i at i - 1.
-        min_size: short side in pixels that images are resized to.
-        max_size: cap of their long side.
-        nms: "inside" or "outside".
-        nms_threshold: IoU above which boxes of the same class are suppressed.
-        score_threshold: minimum class probability (exclusive), before centerness.
-        max_detections: detections per image, 0 for all.
-        size_divisibility: the file pads sides to multiples of this.
-        pixel_mean: subtracted in the file, in its channel order and range.
-        pixel_std: divided by, likewise.
-        pixel_order: channel order and range of the network; ``images`` are always RGB in 0..255.
-        version: of the package that wrote the file.
-        boxes: the box convention.
-        smallest_side: of ``images`` in pixels; applies to torch files.
-    """
-
-    class_names: Sequence[str]
-    min_size: int
-    max_size: int
-    nms: str
-    nms_threshold: float
-    score_threshold: float
-    max_detections: int
-    size_divisibility: int
-    pixel_mean: Sequence[float]
-    pixel_std: Sequence[float]
-    pixel_order: str
-    version: str
+    class_names: Sequence[str]  # the name of label i at i - 1
+    min_size: int  # short side in pixels that images are resized to
+    max_size: int  # cap of their long side
+    nms: str  # "inside" or "outside"
+    nms_threshold: float  # IoU above which boxes of the same class are suppressed
+    score_threshold: float  # minimum class probability (exclusive), before centerness
+    max_detections: int  # per image, 0 for all
+    size_divisibility: int  # the file pads sides to multiples of this
+    pixel_mean: Sequence[float]  # subtracted in the file, in its channel order and range
+    pixel_std: Sequence[float]  # divided by, likewise
+    pixel_order: str  # channel order and range of the network; ``images`` are always RGB in 0..255
+    version: str  # of the package that wrote the file
     boxes: str = "x1, y1, x2, y2 in pixels of images, x2 and y2 inclusive: a width is x2 - x1 + 1"
-    smallest_side: int = SMALLEST_SIDE
+    smallest_side: int = SMALLEST_SIDE  # of ``images`` in pixels; applies to torch files
 
     def to_json(self) -> str:
         """Return the description as a JSON object."""
@@ -240,19 +223,15 @@ def _description(path: Path, text: str | None) -> Description:
 
 
 class Target(NamedTuple):
-    """A format.
+    """A format, with the function that writes a file and the one that loads it on the CPU in float32.
 
-    Attributes:
-        title: the runtime.
-        suffix: of the main file.
-        packages: needed for writing and running, besides torch.
-        write: takes the graph, whether NMS is inside, the file and its description; chooses the graph's NMS.
-        load: opens a file on the CPU in float32 with a number of threads.
+    ``write`` takes the graph (it sets its NMS), whether NMS is inside, the file and its description. ``load``
+    takes the file and the number of threads.
     """
 
-    title: str
-    suffix: str
-    packages: tuple[str, ...]
+    title: str  # the runtime
+    suffix: str  # of the main file
+    packages: tuple[str, ...]  # needed for writing and running, besides torch
     write: Callable[[DetectorGraph, bool, Path, Description], None]
     load: Callable[[Path, int], tuple[Runner, Description]]
 
@@ -267,12 +246,7 @@ TARGETS = {
 
 
 def target_of(path: Path) -> Target:
-    """Return the format of an exported file.
-
-    Raises:
-        ValueError: if the suffix belongs to none.
-        FileNotFoundError: if there is no such file.
-    """
+    """Return the format of an existing exported file."""
     by_suffix = {target.suffix: target for target in TARGETS.values()}
     if path.suffix not in by_suffix:
         raise ValueError(f"expected a file that ends in {', '.join(by_suffix)}, got {path}")

@@ -102,7 +102,6 @@ class DeformConv2d(nn.Module):
 
     Args:
         kernel_size: side of the square kernel.
-        stride: pixels.
         groups: groups of the convolution.
         offset_groups: groups of input channels that share their offsets (DEFORMABLE_GROUPS).
         modulated: DCNv2 if true, DCNv1 if false.
@@ -132,10 +131,7 @@ class DeformConv2d(nn.Module):
             in_channels, self.num_offsets + num_masks, kernel_size, stride=stride, padding=self.padding
         )
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, groups=groups, bias=bias)
-        self.reset_offsets()
-
-    def reset_offsets(self) -> None:
-        """Reset to a plain convolution: zero offsets (both papers), all masks one half (DCNv2)."""
+        # Start as a plain convolution: zero offsets (both papers), all masks one half (DCNv2).
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
 

@@ -13,6 +13,7 @@ from atss_core.export.parity import (
 )
 from atss_core.modeling.head import HeadOutputs
 from atss_core.structures import BoxList
+from tests.export.conftest import IMAGES
 
 SIZE = (100, 100)
 TOLERANCE = Tolerance(box=0.05, score=1e-3)
@@ -110,8 +111,7 @@ def test_only_candidates_go_through_nms(tiny_model):
 
 
 def test_random_weights_give_stable_detections(tiny_model):
-    check = tiny_model.parity_check()
-    images, _ = check.read_batch(check.batches[0])
+    images, _ = tiny_model.parity_check().read_batch(IMAGES[:1])
     expected, perturbed = detect_perturbed(tiny_model.detector, images)
     assert len(perturbed) == 8
     assert compare("a.jpg", SIZE, expected, expected, perturbed, TOLERANCE).stable >= 80

@@ -51,9 +51,7 @@ class Description:
     version: str  # of the package that wrote the file
     boxes: str = "x1, y1, x2, y2 in pixels of images, x2 and y2 inclusive: a width is x2 - x1 + 1"
     smallest_side: int = SMALLEST_SIDE  # of ``images`` in pixels; applies to torch files
-    grey_bits: int = (
-        0  # of grey values of more than 8 bits; ``images`` hold the upper 8; 0: those of the file
-    )
+    grey_bits: int = 0  # of grey values of more than 8 bits, of which ``images`` hold 8; 0: as in the file
 
     def to_json(self) -> str:
         """Return the description as a JSON object."""

@@ -52,7 +52,7 @@ RUN_BY = {
     "python -m torch.distributed.launch": "tests/engine/test_interruptions.py::test_killed_worker",
     "python my_components.py": "tests/docs/test_pages.py::test_own_components_train_from_the_command_line",
     "python -c from atss_core.layers import ops_info": "tests/layers/test_extension.py::"
-    "test_info_says_what_runs",
+    "test_info_names_the_operators_in_use",
     "python -c from atss_core.data import write_shapes": "tests/data/test_shapes.py::"
     "test_images_and_annotations_go_together",
     "python demo/predict.py": "tests/engine/test_predictor.py::test_the_script_runs",

@@ -321,12 +321,12 @@ def _move(detector: Detector, device: torch.device, settings: CfgNode) -> Detect
 
 
 def _datasets(
-    loaders: Sequence[DataLoader], class_names: Sequence[str] | None = None, owner: str = ""
+    loaders: Sequence[DataLoader], class_names: Sequence[str] | None = None, reference: str = ""
 ) -> list[DetectionDataset]:
-    """Return the test sets of loaders, whose classes must be those of ``owner`` or else of the first."""
+    """Return the test sets of loaders, whose classes must be those of ``reference``, or else of the first."""
     datasets = [loader.dataset for loader in loaders if isinstance(loader.dataset, DetectionDataset)]
     for dataset in datasets:
-        check_same_classes(dataset, class_names or datasets[0].class_names, owner or datasets[0].name)
+        check_same_classes(dataset, class_names or datasets[0].class_names, reference or datasets[0].name)
     return datasets
 
 

@@ -196,8 +196,8 @@ def _is_repeated(values: np.ndarray) -> np.ndarray:
 
 
 def _box_defects(dataset: DetectionDataset) -> Iterator[Defect]:
-    rows, images, owners = dataset.annotations, dataset.coco_dict["images"], image_indices(dataset)
-    image_sizes = np.array([(i["width"], i["height"]) for i in images], dtype=np.float64)[owners]
+    rows, images, image_idx = dataset.annotations, dataset.coco_dict["images"], image_indices(dataset)
+    image_sizes = np.array([(i["width"], i["height"]) for i in images], dtype=np.float64)[image_idx]
     first, last = rows.boxes[:, :2], rows.boxes[:, :2] + rows.boxes[:, 2:]
     inside = np.minimum(last, image_sizes) - np.maximum(first, 0)
     is_outside = (inside <= 0).any(axis=1)
@@ -237,7 +237,7 @@ def _box_defects(dataset: DetectionDataset) -> Iterator[Defect]:
         selected = np.flatnonzero(severity)
         selected = selected[np.argsort(-severity[selected].astype(float), kind="stable")]
         if len(selected):
-            cases = tuple(dict.fromkeys(owners[selected].tolist()))
+            cases = tuple(dict.fromkeys(image_idx[selected].tolist()))
             where = f"annotation(s) {some(rows.ids[selected])} in {_file_names(dataset, cases)}"
             yield Defect(kind, f"{len(selected)} {text} ({where})", cases, tuple(selected.tolist()))
 
@@ -341,10 +341,10 @@ def crowded_images(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
     """Report images with more objects than detections count: even a perfect detector misses some."""
     rows, images = dataset.annotations, dataset.coco_dict["images"]
     is_object = ~rows.is_crowd & rows.has_area
-    owners = image_indices(dataset)[is_object]
-    pairs = np.column_stack([owners, rows.category_ids[is_object]])
+    image_idx = image_indices(dataset)[is_object]
+    pairs = np.column_stack([image_idx, rows.category_ids[is_object]])
     pairs, per_class = np.unique(pairs, axis=0, return_counts=True)
-    in_image = np.arange(len(images)), np.bincount(owners, minlength=len(images))
+    in_image = np.arange(len(images)), np.bincount(image_idx, minlength=len(images))
     per_image = cfg.TEST.DETECTIONS_PER_IMG or np.inf
     defects = []
     for limit, (index, counts), text in (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from atss_core.apps.check.charts import plot_objects
+from atss_core.apps.check.drawings import plot_objects
 from atss_core.data.images import SUFFIXES, read_image
 from atss_core.structures import BoxList
 from atss_core.visualization.boxes import (

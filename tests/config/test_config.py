@@ -74,7 +74,7 @@ def test_a_level_may_have_several_anchor_sizes():
             "the command line: unknown key SOLVER.BASE_RL; did you mean SOLVER.BASE_LR",
         ),
         (["MODEL.TOPK", "9"], "did you mean MODEL.ATSS.TOPK"),
-        (["SOLVER.BASE_LR"], "in pairs KEY VALUE, but there are 1 words, the last is 'SOLVER.BASE_LR'"),
+        (["SOLVER.BASE_LR"], "in pairs KEY VALUE, but there are 1 arguments, the last is 'SOLVER.BASE_LR'"),
         (["MODEL.ATSS", "3"], "MODEL.ATSS is a section"),
         (["MODEL.ATSS.TOPK", "9.5"], r"MODEL.ATSS.TOPK must be a whole number, such as 9, got 9.5 \(float\)"),
         (["MODEL.ATSS.TOPK", "True"], "must be a whole number"),

@@ -9,8 +9,7 @@ from yacs.config import CfgNode
 
 from atss_core.cli.train import PRECISIONS
 from atss_core.config import checked, get_cfg, is_given, load_cfg, override
-from atss_core.config.catalog import check_dataset_name, find_dataset, parse_place
-from atss_core.config.shipped import shipped_configs
+from atss_core.config.catalog import check_dataset_name, find_dataset, parse_dataset_path, shipped_configs
 from atss_core.config.values import LIMITS, check_value, leaves
 from atss_core.evaluation import METRIC_NAMES
 from atss_core.evaluation.backends import AUTO, BACKENDS
@@ -314,7 +313,7 @@ def test_names_that_cannot_be_folders_are_refused(name):
     ],
 )
 def test_a_place_gives_a_name_for_a_folder(place, name):
-    entry = parse_place(place)
+    entry = parse_dataset_path(place)
     assert entry.name == name
     check_dataset_name(entry.name, "here")
     assert (Path("results") / entry.name).parent == Path("results")

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
+from atss_core.cli.console import console
 from atss_core.cli.parser import CommandParser
 from atss_core.config import load_cfg
 from atss_core.engine import TerminatedError
 from atss_core.engine.build import build_device
 from atss_core.layers import ops_info
 from atss_core.utils import dist
-from atss_core.utils.console import console
 from atss_core.utils.env import environment_report, use_deterministic_algorithms
 from atss_core.utils.logging import setup_logging
 from atss_core.utils.text import printable

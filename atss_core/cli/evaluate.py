@@ -42,6 +42,7 @@ from atss_core.data import (
 from atss_core.engine import gather_detections, run_inference
 from atss_core.engine.build import build_inference, move_detector
 from atss_core.engine.inference import Inference
+from atss_core.engine.lock import lock_folder
 from atss_core.evaluation import (
     CocoEvaluator,
     CocoMetrics,
@@ -56,7 +57,6 @@ from atss_core.structures import BoxList
 from atss_core.utils import dist
 from atss_core.utils.env import environment_report
 from atss_core.utils.files import atomic_write, auxiliary, remove_leftovers
-from atss_core.utils.lock import lock_folder
 
 logger = logging.getLogger(__name__)
 

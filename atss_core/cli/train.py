@@ -39,6 +39,7 @@ from atss_core.data import (
 )
 from atss_core.engine import TrainingStep, train
 from atss_core.engine.build import move_detector
+from atss_core.engine.lock import lock_folder
 from atss_core.engine.periodic_evaluation import PeriodicTest
 from atss_core.engine.tensorboard import Board
 from atss_core.evaluation import choose_backend
@@ -47,7 +48,6 @@ from atss_core.solver import build_ema, build_optimizer, build_scheduler
 from atss_core.utils import dist
 from atss_core.utils.env import seed_everything
 from atss_core.utils.files import atomic_write, refuse_overwriting
-from atss_core.utils.lock import lock_folder
 
 logger = logging.getLogger(__name__)
 

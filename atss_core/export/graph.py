@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from atss_core.modeling import Detector
 from atss_core.structures import boxes as box_ops
-from atss_core.utils.pixels import PixelFormat
+from atss_core.structures.pixel_format import PixelFormat
 
 # Takes boxes (N, M, 4), scores (N, M), labels (N, M) and the IoU threshold; returns which are kept, (N, M).
 Suppress = Callable[[Tensor, Tensor, Tensor, float], Tensor]

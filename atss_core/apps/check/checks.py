@@ -22,7 +22,7 @@ from atss_core.data.datasets.coco import some
 from atss_core.data.images import describe_unused_range, has_ambiguous_orientation, has_grey_bits
 from atss_core.evaluation.matching import MAX_DETECTIONS
 from atss_core.modeling.build import build_anchor_generator, build_assigner
-from atss_core.utils.progress import progress
+from atss_core.utils.logging import progress
 from atss_core.utils.text import printable
 
 # A box may reach out of its image by this many pixels without a report: whole numbers are rounded.

@@ -100,7 +100,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._sizes:
-                raise _fault(f"alias *{event.anchor} repeats what it is in", event.start_mark)
+                raise _fault(f"alias *{event.anchor} repeats the node around it", event.start_mark)
             self._count += self._sizes[id(node)]
             self._repeated += self._sizes[id(node)]
             if self._repeated > MAX_REPEATED:

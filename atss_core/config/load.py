@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import difflib
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import getitem
@@ -46,15 +45,16 @@ def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
             of ``opts``.
         FileNotFoundError: if there is no such file.
     """
-    node, given = get_cfg(), set()
+    node = get_cfg()
+    given: set[str] = set()
     for source, tree in _read_with_bases(find_config(file)) if file is not None else ():
-        pairs = list(_flatten(tree, str(source)))
-        for key, count in Counter(key for key, _ in pairs).items():
-            if count > 1:  # one is "SOLVER.BASE_LR: 1", with dots; ``read_yaml`` refuses equal keys
+        keys = set()
+        for key, value in _flatten(tree, str(source)):
+            if key in keys:  # one is "SOLVER.BASE_LR: 1", with dots; ``read_yaml`` refuses equal keys
                 raise ValueError(f"{source}: {_shown(key)} is given twice, with and without dots; remove one")
-        for key, value in pairs:
             _set(node, key, value, source=str(source))
-            given.add(key)
+            keys.add(key)
+        given |= keys
     if len(opts) % 2:
         raise ValueError(
             f"overrides come in pairs KEY VALUE, but there are {len(opts)} arguments, the last is "

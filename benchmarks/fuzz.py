@@ -43,11 +43,11 @@ from atss_core.checkpoint.weights import load_initial_weights
 from atss_core.cli.check import main as check
 from atss_core.cli.common import USER_ERRORS, user_message
 from atss_core.cli.datasets import open_dataset
-from atss_core.cli.evaluate import write_results
 from atss_core.config import key_names, load_cfg
 from atss_core.data import build_train_dataset, build_train_loader
 from atss_core.data.images import image_size, read_image
 from atss_core.engine.build import build_inference
+from atss_core.engine.evaluate import write_results
 from atss_core.modeling import build_detector
 from atss_core.solver import build_optimizer, build_scheduler
 from atss_core.structures import BoxList

@@ -16,11 +16,11 @@ import torch
 
 from atss_core.apps.quickstart import draw_detections
 from atss_core.cli.common import run
-from atss_core.cli.evaluate import test_detector
-from atss_core.cli.train import train_detector
 from atss_core.config import load_cfg
 from atss_core.config.catalog import find_dataset
 from atss_core.data.datasets.coco import read_coco_json
+from atss_core.engine import train_detector
+from atss_core.utils.env import choose_device
 from atss_core.utils.files import atomic_write
 
 CONFIG = "configs/quick/atss_R_18_coco.yaml"
@@ -61,14 +61,13 @@ def main(argv=None):
     fixed = ["DATASETS.DATA_DIR", str(FOLDER / "data"), "OUTPUT_DIR", str(FOLDER)]
     cfg = load_cfg(CONFIG, ["INPUT.HORIZONTAL_FLIP_PROB_TRAIN", "0.0", *opts, *fixed])
     start = time.perf_counter()
-    trained = train_detector(cfg)
-    metrics = test_detector(trained.cfg, trained.detector, trained.device, is_final=True)["coco_2017_val"]
+    metrics = train_detector(cfg)["coco_2017_val"]
     minutes = (time.perf_counter() - start) / 60
     title = f"{NUM_IMAGES} images, trained and tested on"
     draw_detections(cfg, FOLDER / "detections.png", NUM_IMAGES, title)
     draw_detections(cfg, FOLDER / "boxes.png", 4, title, blank=True)
     found = metrics.overall
-    print(f"torch {torch.__version__}, {trained.device}, {torch.get_num_threads()} threads")
+    print(f"torch {torch.__version__}, {choose_device(cfg.MODEL.DEVICE)}, {torch.get_num_threads()} threads")
     print(
         f"AP {found['AP']:.3f}, AP50 {found['AP50']:.3f} on {NUM_IMAGES} images after "
         f"{cfg.SOLVER.MAX_ITER} iterations, {minutes:.1f} min; see {FOLDER / 'detections.png'}"

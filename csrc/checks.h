@@ -12,7 +12,7 @@ inline void check_boxes(const at::Tensor& boxes, const at::Tensor& scores, int64
       boxes.dim() == dim && boxes.size(-1) == 4, "boxes must be (", dim == 3 ? "N, " : "", "K, 4), got ", boxes.sizes());
   TORCH_CHECK_VALUE(
       scores.sizes() == boxes.sizes().slice(0, dim - 1),
-      "scores must have one value a box, ", boxes.sizes().slice(0, dim - 1), ", got ", scores.sizes());
+      "scores must have one value per box, ", boxes.sizes().slice(0, dim - 1), ", got ", scores.sizes());
   TORCH_CHECK_VALUE(
       boxes.is_floating_point() && scores.is_floating_point(),
       "boxes and scores must be floating point, got ", boxes.scalar_type(), " and ", scores.scalar_type());
@@ -25,7 +25,7 @@ inline void check_boxes(const at::Tensor& boxes, const at::Tensor& scores, int64
 
 inline void check_labels(const at::Tensor& labels, const at::Tensor& scores) {
   TORCH_CHECK_VALUE(
-      labels.sizes() == scores.sizes(), "labels must have one value a box, ", scores.sizes(), ", got ", labels.sizes());
+      labels.sizes() == scores.sizes(), "labels must have one value per box, ", scores.sizes(), ", got ", labels.sizes());
   TORCH_CHECK_VALUE(
       at::isIntegralType(labels.scalar_type(), /*includeBool=*/false),
       "labels must be integers, got ", labels.scalar_type());

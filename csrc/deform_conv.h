@@ -1,6 +1,6 @@
 // Deformable convolution (DCNv1, arXiv 1703.06211; DCNv2, arXiv 1811.11168) for any device.
 //
-// The input is sampled at the moved taps of each output pixel into a row of "columns"; what remains is a pointwise
+// The input is sampled at the offset taps of each output pixel into a row of "columns"; what remains is a pointwise
 // convolution of these rows, forward and backward, and that is left to the library. Rows of all images are worked off
 // in bands, so that the columns of a band stay in the cache (CPU) or within bounded memory (CUDA). With channels last,
 // the four neighbours of a sample are four contiguous runs of channels.
@@ -66,7 +66,7 @@ struct Sample {
     const T y = top + tap / shape.kernel[1] * shape.dilation[0] + static_cast<T>(offsets[offset_index]);
     const T x =
         left + tap % shape.kernel[1] * shape.dilation[1] + static_cast<T>(offsets[offset_index + shape.pixels()]);
-    // Beyond a pixel outside the input is zero, as is a place that is not a number.
+    // Beyond a pixel outside the input is zero, as is a position that is not a number.
     const bool is_inside = y > -1 && y < shape.height && x > -1 && x < shape.width;
     const int64_t y0 = is_inside ? static_cast<int64_t>(std::floor(y)) : 0;
     const int64_t x0 = is_inside ? static_cast<int64_t>(std::floor(x)) : 0;

@@ -1,4 +1,4 @@
-"""Test a detector; see ``atss_core/cli/evaluate.py``."""
+"""Evaluate a detector; see ``atss_core/cli/evaluate.py``."""
 
 from atss_core.cli import evaluate
 from atss_core.cli.common import run

@@ -7,24 +7,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
-from atss_core.checkpoint.weights import load_trained
 from atss_core.config import override
 from atss_core.data import (
     UnreadableImageError,
     build_datasets,
-    fill_num_classes,
     grey_bits,
     pixel_limit,
     read_image,
 )
-from atss_core.engine.predictor import default_class_names
+from atss_core.engine.build import load_detector
 from atss_core.engine.sources import find_images
 from atss_core.export import TARGETS, build_description, build_graph, build_parity_check, files_of
-from atss_core.modeling import build_detector
 from atss_core.utils.files import atomic_write, draft_folder, refuse_overwriting, remove_leftovers
 from atss_core.utils.text import printable
 
@@ -36,7 +32,7 @@ SUFFIXES = {target.suffix: name for name, target in TARGETS.items()}
 
 def export_detector(
     cfg: CfgNode,
-    weights: tuple[str, dict[str, Any]],
+    weights: str | Path | None,
     formats: Sequence[str],
     output: Path,
     images: Sequence[Path],
@@ -48,7 +44,7 @@ def export_detector(
 
     Args:
         cfg: the configuration.
-        weights: name and content of the checkpoint.
+        weights: file or URL; None as for ``load_detector``.
         formats: names of ``TARGETS``.
         output: folder, or the file of a single format.
         images: of the parity check.
@@ -58,13 +54,7 @@ def export_detector(
     Raises:
         ValueError: if a file does not detect the same; its name then ends in ``.failed``.
     """
-    source, checkpoint = weights
-    class_names = checkpoint.get("class_names")
-    if class_names:
-        cfg = fill_num_classes(cfg, class_names)
-    detector = build_detector(cfg)
-    load_trained(detector, checkpoint, source)
-    class_names = class_names or default_class_names(detector.rpn.head.num_classes)
+    cfg, detector, class_names, source = load_detector(cfg, weights)
     stem = Path(source.split("?")[0]).stem
     paths = [output if output.suffix in SUFFIXES else output / f"{stem}{TARGETS[n].suffix}" for n in formats]
     outputs = [file for path in paths for file in (*files_of(path), report_of(path))]

@@ -1,4 +1,4 @@
-"""What the commands share: their error handling, their common flags, and the start of a run."""
+"""Error handling and common flags of the commands."""
 
 from __future__ import annotations
 
@@ -7,35 +7,31 @@ import logging
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from yacs.config import CfgNode
 
+from atss_core.apps.check.checks import limits_of_metrics
+from atss_core.apps.report.report import report_evaluation
 from atss_core.cli.console import console
 from atss_core.cli.parser import CommandParser
 from atss_core.config import load_cfg
 from atss_core.engine import TerminatedError
-from atss_core.engine.build import build_device
-from atss_core.layers import ops_info
+from atss_core.engine.evaluate import Evaluated
 from atss_core.utils import dist
-from atss_core.utils.env import environment_report, use_deterministic_algorithms
-from atss_core.utils.logging import setup_logging
 from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
-# What a user can cause raises one of these. A RuntimeError is PyTorch's word for everything else.
+# User errors. PyTorch raises RuntimeError for internal faults, so it is not one of them.
 USER_ERRORS = (ValueError, OSError, ArithmeticError)
 
 
 @console()
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
-    """Run a command; what a user can cause ends in one line and status 2, not in a traceback.
+    """Run a command; a user error ends in one line and status 2.
 
-    The log file gets the traceback, and ``ATSS_TRACEBACK=1`` shows it.
+    Its traceback goes to the log file, and ``ATSS_TRACEBACK=1`` shows it.
     """
     try:
         command(argv)
@@ -53,17 +49,17 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
         if os.environ.get("ATSS_TRACEBACK") or not message:
             raise
         logger.debug("stopped by an error", exc_info=True)  # in the log file alone
-        line = " ".join(part.strip() for part in message.splitlines())
+        line = " ".join(each.strip() for each in message.splitlines())
         print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(2)
 
 
 def user_message(error: Exception) -> str:
-    """Return what to tell the user about an error; nothing if it is a fault of the program."""
+    """Return the message of a user error; empty for a fault of the program."""
     if dist.is_lost_connection(error):
         return (
             f"another process of the job has ended, or has not answered for {dist.TIMEOUT}; see its error, "
-            f"or whether the system killed it (out of memory?). The same command goes on from the last "
+            f"or whether the system killed it (out of memory?). The same command resumes from the last "
             f"checkpoint ({str(error).splitlines()[0]})"
         )
     if not isinstance(error, USER_ERRORS):
@@ -73,28 +69,8 @@ def user_message(error: Exception) -> str:
     return text.rsplit(f".{type(error).__name__}: ", 1)[-1].strip()
 
 
-def start(cfg: CfgNode) -> torch.device:
-    """Choose the device, join the job of a launcher, and start logging to the console.
-
-    From here on the run survives its terminal.
-    """
-    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # data workers inherit that
-    if cfg.DETERMINISTIC:
-        use_deterministic_algorithms()
-    device = dist.start_process_group(build_device(cfg))
-    setup_logging()
-    return device
-
-
-def start_log(cfg: CfgNode, device: torch.device, log_file: str) -> None:
-    """Log to ``OUTPUT_DIR/log_file`` as well, and first of all what the run runs on."""
-    setup_logging(Path(cfg.OUTPUT_DIR), log_file)
-    logger.info("%s; %s; %d processes", environment_report(device), ops_info(), dist.world_size())
-
-
 def add_config_arguments(parser: CommandParser, default: str | None = None) -> None:
-    """Add ``--config-file``, and overrides that stand anywhere."""
+    """Add ``--config-file``, and overrides in any position."""
     parser.add_argument(
         "--config-file",
         metavar="FILE",
@@ -111,7 +87,7 @@ def add_config_arguments(parser: CommandParser, default: str | None = None) -> N
 
 
 def add_launcher_argument(parser: CommandParser) -> None:
-    """Accept the local rank in each of the forms that launchers have used; the environment has it as well."""
+    """Accept the local rank in the forms that launchers have used; the environment has it as well."""
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
 
 
@@ -119,4 +95,10 @@ def load_config(arguments: argparse.Namespace) -> CfgNode:
     """Load the configuration that the arguments name."""
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
-    return load_cfg(arguments.config_file, [word for word in arguments.opts if word != "--"])
+    return load_cfg(arguments.config_file, [each for each in arguments.opts if each != "--"])
+
+
+def build_report(cfg: CfgNode, facts: Mapping[str, str], evaluated: Evaluated) -> str:
+    """Build the page of an evaluated dataset, with the warnings of its check."""
+    warnings = [defect.message for defect in limits_of_metrics(cfg, evaluated.dataset)]
+    return report_evaluation(cfg, facts, evaluated, warnings)

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atss_core.apps.export import SUFFIXES, choose_images, export_detector
-from atss_core.checkpoint.weights import read_detector
 from atss_core.cli.common import add_config_arguments
-from atss_core.cli.evaluate import read_weights_to_test
 from atss_core.cli.parser import CommandParser, did_you_mean, expanded_path
 from atss_core.config import load_cfg
 from atss_core.export import TARGETS, check_exportable
@@ -51,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = choose_images(cfg, arguments.images)
     for package in dict.fromkeys(package for name in formats for package in TARGETS[name].packages):
         require(package)
-    weights = read_detector(arguments.weights) if arguments.weights else read_weights_to_test(cfg)
     inputs = [arguments.config_file]
-    export_detector(cfg, weights, formats, output, images, nms=arguments.nms, inputs=inputs)
+    export_detector(cfg, arguments.weights, formats, output, images, nms=arguments.nms, inputs=inputs)
 
 
 def choose_formats(names: str | None, output: Path) -> list[str]:

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from atss_core.apps.check.checks import check_dataset
 from atss_core.apps.quickstart import draw_detections
-from atss_core.cli.evaluate import test_detector
+from atss_core.cli.common import build_report
 from atss_core.cli.parser import CommandParser
-from atss_core.cli.train import train_detector
 from atss_core.config import load_cfg
 from atss_core.config.catalog import find_dataset
 from atss_core.data import write_shapes
+from atss_core.engine import train_detector
 from atss_core.utils.files import auxiliary
 from atss_core.visualization.charts import plot_curves
 
@@ -32,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=f"overrides of {CONFIG}")
     cfg = load_cfg(CONFIG, parser.parse_args(argv).opts)
     write_shapes(find_dataset(cfg.DATASETS.TRAIN[0], cfg.DATASETS.DATA_DIR).annotations.parent.parent)
-    trained = train_detector(cfg)
-    metrics = test_detector(trained.cfg, trained.detector, trained.device, is_final=True)
+    metrics = train_detector(cfg, check=check_dataset, report=build_report)
     folder = Path(cfg.OUTPUT_DIR)
     with auxiliary(folder / "loss_curves.png"):
         plot_curves(folder / "metrics.jsonl", folder / "loss_curves.png")

@@ -38,13 +38,20 @@ _DEFAULTS = {
         # Convert the trainable batch norms to synchronized ones when several processes train.
         "USE_SYNCBN": False,
         "BACKBONE": {
-            # each followed by "-FPN-RETINANET".
+            # each followed by "-FPN-RETINANET", or your own
+            # (docs/extending.md).
             "CONV_BODY": "R-50-C4",
             # Number of frozen stages, counted from the stem: 0 none, 1 stem, 2 stem and layer1, ...
             "FREEZE_CONV_BODY_AT": 2,
             # GroupNorm in the backbone, regardless of TRANS_FUNC and STEM_FUNC.
             "USE_GN": False,
         },
+        # (new) The network between backbone and head: FPN, or your own (docs/extending.md).
+        "NECK": {"NAME": "FPN"},
+        # (new) ATSSHead, or your own (docs/extending.md).
+        "HEAD": {"NAME": "ATSSHead"},
+        # (new) ATSSLoss, or your own (docs/extending.md).
+        "LOSS": {"NAME": "ATSSLoss"},
         # GroupNorm, and a ReLU, after each convolution of the FPN.
         "FPN": {"USE_GN": False, "USE_RELU": False},
         # GroupNorm of backbone and FPN: NUM_GROUPS, or DIM_PER_GP channels per group with NUM_GROUPS -1.

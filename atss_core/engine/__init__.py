@@ -1,11 +1,11 @@
-"""Training, inference and the Python API."""
+"""Training, evaluation, inference and the Python API."""
 
+from atss_core.engine.build import evaluate_detector, load_detector, train_detector
 from atss_core.engine.detections import Detections
+from atss_core.engine.elastic import TerminatedError
 from atss_core.engine.inference import Timing, gather_detections, run_inference
 from atss_core.engine.predictor import Predictor
 from atss_core.engine.step import TrainingStep
-from atss_core.engine.termination import TerminatedError
-from atss_core.engine.trainer import train
 
 __all__ = [
     "Detections",
@@ -13,7 +13,9 @@ __all__ = [
     "TerminatedError",
     "Timing",
     "TrainingStep",
+    "evaluate_detector",
     "gather_detections",
+    "load_detector",
     "run_inference",
-    "train",
+    "train_detector",
 ]

@@ -1,32 +1,33 @@
-"""Run a detector over a data set."""
+"""Run a detector over a dataset."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
 from atss_core.data import Batch
-from atss_core.engine.trainer import report_skipped
 from atss_core.modeling import Detector
 from atss_core.modeling.head import HeadOutputs
 from atss_core.structures import BoxList, ImageList
 from atss_core.utils import dist
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Timing:
-    """Seconds spent on images, without loading them.
+    """Seconds of inference, without loading.
 
     Attributes:
-        network: in copying to the device, backbone and head. Multi-scale testing resizes and detects in
-            each size here.
-        postprocessing: from head outputs to detections, or merging those of all sizes.
+        network: copying to the device, backbone and head. Test-time augmentation resizes and detects at each
+            scale here.
+        postprocessing: from head outputs to detections, or merging those of all scales.
         num_images: how many images that took.
         is_warm: whether a batch before them was left out.
     """
@@ -42,41 +43,36 @@ class Timing:
         network, post = self.network / self.num_images, self.postprocessing / self.num_images
         warm_up = "without the first batch" if self.is_warm else "warm-up included"
         return (
-            f"{network + post:.4f} s an image on this process: {network:.4f} network, {post:.4f} "
+            f"{network + post:.4f} s per image on this process: {network:.4f} network, {post:.4f} "
             f"post-processing ({self.num_images} images, {warm_up})"
         )
 
     def add(self, network: float, postprocessing: float, num_images: int) -> None:
-        """Add the seconds that a batch took."""
+        """Add the seconds of a batch."""
         self.network += network
         self.postprocessing += postprocessing
         self.num_images += num_images
 
 
 class Inference(Protocol):
-    """What detects objects: ``SingleScale``, or ``MultiScale`` of ``tta.py``."""
+    """An inference pipeline: ``SingleScale``, or ``MultiScale`` of ``tta.py``."""
 
     detector: Detector
     device: torch.device
 
     def predict(self, images: ImageList) -> Any:
-        """Run the network on what the loader delivers, on the CPU."""
+        """Run the network on images of the loader, on the CPU."""
 
     def detect(self, outputs: Any, image_sizes: Sequence[tuple[int, int]]) -> list[BoxList]:
         """Turn what ``predict`` returned into detections, in pixels of their own ``image_size``."""
 
 
+@dataclass(eq=False)
 class SingleScale:
-    """Detect objects in normalised batches.
+    """Detect objects in normalised batches, with a detector that is on ``device``."""
 
-    Args:
-        detector: on ``device``.
-        device: where the detector is.
-    """
-
-    def __init__(self, detector: Detector, device: torch.device) -> None:
-        self.detector = detector
-        self.device = device
+    detector: Detector
+    device: torch.device
 
     def predict(self, images: ImageList) -> HeadOutputs:
         """Copy images to the device and run the network."""
@@ -84,7 +80,7 @@ class SingleScale:
 
     def detect(self, outputs: HeadOutputs, image_sizes: Sequence[tuple[int, int]]) -> list[BoxList]:
         """Turn head outputs into the detections of each image of size (height, width)."""
-        return self.detector.detect(outputs, image_sizes)
+        return self.detector.postprocess(outputs, image_sizes)
 
 
 @torch.inference_mode()
@@ -95,69 +91,69 @@ def run_inference(
 
     Args:
         inference: its detector is switched to evaluation mode.
-        batches: what the test loader of the same configuration delivers.
+        batches: of the test loader of the same configuration.
         num_images: for the progress bar.
 
     Returns:
-        Detections by image id, on the CPU, in pixels of their ``image_size``; and the timing, in which the
-        first batch does not count, because it warms up, unless it is the only one.
+        Detections by image id, on the CPU, in pixels of their ``image_size``; and the timing, without the
+        first batch, which warms up, unless it is the only one.
     """
     inference.detector.eval()
     results: dict[int, BoxList] = {}
     first, others = Timing(is_warm=False), Timing()
     num_skipped = 0
-    with tqdm(
-        total=num_images, desc="inference", unit="img", disable=None if dist.is_main() else True
-    ) as bar:
+    hidden = None if dist.is_main() else True  # None shows the bar on a terminal
+    with tqdm(total=num_images, desc="inference", unit="img", disable=hidden) as bar:
         for batch in batches:
-            num_skipped += report_skipped(batch, num_skipped)
+            num_skipped = log_skipped(batch, num_skipped)
             if batch.image_ids:
                 start = _mark(inference.device)
                 outputs = inference.predict(batch.images)
                 middle = _mark(inference.device)
                 detections = inference.detect(outputs, batch.images.image_sizes)
                 end = _mark(inference.device)
-                results |= {i: found.to("cpu") for i, found in zip(batch.image_ids, detections, strict=True)}
-                network, postprocessing = _seconds(start, middle, end)
-                (others if first.num_images else first).add(network, postprocessing, len(batch))
+                results |= zip(batch.image_ids, (boxes.to("cpu") for boxes in detections), strict=True)
+                (others if first.num_images else first).add(*_seconds(start, middle, end), len(batch))
             bar.update(len(batch) + len(batch.skipped))
     return results, others if others.num_images else first
 
 
+def log_skipped(batch: Batch, num_before: int) -> int:
+    """Log the unreadable images of a batch, counting on from those before; returns the new count."""
+    for number, message in enumerate(batch.skipped, start=num_before + 1):
+        logger.warning("Skipped image %d: %s", number, message)
+    return num_before + len(batch.skipped)
+
+
 def gather_detections(results: dict[int, BoxList]) -> dict[int, BoxList]:
-    """Bring the detections of all processes together on the main process, as plain tensors on the CPU.
-
-    Args:
-        results: detections by image id, on the CPU.
-
-    Returns:
-        Those of all processes; nothing on the others.
+    """Gather detections by image id, on the CPU, on the main process; the others get nothing.
 
     Raises:
         ValueError: if two processes have the same image.
     """
-    rows = [(image_id, len(found), *found.image_size) for image_id, found in results.items()]
+    rows = [(image_id, len(boxes), *boxes.image_size) for image_id, boxes in results.items()]
     table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
     boxes, scores, labels = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     if results:
-        boxes = torch.cat([found.boxes for found in results.values()])
-        scores = torch.cat([found.scores for found in results.values() if found.scores is not None])
-        labels = torch.cat([found.labels for found in results.values() if found.labels is not None])
+        boxes = torch.cat([each.boxes for each in results.values()])
+        scores = torch.cat([each.scores for each in results.values() if each.scores is not None])
+        labels = torch.cat([each.labels for each in results.values() if each.labels is not None])
     gathered: dict[int, BoxList] = {}
-    for part in zip(*(dist.gather(tensor) for tensor in (table, boxes, scores, labels)), strict=True):
-        counts = part[0][:, 1].tolist()
-        split = zip(part[0].tolist(), *(values.split(counts) for values in part[1:]), strict=True)
-        for (image_id, _, height, width), found_boxes, found_scores, found_labels in split:
+    for images, *fields in zip(*(dist.gather(t) for t in (table, boxes, scores, labels)), strict=True):
+        split = (values.split(images[:, 1].tolist()) for values in fields)
+        for (image_id, _, *size), image_boxes, image_scores, image_labels in zip(
+            images.tolist(), *split, strict=True
+        ):
             if image_id in gathered:
                 raise ValueError(
-                    f"image {image_id} was tested by two processes; the sampler shares them wrongly"
+                    f"image {image_id} was evaluated by two processes; the sampler shares them wrongly"
                 )
-            gathered[image_id] = BoxList(found_boxes, (height, width), found_labels, found_scores)
+            gathered[image_id] = BoxList(image_boxes, tuple(size), image_labels, image_scores)
     return gathered
 
 
 def _mark(device: torch.device) -> float | torch.cuda.Event:
-    """Mark this moment: on a GPU in the queue of its work, so that nobody waits for it."""
+    """Return the time; on a GPU an event in the queue of its work, so that nothing waits for it."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -165,12 +161,12 @@ def _mark(device: torch.device) -> float | torch.cuda.Event:
     return event
 
 
-def _seconds(*marks: Any) -> list[float]:
-    """Return the seconds between marks; on a GPU the last one must be reached, or is waited for."""
-    if isinstance(marks[-1], float):
-        return [end - start for start, end in pairwise(marks)]
-    marks[-1].synchronize()
-    return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]
+def _seconds(start: Any, middle: Any, end: Any) -> tuple[float, float]:
+    """Return the seconds between marks; on a GPU this waits for the last one."""
+    if isinstance(end, float):
+        return middle - start, end - middle
+    end.synchronize()
+    return start.elapsed_time(middle) / 1000, middle.elapsed_time(end) / 1000
 
 
 def now(device: torch.device) -> float:

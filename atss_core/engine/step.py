@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,51 +17,42 @@ from atss_core.data import Batch
 from atss_core.modeling import Detector
 
 
+@dataclass
 class TrainingStep:
-    """Update the weights with a batch that comes in one or several parts.
+    """Update the weights with a batch of one or several micro-batches.
 
     Args:
-        detector: is trained.
+        detector: to train.
         model: the detector, or its wrapper for several processes.
         optimizer: of its parameters.
         scaler: of the loss; disabled except in float16.
-        device: where the detector is.
-        amp: type that convolutions run in (autocast), None for that of the weights.
-        max_grad_norm: largest norm of all gradients together, 0 for any.
-        average: follows the weights.
+        device: of the detector.
+        amp: autocast type of convolutions, None for that of the weights.
+        max_grad_norm: limit of the norm of all gradients together, 0 for none.
+        average: EMA weights.
     """
 
-    def __init__(
-        self,
-        detector: Detector,
-        model: nn.Module,
-        optimizer: Optimizer,
-        scaler: torch.amp.GradScaler,
-        *,
-        device: torch.device,
-        amp: torch.dtype | None = None,
-        max_grad_norm: float = 0.0,
-        average: AveragedModel | None = None,
-    ) -> None:
-        self.detector = detector
-        self.model = model
-        self.optimizer = optimizer
-        self.scaler = scaler
-        self.device = device
-        self.amp = amp
-        self.max_grad_norm = max_grad_norm
-        self.average = average
+    detector: Detector
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    _: KW_ONLY
+    device: torch.device
+    amp: torch.dtype | None = None
+    max_grad_norm: float = 0.0
+    average: AveragedModel | None = None
 
-    def __call__(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
-        """Train on a batch, given in parts on the device, and return its loss terms, without gradient."""
-        normalizers = None
-        if len(parts) > 1:
-            normalizers = self.detector.normalizers([(part.images, part.targets) for part in parts])
+    def __call__(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Train on micro-batches, which are on the device, and return the loss terms of all of them."""
+        matched = self.detector.match([(batch.images, batch.targets) for batch in micro_batches])
         self.optimizer.zero_grad()
         terms = []
-        for part in parts:
-            with self._gradients_are_shared(part is parts[-1]):
-                terms.append(self._add_gradients(part, normalizers))
+        for i, batch in enumerate(micro_batches):
+            with self._gradient_sync(is_last=i == len(micro_batches) - 1):
+                with torch.autocast(self.device.type, self.amp) if self.amp else nullcontext():
+                    losses: dict[str, Tensor] = self.model(batch.images, matched=matched[i])
+                self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+            terms.append({name: loss.detach() for name, loss in losses.items()})
         if self.max_grad_norm:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.detector.parameters(), self.max_grad_norm)
@@ -70,14 +62,8 @@ class TrainingStep:
             update_ema(self.average, self.detector)
         return {name: torch.stack([losses[name] for losses in terms]).sum() for name in terms[0]}
 
-    def _add_gradients(self, part: Batch, normalizers: Tensor | None) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, self.amp) if self.amp else nullcontext():
-            losses: dict[str, Tensor] = self.model(part.images, part.targets, normalizers)
-        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-        return {name: loss.detach() for name, loss in losses.items()}
-
-    def _gradients_are_shared(self, is_last: bool) -> AbstractContextManager:
-        """Let only the last part send the gradients, which have added up, to the other processes."""
+    def _gradient_sync(self, is_last: bool) -> AbstractContextManager:
+        """Synchronise gradients, which have accumulated until then, only with the last micro-batch."""
         if isinstance(self.model, DistributedDataParallel) and not is_last:
             return self.model.no_sync()
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Multi-scale testing: look at an image in several sizes, and flipped, and merge what was found."""
+"""Test-time augmentation: detect at several scales, flipped as well, and merge the detections."""
 
 from __future__ import annotations
 
@@ -19,159 +19,143 @@ from atss_core.structures import boxes as box_ops
 
 
 @dataclass(frozen=True)
-class View:
-    """A size to look at an image in.
+class Scale:
+    """A scale of test-time augmentation.
 
     Attributes:
         transform: resizes and normalises the image.
-        is_flipped: whether to look at the flipped image as well.
-        side_range: detections must have a square root of area between these, in pixels of this view; None for
-            all.
+        is_flipped: whether the flipped image is used as well.
+        size_range: smallest and largest square root of the area of detections, in pixels of this scale; None
+            keeps all.
     """
 
     transform: Transform
     is_flipped: bool = False
-    side_range: tuple[float, float] | None = None
+    size_range: tuple[float, float] | None = None
 
 
+@dataclass(eq=False, kw_only=True)
 class MultiScale:
-    """Detect objects in several views of each image; ``SingleScale`` is its plain twin.
+    """Detect objects at several scales of each image; ``SingleScale`` is the plain counterpart.
 
-    Images and views go through the network one at a time, so that memory is that of the largest view, and
-    no result depends on which images share a batch. While one view is on the device, a thread prepares the
-    next one.
+    Images and scales go through the network one at a time, so that memory is that of the largest scale, and
+    no result depends on which images share a batch. A thread prepares the next scale meanwhile.
 
-    Args:
+    Attributes:
         detector: on ``device``.
-        views: at least one; boxes are merged in the pixels of the first.
-        merge: makes the detections of an image out of those of all its views.
-        is_nms_joint: if true, the views deliver all candidates, for ``merge`` to suppress; if false, each
-            view has its own NMS.
-        size_divisibility: padded sides are multiples of this; 0 leaves them as they are.
+        scales: at least one; boxes are merged in the pixels of the first.
+        merge: merges the detections of all scales of an image.
+        is_nms_joint: whether the scales deliver all candidates, for the NMS of ``merge``, or each scale has
+            its own NMS.
+        size_divisibility: padded sizes are multiples of this; 0 does not pad.
         device: where the detector is.
     """
 
-    def __init__(
-        self,
-        detector: Detector,
-        views: Sequence[View],
-        merge: Callable[[BoxList], BoxList],
-        *,
-        is_nms_joint: bool,
-        size_divisibility: int,
-        device: torch.device,
-    ) -> None:
-        self.detector = detector
-        self.views = list(views)
-        self.merge = merge
-        self.is_nms_joint = is_nms_joint
-        self.size_divisibility = size_divisibility
-        self.device = device
+    detector: Detector
+    scales: Sequence[Scale]
+    merge: Callable[[BoxList], BoxList]
+    is_nms_joint: bool
+    size_divisibility: int
+    device: torch.device
 
     def predict(self, images: ImageList) -> list[BoxList]:
-        """Look at each image in all views.
+        """Detect objects at all scales.
 
         Args:
             images: RGB images in their own size on the CPU, uint8.
 
         Returns:
-            For each image what all its views found, in pixels of the first view.
+            The detections of all scales for each image, in pixels of the first scale.
         """
         pairs = zip(images.tensors, images.image_sizes, strict=True)
-        return [join(list(self._look(pixels[:, :height, :width]))) for pixels, (height, width) in pairs]
+        return [
+            concat(list(self._detect_at_scales(pixels[:, :height, :width])))
+            for pixels, (height, width) in pairs
+        ]
 
-    def detect(self, found: Sequence[BoxList], image_sizes: Sequence[tuple[int, int]]) -> list[BoxList]:
-        """Merge what ``predict`` returned; boxes stay in pixels of the first view."""
-        return [self.merge(boxes) for boxes in found]
+    def detect(self, detections: Sequence[BoxList], image_sizes: Sequence[tuple[int, int]]) -> list[BoxList]:
+        """Merge what ``predict`` returned; boxes stay in pixels of the first scale."""
+        return [self.merge(boxes) for boxes in detections]
 
-    def _look(self, pixels: Tensor) -> Iterator[BoxList]:
-        """Yield what each view finds, flipped ones after their twins, in pixels of the view."""
-        for view, image in self._inputs(pixels):
+    def _detect_at_scales(self, pixels: Tensor) -> Iterator[BoxList]:
+        """Yield the detections of each scale, those of the flipped image after them, in its pixels."""
+        for scale, image in self._inputs(pixels):
             image = image.to(self.device, non_blocking=True)
-            yield in_range(self._detect(image), view.side_range)
-            if view.is_flipped:
-                yield in_range(self._detect(image.flip(-1)).flip_horizontal(), view.side_range)
+            yield in_range(self._detect(image), scale.size_range)
+            if scale.is_flipped:
+                yield in_range(self._detect(image.flip(-1)).flip_horizontal(), scale.size_range)
 
-    def _inputs(self, pixels: Tensor) -> Iterator[tuple[View, Tensor]]:
-        """Yield the views with their inputs (3, h, w), of which at most two exist at a time."""
+    def _inputs(self, pixels: Tensor) -> Iterator[tuple[Scale, Tensor]]:
+        """Yield the scales with their inputs (3, h, w), of which at most two exist at a time."""
         original, rng = from_pixels(pixels), random.Random(0)
         with ThreadPoolExecutor(max_workers=1) as thread:
-            upcoming = thread.submit(self.views[0].transform, original, None, rng)
-            for view, following in zip_longest(self.views, self.views[1:]):
+            upcoming = thread.submit(self.scales[0].transform, original, None, rng)
+            for scale, following in zip_longest(self.scales, self.scales[1:]):
                 image, _ = upcoming.result()
                 if following is not None:
                     upcoming = thread.submit(following.transform, original, None, rng)
-                yield view, image
+                yield scale, image
 
     def _detect(self, image: Tensor) -> BoxList:
         images = ImageList.from_tensors([image], self.size_divisibility)
         outputs = self.detector.predict(images)
         if not self.is_nms_joint:
-            return self.detector.detect(outputs, images.image_sizes)[0]
-        boxes, scores, labels = (
-            values[0] for values in self.detector.candidates(outputs, images.image_sizes)
-        )
-        is_there = scores >= 0
-        return BoxList(
-            boxes[is_there], images.image_sizes[0], labels=labels[is_there], scores=scores[is_there]
-        )
+            return self.detector.postprocess(outputs, images.image_sizes)[0]
+        candidates = self.detector.postprocess.candidates(outputs, images.image_sizes)
+        boxes, scores, labels = (values[0] for values in candidates)
+        is_valid = scores >= 0  # the others are padding
+        return BoxList(boxes[is_valid], images.image_sizes[0], labels[is_valid], scores[is_valid])
 
 
-def vote(found: BoxList, *, threshold: float, soft: bool, max_detections: int) -> BoxList:
-    """Average the boxes of all views that agree (box voting, arXiv 1505.01749, section 5).
+def vote(detections: BoxList, *, threshold: float, soft: bool, max_detections: int) -> BoxList:
+    """Average the overlapping boxes of an image (box voting, arXiv 1505.01749, section 5).
 
     Args:
-        found: detections of one image.
-        threshold: IoU from which on boxes of a class agree.
+        detections: of all scales of an image.
+        threshold: smallest IoU of boxes that are averaged, per class.
         soft: also keep the averaged boxes, rescored.
-        max_detections: detections to keep; ties with the last one stay as well.
+        max_detections: as for ``top_k``.
 
     Returns:
         Merged detections by falling score.
     """
-    assert found.scores is not None
-    assert found.labels is not None
-    boxes, scores, labels = box_vote(found.boxes, found.scores, found.labels, threshold, soft)
-    return best(BoxList(boxes, found.image_size, labels=labels, scores=scores), max_detections)
+    labels, scores = _fields(detections)
+    boxes, scores, labels = box_vote(detections.boxes, scores, labels, threshold, soft)
+    return top_k(BoxList(boxes, detections.image_size, labels, scores), max_detections)
 
 
-def suppress(found: BoxList, *, threshold: float, max_detections: int) -> BoxList:
-    """Keep the best of the boxes that overlap.
-
-    Args:
-        found: detections of one image.
-        threshold: IoU of the class-wise NMS.
-        max_detections: detections to keep; ties with the last one stay as well.
-
-    Returns:
-        The kept detections by falling score.
-    """
-    assert found.scores is not None
-    assert found.labels is not None
-    keep = batched_nms(found.boxes, found.scores, found.labels, threshold)
-    return best(found[keep], max_detections)
+def nms(detections: BoxList, *, threshold: float, max_detections: int) -> BoxList:
+    """Apply class-wise NMS with an IoU ``threshold``, then ``top_k``."""
+    labels, scores = _fields(detections)
+    return top_k(detections[batched_nms(detections.boxes, scores, labels, threshold)], max_detections)
 
 
-def join(found: Sequence[BoxList]) -> BoxList:
-    """Put the detections of all views together, in pixels of the first."""
-    image_size = found[0].image_size
-    resized = [boxes.resize(image_size) for boxes in found]
-    fields = [(part.boxes, part.labels, part.scores) for part in resized]
-    boxes, labels, scores = (torch.cat(values) for values in zip(*fields, strict=True))
-    return BoxList(boxes, image_size, labels=labels, scores=scores)
+def concat(detections: Sequence[BoxList]) -> BoxList:
+    """Concatenate the detections of all scales, in pixels of the first."""
+    image_size = detections[0].image_size
+    resized = [boxes.resize(image_size) for boxes in detections]
+    labels, scores = (torch.cat(values) for values in zip(*map(_fields, resized), strict=True))
+    return BoxList(torch.cat([each.boxes for each in resized]), image_size, labels, scores)
 
 
-def in_range(found: BoxList, side_range: tuple[float, float] | None) -> BoxList:
-    """Keep the boxes whose area is strictly between the squares of two lengths in pixels."""
-    if side_range is None:
-        return found
-    area = box_ops.area(found.boxes)
-    return found[(area > side_range[0] ** 2) & (area < side_range[1] ** 2)]
+def in_range(detections: BoxList, size_range: tuple[float, float] | None) -> BoxList:
+    """Keep the boxes whose square root of area, in pixels, is strictly inside the range."""
+    if size_range is None:
+        return detections
+    area = box_ops.area(detections.boxes)
+    return detections[(area > size_range[0] ** 2) & (area < size_range[1] ** 2)]
 
 
-def best(found: BoxList, max_detections: int) -> BoxList:
-    """Keep the first detections, of falling score, and those that tie with the last of them; 0 keeps all."""
-    if not 0 < max_detections < len(found):
-        return found
-    assert found.scores is not None
-    return found[found.scores >= found.scores[max_detections - 1]]
+def top_k(detections: BoxList, k: int) -> BoxList:
+    """Keep the first ``k`` detections, of falling score, and those that tie with the last; 0 keeps all."""
+    if not 0 < k < len(detections):
+        return detections
+    _, scores = _fields(detections)
+    return detections[scores >= scores[k - 1]]
+
+
+def _fields(detections: BoxList) -> tuple[Tensor, Tensor]:
+    """Return labels and scores."""
+    assert detections.labels is not None
+    assert detections.scores is not None
+    return detections.labels, detections.scores

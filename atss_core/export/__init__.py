@@ -1,4 +1,4 @@
-"""A detector as a file that runs without this package, and the proof that it detects the same."""
+"""Export of a detector to files that run without this package, and the parity check of these files."""
 
 from atss_core.export.build import build_description, build_graph, build_parity_check, check_exportable
 from atss_core.export.parity import Report

@@ -1,4 +1,4 @@
-"""From the configuration to what is exported, and to what checks it."""
+"""Build the export graph, its description and the parity check from the config."""
 
 from __future__ import annotations
 
@@ -10,43 +10,42 @@ from yacs.config import CfgNode
 from atss_core import __version__
 from atss_core.data import build_collate, build_transform
 from atss_core.data.transforms import Resize
-from atss_core.export.description import Description
 from atss_core.export.graph import DetectorGraph
-from atss_core.export.parity_check import Prover
+from atss_core.export.parity import ParityCheck
+from atss_core.export.targets import Description
 from atss_core.modeling import Detector
 from atss_core.structures.pixel_format import PixelFormat
 
 
 def check_exportable(cfg: CfgNode) -> None:
-    """Refuse what a file cannot do.
+    """Refuse settings that an exported file cannot have.
 
     Raises:
         ValueError: naming the key and the remedy.
     """
     if cfg.TEST.BBOX_AUG.ENABLED:
         raise ValueError(
-            "TEST.BBOX_AUG.ENABLED True looks at an image in several sizes, but an exported file detects in "
-            "one; set it to False"
+            "TEST.BBOX_AUG.ENABLED: expected False, got True. An exported file runs at one scale; switch "
+            "test-time augmentation off."
         )
 
 
 def build_graph(cfg: CfgNode, detector: Detector) -> DetectorGraph:
-    """Build the graph of a detector on the CPU, whose weights no longer ask for gradients."""
+    """Build the graph of a detector on the CPU and freeze its weights."""
     detector.eval().requires_grad_(False)
     return DetectorGraph(
-        detector, pixels=pixel_format(cfg), size_divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY, suppress=None
+        detector, pixels=_pixel_format(cfg), size_divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY
     )
 
 
-def pixel_format(cfg: CfgNode) -> PixelFormat:
-    """Return the pixels that INPUT asks for."""
+def _pixel_format(cfg: CfgNode) -> PixelFormat:
     mean, std = ((float(a), float(b), float(c)) for a, b, c in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
     return PixelFormat(mean, std, cfg.INPUT.TO_BGR255)
 
 
 def build_description(cfg: CfgNode, class_names: Sequence[str], nms: str) -> Description:
-    """Build what travels inside the file; ``nms`` is "inside" or "outside"."""
-    pixels = pixel_format(cfg)
+    """Build the description stored in the file; ``nms`` is "inside" or "outside"."""
+    pixels = _pixel_format(cfg)
     return Description(
         class_names=list(class_names),
         min_size=cfg.INPUT.MIN_SIZE_TEST,
@@ -64,9 +63,11 @@ def build_description(cfg: CfgNode, class_names: Sequence[str], nms: str) -> Des
     )
 
 
-def build_parity_check(cfg: CfgNode, detector: Detector, images: Sequence[Path], repeats: int = 5) -> Prover:
-    """Build what compares exported files with the detector on images, as the configuration resizes them."""
-    return Prover(
+def build_parity_check(
+    cfg: CfgNode, detector: Detector, images: Sequence[Path], repeats: int = 5
+) -> ParityCheck:
+    """Build the comparison of exported files with the detector on images resized as configured."""
+    return ParityCheck(
         detector,
         build_transform(cfg, training=False),
         Resize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST),

@@ -1,7 +1,7 @@
 """The detector as one function of tensors, which ``torch.export`` can trace.
 
-Everything that is computed is computed by the modules that the detector itself uses; here is only what they
-take from outside: pixels, the sizes of the images, and the suppression of a target.
+The detector's own modules do the computing. This file adds what surrounds them: pixel normalisation, clipping
+to image sizes, and an NMS that the target format can express.
 """
 
 from __future__ import annotations
@@ -12,45 +12,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from atss_core.layers import batched_nms_mask
 from atss_core.modeling import Detector
 from atss_core.structures import boxes as box_ops
 from atss_core.structures.pixel_format import PixelFormat
-
-# Takes boxes (N, M, 4), scores (N, M), labels (N, M) and the IoU threshold; returns which are kept, (N, M).
-Suppress = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 INPUTS = ("images", "image_sizes")
 CANDIDATES = ("boxes", "scores", "labels")
 DETECTIONS = (*CANDIDATES, "counts")
 
+# Maps boxes (N, M, 4), scores (N, M), labels (N, M) and an IoU threshold to a mask of the kept boxes (N, M).
+Nms = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
 
 class DetectorGraph(nn.Module):
-    """From raw pixels to detections, or to the candidates for an NMS elsewhere.
+    """Map raw pixels to detections, or to candidates for an NMS outside the file.
 
     Args:
         detector: with its weights.
-        pixels: what it was trained on.
-        size_divisibility: sides are padded to multiples of this; 0 and 1 leave them as they are.
-        suppress: the NMS; None leaves it out.
+        pixels: the format it was trained on.
+        size_divisibility: sides are padded to multiples of this; 0 and 1 add no padding.
+        nms: None returns candidates.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self,
-        detector: Detector,
-        *,
-        pixels: PixelFormat,
-        size_divisibility: int,
-        suppress: Suppress | None,
+        self, detector: Detector, *, pixels: PixelFormat, size_divisibility: int, nms: Nms | None = None
     ) -> None:
         super().__init__()
         self.detector = detector
         self.is_bgr = pixels.is_bgr255
         self.size_divisibility = max(size_divisibility, 1)
-        self.suppress = suppress
-        unit = 1.0 if pixels.is_bgr255 else 255.0  # the order of steps of data/transforms.py
+        self.nms = nms
+        unit = 1.0 if pixels.is_bgr255 else 255.0  # same operation order as data/transforms.py
         self.register_buffer("mean", torch.tensor([unit * value for value in pixels.mean])[:, None, None])
         self.register_buffer("std", torch.tensor([unit * value for value in pixels.std])[:, None, None])
 
@@ -58,26 +54,25 @@ class DetectorGraph(nn.Module):
         """Detect objects in a batch.
 
         Args:
-            images: RGB in 0..255, uint8, shape (N, 3, H, W); images of different sizes lie at the top left.
+            images: RGB in 0..255, uint8, shape (N, 3, H, W), smaller images at the top left.
             image_sizes: (height, width) in pixels of each image before padding, int64, shape (N, 2).
 
         Returns:
-            Without a suppression boxes (N, M, 4), scores (N, M), labels (N, M), where a score of -1 is no
-            box. With one boxes (N, D, 4), scores (N, D), labels (N, D) by falling score, zeros behind the
-            last one, and how many there are (N,). Boxes are inclusive pixels of ``images``.
+            Without NMS boxes (N, M, 4), scores (N, M) and labels (N, M), where a score of -1 marks padding.
+            With NMS boxes (N, D, 4), scores (N, D) and labels (N, D) by descending score, padded with zeros,
+            and their counts (N,). Boxes are inclusive pixels of ``images``.
         """
         outputs = self.detector.rpn.head(self.detector.backbone(self.normalize(images, image_sizes)))
-        anchors = self.detector.rpn.anchor_generator(outputs.grid_sizes)
-        boxes, scores, labels = self.detector.rpn.postprocess.unclipped_candidates(outputs, anchors)
-        boxes = clip(boxes, image_sizes)
-        if self.suppress is None:
+        settings = self.detector.postprocess
+        boxes, scores, labels = settings.unclipped_candidates(outputs)
+        boxes = clip_boxes(boxes, image_sizes)
+        if self.nms is None:
             return boxes, scores, labels
-        settings = self.detector.rpn.postprocess
-        is_kept = self.suppress(boxes, scores, labels, settings.nms_threshold)
-        return best(boxes, torch.where(is_kept, scores, -1.0), labels, settings.max_detections)
+        is_kept = self.nms(boxes, scores, labels, settings.nms_threshold)
+        return top_k(boxes, torch.where(is_kept, scores, -1.0), labels, settings.max_detections)
 
     def normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
-        """Return normalised images, zero outside of ``image_sizes``, with padded sides."""
+        """Return normalised images, zero outside ``image_sizes``, padded to the size divisibility."""
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device)[:, None] < image_sizes[:, 0, None, None]
         columns = torch.arange(width, device=images.device) < image_sizes[:, 1, None, None]
@@ -88,23 +83,23 @@ class DetectorGraph(nn.Module):
         return F.pad(normalized, (0, right, 0, bottom))
 
 
-def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
+def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     """Clip boxes (N, M, 4) to images of (height, width), int64, shape (N, 2), as ``boxes.clip`` does."""
-    whole = torch.cat([torch.zeros_like(image_sizes), image_sizes.flip(1)], dim=1).to(boxes.dtype)
-    last = box_ops.to_inclusive(whole)[:, 2:].repeat(1, 2)
-    return torch.minimum(boxes.clamp(min=0), last[:, None])
+    full_images = torch.cat([torch.zeros_like(image_sizes), image_sizes.flip(1)], dim=1).to(boxes.dtype)
+    last_pixels = box_ops.to_inclusive(full_images)[:, 2:].repeat(1, 2)
+    return torch.minimum(boxes.clamp(min=0), last_pixels[:, None])
 
 
-def best(boxes: Tensor, scores: Tensor, labels: Tensor, max_detections: int) -> tuple[Tensor, ...]:
-    """Return the best boxes, scores and labels of each image, zeros behind the last one, and their counts.
+def top_k(boxes: Tensor, scores: Tensor, labels: Tensor, max_detections: int) -> tuple[Tensor, ...]:
+    """Return the highest-scoring boxes, scores and labels of each image, padded with zeros, and their counts.
 
     Args:
         boxes: shape (N, M, 4).
-        scores: shape (N, M); -1 is no box.
+        scores: shape (N, M); -1 marks padding.
         labels: shape (N, M).
         max_detections: boxes to return (D); 0 for all.
     """
-    if max_detections:  # small images have fewer candidates than that
+    if max_detections:  # small images have fewer candidates
         boxes = F.pad(boxes, (0, 0, 0, max_detections))
         scores = F.pad(scores, (0, max_detections), value=-1.0)
         labels = F.pad(labels, (0, max_detections))
@@ -117,3 +112,14 @@ def best(boxes: Tensor, scores: Tensor, labels: Tensor, max_detections: int) -> 
         torch.where(is_box, labels.gather(1, order), 0),
         is_box.sum(dim=1),
     )
+
+
+@torch.library.custom_op("atss_export::nms_mask", mutates_args=())
+def nms_node(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, num_classes: int) -> Tensor:
+    """Run ``batched_nms_mask`` on exclusive boxes (N, M, 4) as one node, which becomes ONNX's NMS."""
+    return batched_nms_mask(box_ops.to_inclusive(boxes), scores, labels, iou_threshold)
+
+
+@nms_node.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, num_classes: int) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Operations and small layers, one file each."""
+"""Operators with a compiled and a fallback implementation, and small layers."""
 
 from atss_core.layers.box_vote import box_vote
 from atss_core.layers.deform_conv import DeformConv2d, deform_conv2d

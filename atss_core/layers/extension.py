@@ -1,10 +1,9 @@
-"""Which implementation of the operators runs: the compiled one, or torchvision's and PyTorch's own.
+"""Selection of the operators: compiled, or torchvision's and PyTorch's.
 
-The compiled operators are ``csrc/``, built into ``atss_core._C`` when the package is installed, and
-registered as ``torch.ops.atss``. They exist for the CPU and, if a CUDA toolkit was there to build them, for
-CUDA. Where they do not exist, NMS and deformable convolution fall back on torchvision, focal loss and box
-voting on PyTorch. ``ATSS_OPS=torchvision`` chooses that everywhere, to compare the two; ``ATSS_OPS=compiled``
-insists on the compiled ones.
+The compiled operators (``csrc/``, built into ``atss_core._C`` at installation) are registered as
+``torch.ops.atss`` for the CPU and, if built with a CUDA toolkit, for CUDA. Without them, NMS and deformable
+convolution fall back to torchvision, focal loss and box voting to PyTorch. ``ATSS_OPS=torchvision`` forces
+the fallback, to compare the two; ``ATSS_OPS=compiled`` requires the compiled operators.
 """
 
 from __future__ import annotations
@@ -22,20 +21,19 @@ import torch
 logger = logging.getLogger(__name__)
 
 _EXTENSION = "atss_core._C"
-_HOW_TO_BUILD = "`make ext` builds it (INSTALL.md)"
 _BUILD_AGAIN = "Build them again with `make ext`, or set ATSS_OPS=torchvision"
 
 
 def _load() -> tuple[frozenset[str], str]:
-    """Load the extension and return the device types that it serves, and why others or none."""
-    wanted = os.environ.get("ATSS_OPS", "")
-    if wanted not in ("", "compiled", "torchvision"):
-        raise ValueError(f"ATSS_OPS must be compiled or torchvision, or not be set; got {wanted!r}")
-    if wanted == "torchvision":
+    """Load the extension; return its device types, and the reason why others are missing."""
+    choice = os.environ.get("ATSS_OPS", "")
+    if choice not in ("", "compiled", "torchvision"):
+        raise ValueError(f"ATSS_OPS must be compiled or torchvision, or not be set; got {choice!r}")
+    if choice == "torchvision":
         return frozenset(), "ATSS_OPS=torchvision asks for it"
     if importlib.util.find_spec(_EXTENSION) is None:
-        reason = f"{_EXTENSION} was not built; {_HOW_TO_BUILD}"
-        if wanted == "compiled":
+        reason = f"{_EXTENSION} was not built; `make ext` builds it (INSTALL.md)"
+        if choice == "compiled":
             raise ImportError(f"ATSS_OPS=compiled, but {reason}")
         if os.environ.get("LOCAL_RANK", "0") == "0":
             logger.warning("torchvision's operators are used: %s", reason)
@@ -64,13 +62,13 @@ _is_portable = False
 
 
 def is_compiled(device: torch.device) -> bool:
-    """Tell whether the compiled operators serve tensors on this device."""
+    """Tell whether the compiled operators are used for tensors on this device."""
     return device.type in COMPILED_DEVICES and not _is_portable
 
 
 @contextmanager
 def portable_operators() -> Iterator[None]:
-    """Use torchvision's and PyTorch's own operators within: what is traced there runs without these here."""
+    """Use torchvision's and PyTorch's operators in this context, so that traced graphs need no extension."""
     global _is_portable
     before, _is_portable = _is_portable, True
     try:
@@ -80,7 +78,7 @@ def portable_operators() -> Iterator[None]:
 
 
 def refuse_second_derivative(ctx: Any, *gradients: torch.Tensor) -> NoReturn:
-    """Take the place of the derivative of a backward operator."""
+    """Raise NotImplementedError; registered as the derivative of the backward operators."""
     raise NotImplementedError(
         "the compiled operators have no second derivative (create_graph=True); ATSS_OPS=torchvision has the "
         "focal loss's"
@@ -88,10 +86,8 @@ def refuse_second_derivative(ctx: Any, *gradients: torch.Tensor) -> NoReturn:
 
 
 def ops_info() -> str:
-    """Say in a line which operators run on each device that is there, and why."""
+    """Return one line: which operators run on each available device, and why."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    uses = [
-        f"{'compiled' if device in COMPILED_DEVICES else 'torchvision'} on {device}" for device in devices
-    ]
-    complete = all(device in COMPILED_DEVICES for device in devices)
-    return f"operators: {', '.join(uses)}" + ("" if complete else f" ({_WHY_NOT_ALL})")
+    uses = [f"{'compiled' if d in COMPILED_DEVICES else 'torchvision'} on {d}" for d in devices]
+    reason = "" if COMPILED_DEVICES.issuperset(devices) else f" ({_WHY_NOT_ALL})"
+    return f"operators: {', '.join(uses)}{reason}"

@@ -1,31 +1,32 @@
 """Non-maximum suppression.
 
-All decisions are in float32. Boxes of equal score are taken in their order. A box with a coordinate that is
-NaN or infinite, or without an area, neither suppresses nor is suppressed; a score that is NaN counts as the
-highest. On CUDA, M boxes of an image take M * M / 8 bytes for a moment; on the CPU memory grows with M.
+All decisions are made in float32. Boxes of equal score are processed in input order. A box with a NaN or
+infinite coordinate, or without an area, neither suppresses nor is suppressed; a NaN score counts as the
+highest. On CUDA, M boxes of an image temporarily use M * M / 8 bytes; on the CPU memory grows with M.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision import ops
 
-from atss_core.layers.checks import check_boxes
 from atss_core.layers.extension import COMPILED_DEVICES, is_compiled
 from atss_core.structures.boxes import to_exclusive
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Keep the boxes that no better box overlaps by more than a threshold.
+    """Keep each box that no kept box of a higher score overlaps by more than a threshold.
 
     Args:
-        boxes: inclusive (x1, y1, x2, y2) pixels of any floating type, shape (K, 4).
+        boxes: inclusive (x1, y1, x2, y2) in pixels, any floating type, shape (K, 4).
         scores: shape (K,).
-        iou_threshold: a box goes if its IoU with a kept, better box is strictly above this.
+        iou_threshold: a box is suppressed if its IoU with a kept box is strictly above this.
 
     Returns:
-        Indices of the kept boxes by falling score, int64.
+        Indices of the kept boxes by descending score, int64.
 
     Raises:
         ValueError: if the shapes or types do not fit, or the threshold is negative.
@@ -38,47 +39,31 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """Run NMS within each class.
-
-    Args:
-        boxes: inclusive (x1, y1, x2, y2) pixels of any floating type, shape (K, 4).
-        scores: shape (K,).
-        labels: class of each box, any integers, shape (K,).
-        iou_threshold: see ``nms``.
-
-    Returns:
-        Indices of the kept boxes by falling score, int64.
-
-    Raises:
-        ValueError: see ``nms``.
-    """
+    """Run ``nms`` within each class; ``labels`` (K,) holds the class of each box, any integers."""
     boxes = to_exclusive(boxes.float())
     if is_compiled(boxes.device):
         return torch.ops.atss.batched_nms(boxes, scores, labels, iou_threshold)
     check_boxes(boxes, scores, labels, iou_threshold)
-    return _batched_nms_by_offsets(boxes, scores, labels, iou_threshold)
+    return _offset_nms(boxes, scores, labels, iou_threshold)
 
 
 def batched_nms_padded(
     boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, max_detections: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Run NMS within each class of each image of a batch, without waiting for a CUDA device.
+    """Run NMS within each class of each image of a batch, without synchronising with a CUDA device.
 
-    The sizes of the results do not depend on the data, so the call can be captured in a CUDA graph.
+    Result sizes do not depend on the data, so the call can be captured in a CUDA graph.
 
     Args:
-        boxes: inclusive (x1, y1, x2, y2) pixels of any floating type, shape (N, M, 4).
-        scores: shape (N, M); where negative (or NaN), there is no box but padding.
+        boxes: inclusive (x1, y1, x2, y2) in pixels, any floating type, shape (N, M, 4).
+        scores: shape (N, M); a negative or NaN score marks padding.
         labels: class of each box, any integers, shape (N, M).
         iou_threshold: see ``nms``.
-        max_detections: boxes to keep an image, 0 for all; those that tie with the last one stay as well.
+        max_detections: boxes to keep per image, 0 for all; boxes that tie with the last one are kept too.
 
     Returns:
-        Indices of the kept boxes of each image by falling score, int64, shape (N, M), -1 behind the last one;
-        and how many there are, int64, shape (N,).
-
-    Raises:
-        ValueError: see ``nms``.
+        Indices of the kept boxes of each image by descending score, padded with -1, int64, shape (N, M);
+        and their number, int64, shape (N,).
     """
     boxes = to_exclusive(boxes.float())
     if is_compiled(boxes.device):
@@ -88,11 +73,9 @@ def batched_nms_padded(
     counts = []
     for image, image_scores in enumerate(scores.float()):
         candidates = (image_scores >= 0).nonzero().squeeze(1)
-        kept = candidates[
-            _batched_nms_by_offsets(
-                boxes[image, candidates], image_scores[candidates], labels[image, candidates], iou_threshold
-            )
-        ]
+        candidate_boxes, candidate_labels = boxes[image, candidates], labels[image, candidates]
+        kept = _offset_nms(candidate_boxes, image_scores[candidates], candidate_labels, iou_threshold)
+        kept = candidates[kept]
         if 0 < max_detections < len(kept):
             kept = kept[image_scores[kept] >= image_scores[kept[max_detections - 1]]]
         keep[image, : len(kept)] = kept
@@ -101,24 +84,19 @@ def batched_nms_padded(
 
 
 def batched_nms_mask(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """Run NMS within each class of each image in a form that ``torch.export`` can trace, without loops.
+    """Run ``batched_nms_padded`` without loops, so that ``torch.export`` can trace it.
 
-    It decides as ``batched_nms_padded`` does but for IoUs within float32 rounding of the threshold.
-
-    Args:
-        boxes: inclusive (x1, y1, x2, y2) pixels of any floating type, shape (N, M, 4), M at least 1.
-        scores: shape (N, M); where negative, there is no box but padding.
-        labels: class of each box, 0 or above, int64, shape (N, M).
-        iou_threshold: see ``nms``.
+    Decisions may differ for IoUs within float32 rounding of the threshold. M must be at least 1 and labels
+    int64 from 0 on.
 
     Returns:
         Which boxes are kept, bool, shape (N, M).
     """
     images = torch.arange(scores.shape[0], device=scores.device)[:, None]
-    apart = _move_apart(to_exclusive(boxes.float()).double(), images * (labels.max() + 1) + labels)
+    separated = _separate(to_exclusive(boxes.float()).double(), images * (labels.max() + 1) + labels)
     candidates = (scores >= 0).flatten().nonzero().squeeze(1)
     keep = ops.nms(
-        apart.flatten(0, 1)[candidates],
+        separated.flatten(0, 1)[candidates],
         scores.flatten()[candidates].double(),
         _float32_steps(iou_threshold)[1],
     )
@@ -127,48 +105,61 @@ def batched_nms_mask(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshol
 
 
 def _float32_steps(threshold: float) -> tuple[float, float]:
-    """Return the threshold in float32, and the middle between that and the next number of float32."""
+    """Return the threshold in float32, and the midpoint between it and the next float32 number."""
     exact = torch.tensor(threshold, dtype=torch.float32)
     following = torch.nextafter(exact, torch.tensor(torch.inf))
     return exact.item(), (exact.double() + following.double()).item() / 2
 
 
-def _batched_nms_by_offsets(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """Move classes apart so that one call of torchvision serves all; boxes are exclusive here.
+def _offset_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """Run torchvision's NMS once on exclusive boxes (K, 4), with an offset per class.
 
-    In float32 that shift would cost the boxes up to 1/64 px and so flip decisions. In float64 only an IoU
-    within float32 rounding of the threshold may be judged otherwise than by the compiled operator. MPS has
-    no float64.
+    In float32 the offset would round boxes by up to 1/64 px and change decisions. In float64 only IoUs within
+    float32 rounding of the threshold can be decided differently from the compiled operator.
     """
     if boxes.numel() == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    # MPS has no float64.
     exact = boxes.to("cpu" if boxes.device.type == "mps" else boxes.device, torch.float64)
-    exact = _move_apart(exact, labels.to(exact.device).unique(return_inverse=True)[1])
-    # Above the middle, an IoU rounds to a float32 above the threshold.
+    exact = _separate(exact, labels.to(exact.device).unique(return_inverse=True)[1])
+    # An IoU above the midpoint rounds to a float32 above the threshold.
     keep = ops.nms(exact, scores.to(exact), _float32_steps(iou_threshold)[1])
     return keep.to(boxes.device)
 
 
-def _move_apart(boxes: Tensor, groups: Tensor) -> Tensor:
-    """Shift float64 boxes (..., 4) so far that those of different groups (...), small numbers, never meet."""
+def _separate(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Shift float64 boxes (..., 4) so that those of different groups (...), small integers, never overlap."""
     finite = torch.where(boxes.isfinite(), boxes, 0.0)
     span = finite.max() - finite.min()
     return boxes + (groups * (span + 1))[..., None]
 
 
+def check_boxes(boxes: Tensor, scores: Tensor, labels: Tensor | None, threshold: float, dim: int = 2) -> None:
+    """Raise ValueError unless ``boxes`` (..., 4) has ``dim`` dimensions and one score and label per box."""
+    if boxes.dim() != dim or boxes.shape[-1] != 4:
+        expected = "(N, K, 4)" if dim == 3 else "(K, 4)"
+        raise ValueError(f"boxes must be {expected}, got {list(boxes.shape)}")
+    for name, values in {"scores": scores, "labels": labels}.items():
+        if values is not None and values.shape != boxes.shape[:-1]:
+            raise ValueError(
+                f"{name} must have one value per box, {list(boxes.shape[:-1])}, got {list(values.shape)}"
+            )
+    if not (boxes.is_floating_point() and scores.is_floating_point()):
+        raise ValueError(f"boxes and scores must be floating point, got {boxes.dtype} and {scores.dtype}")
+    if labels is not None and (labels.is_floating_point() or labels.dtype == torch.bool):
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if not threshold >= 0:
+        raise ValueError(f"the IoU threshold must be 0 or more, got {threshold}")
+
+
 if COMPILED_DEVICES:
 
     @torch.library.register_fake("atss::nms")
-    def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-        return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
-
     @torch.library.register_fake("atss::batched_nms")
-    def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    def _(boxes: Tensor, *others: Any) -> Tensor:
         return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
     @torch.library.register_fake("atss::batched_nms_padded")
-    def _(
-        boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, max_detections: int
-    ) -> tuple[Tensor, Tensor]:
+    def _(boxes: Tensor, scores: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         keep = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
         return keep, keep.new_empty(scores.shape[0])

@@ -7,10 +7,7 @@ from torch import Tensor, nn
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are fixed buffers.
 
-    No epsilon is added to the variance: the published weights were trained so.
-
-    Args:
-        num_features: channels.
+    No epsilon is added to the variance, as in the training of the published weights.
     """
 
     weight: Tensor
@@ -29,14 +26,14 @@ class FrozenBatchNorm2d(nn.Module):
         """Scale and shift the channels of ``x`` (N, num_features, H, W)."""
         scale = self.weight * self.running_var.rsqrt()
         shift = self.bias - self.running_mean * scale
-        # One pass over x, and nothing but the scale is kept for the backward pass.
+        # One pass over x; the backward pass keeps only the scale.
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
 
 def group_norm(
     num_channels: int, num_groups: int = 32, channels_per_group: int = -1, eps: float = 1e-5
 ) -> nn.GroupNorm:
-    """Build a group norm from the number of groups or, if that is positive, the channels a group.
+    """Build a group norm from the number of groups or the channels per group, whichever is positive.
 
     Raises:
         ValueError: if the groups do not divide the channels, or both or neither number is given.

@@ -1,11 +1,11 @@
-"""A learnt factor."""
+"""Learnable scale."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Scale(nn.Module):
-    """Multiply by one learnt number, which starts at ``init``."""
+    """Multiply by one learnable factor, initially ``init``."""
 
     def __init__(self, init: float = 1.0) -> None:
         super().__init__()

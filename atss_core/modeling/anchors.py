@@ -14,16 +14,15 @@ from atss_core.structures import boxes as box_ops
 
 @dataclass(frozen=True)
 class Anchors:
-    """Anchors of one padded image size.
+    """Anchors of one padded image size, ordered by level, row, column, then anchor of the location.
 
-    They are ordered by level, then row, column and anchor of a place. The centres of a level form a grid:
-    row r, column c is centred at ``((c + 0.5) * stride, (r + 0.5) * stride)``.
+    Row r, column c of a level is centred at ``((c + 0.5) * stride, (r + 0.5) * stride)``.
 
     Attributes:
-        boxes: inclusive pixels, shape (K, 4).
+        boxes: shape (K, 4).
         grid_sizes: (height, width) of each level in cells.
-        strides: stride of each level, in pixels.
-        num_anchors: anchors that share a centre (A).
+        strides: pixels per cell of each level.
+        num_anchors: anchors per location (A).
     """
 
     boxes: Tensor
@@ -56,10 +55,10 @@ class AnchorGenerator(nn.Module):
     """Lay anchors over feature grids.
 
     Args:
-        sizes: anchor side in pixels on each level, or several, before octave scales.
-        strides: stride of each level, in pixels.
+        sizes: anchor side in pixels on each level, or several sides, before octave scales.
+        strides: pixels per cell of each level.
         aspect_ratios: height / width.
-        scales_per_octave: number of scales n of a size; scale i has side ``size * octave ** (i / n)``.
+        scales_per_octave: scales n of each size; scale i has side ``size * octave ** (i / n)``.
         octave: factor between the scales of a whole octave.
 
     Raises:
@@ -78,21 +77,20 @@ class AnchorGenerator(nn.Module):
         super().__init__()
         if len(sizes) != len(strides):
             raise ValueError(
-                "ANCHOR_SIZES and ANCHOR_STRIDES need one number a level, "
-                f"got {len(sizes)} and {len(strides)}"
+                f"expected one size per stride, got {len(sizes)} sizes and {len(strides)} strides"
             )
         per_level = [tuple(s) if isinstance(s, Sequence) else (s,) for s in sizes]
         if len({len(level) for level in per_level}) > 1:
-            raise ValueError(f"every level needs as many ANCHOR_SIZES as the others, got {tuple(sizes)}")
+            raise ValueError(f"expected the same number of sizes on every level, got {tuple(sizes)}")
         if min(*sum(per_level, ()), *strides, *aspect_ratios, scales_per_octave, octave) <= 0:
-            raise ValueError("anchor sizes, strides, ratios, scales and octave must be positive")
+            raise ValueError("expected positive sizes, strides, aspect ratios, scales and octave")
         scales = [octave ** (i / scales_per_octave) for i in range(scales_per_octave)]
         self.strides = tuple(strides)
         self.num_anchors = len(aspect_ratios) * len(scales) * len(per_level[0])
         self.cell_anchors = CellAnchors(
             [
-                cell_anchors(
-                    stride, aspect_ratios, [size * scale / stride for size in level for scale in scales]
+                _cell_anchors(
+                    stride, aspect_ratios, [side * scale / stride for side in level for scale in scales]
                 )
                 for level, stride in zip(per_level, strides, strict=True)
             ]
@@ -105,31 +103,26 @@ class AnchorGenerator(nn.Module):
             ValueError: if the number of grids is not the number of levels.
         """
         if len(grid_sizes) != len(self.strides):
-            raise ValueError(f"expected {len(self.strides)} grid sizes, one a level, got {len(grid_sizes)}")
-        boxes = [
-            (grid_shifts(size, stride, cell.device)[:, None] + cell).flatten(0, 1)
-            for size, stride, cell in zip(grid_sizes, self.strides, self.cell_anchors, strict=True)
-        ]
-        sizes = tuple((height, width) for height, width in grid_sizes)
-        return Anchors(torch.cat(boxes), sizes, self.strides, self.num_anchors)
+            raise ValueError(f"expected {len(self.strides)} grid sizes, one per level, got {len(grid_sizes)}")
+        boxes = []
+        for (height, width), stride, cell in zip(grid_sizes, self.strides, self.cell_anchors, strict=True):
+            rows, columns = (
+                torch.arange(n, device=cell.device, dtype=torch.float32) * stride for n in (height, width)
+            )
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            shifts = torch.stack([x, y, x, y], dim=-1).flatten(0, 1)
+            boxes.append((shifts[:, None] + cell).flatten(0, 1))
+        return Anchors(torch.cat(boxes), tuple(grid_sizes), self.strides, self.num_anchors)
 
     def for_image(self, image_size: tuple[int, int]) -> Anchors:
-        """Return the anchors of a padded image of (height, width) pixels, the last cells possibly cut."""
+        """Return the anchors of a padded image of (height, width) pixels; partial cells count."""
         return self([(-(-image_size[0] // s), -(-image_size[1] // s)) for s in self.strides])
 
 
-def cell_anchors(stride: int, aspect_ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
-    """Return the anchors of the first cell, ratio by ratio and within a ratio scale by scale.
+def _cell_anchors(stride: int, aspect_ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
+    """Return the anchors (A, 4) of the first cell, by ratio, then scale; a scale is side / stride.
 
     Sides are rounded half to even before scaling, as the published anchors are.
-
-    Args:
-        stride: pixels; the cell is centred at (stride / 2, stride / 2).
-        aspect_ratios: height / width.
-        scales: side of a square anchor divided by the stride.
-
-    Returns:
-        Boxes, shape (A, 4).
     """
     sides = []
     for ratio in aspect_ratios:
@@ -139,14 +132,3 @@ def cell_anchors(stride: int, aspect_ratios: Sequence[float], scales: Sequence[f
     widths, heights = torch.tensor(sides, dtype=torch.float64).unbind(1)
     center = torch.full((len(sides), 2), stride / 2, dtype=torch.float64)
     return box_ops.around(center, widths, heights).float()
-
-
-def grid_shifts(grid_size: tuple[int, int], stride: int, device: torch.device) -> Tensor:
-    """Return how far each cell lies from the first, as (x, y, x, y) pixels, shape (H * W, 4)."""
-    height, width = grid_size
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device, dtype=torch.float32) * stride,
-        torch.arange(width, device=device, dtype=torch.float32) * stride,
-        indexing="ij",
-    )
-    return torch.stack([x, y, x, y], dim=-1).flatten(0, 1)

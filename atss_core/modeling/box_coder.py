@@ -1,11 +1,12 @@
-"""What the head regresses, and back to boxes.
+"""Box coders: boxes to regression targets and back, in float32, broadcasting over leading dimensions.
 
-Both coders work in float32 and broadcast over leading dimensions.
+Encoded boxes are deltas from an anchor box (``BoxCoder``) or distances from an anchor point (``PointCoder``).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,62 +19,62 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 class Coder(Protocol):
-    """What loss and post-processing need of a coder."""
+    """Interface of a box coder."""
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Return the codes (..., 4) that decode to ``boxes`` (..., 4)."""
+        """Encode ``boxes`` (..., 4) relative to ``anchors`` (..., 4)."""
 
-    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
-        """Return the boxes (..., 4) that ``codes`` (..., 4) mean."""
+    def decode(self, encoded: Tensor, anchors: Tensor) -> Tensor:
+        """Return the boxes (..., 4) of ``encoded`` (..., 4)."""
 
 
+@dataclass
 class BoxCoder:
-    """REGRESSION_TYPE BOX: offsets of the centre and log ratios of the sides (arXiv 1311.2524, appendix C).
+    """Deltas: offsets of the centre and log ratios of the sides (arXiv 1311.2524, appendix C).
 
     Args:
-        center_weight: factor of the two centre codes.
-        size_weight: factor of the two size codes.
+        center_weight: factor of the two centre deltas.
+        size_weight: factor of the two size deltas.
     """
 
-    def __init__(self, center_weight: float = 10.0, size_weight: float = 5.0) -> None:
-        self.center_weight = center_weight
-        self.size_weight = size_weight
+    center_weight: float = 10.0
+    size_weight: float = 5.0
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Return the codes (..., 4) that decode to ``boxes`` (..., 4)."""
+        """Return the deltas (..., 4) from ``anchors`` to ``boxes``."""
         anchor_sides = torch.stack(box_ops.widths_heights(anchors), dim=-1)
         box_sides = torch.stack(box_ops.widths_heights(boxes), dim=-1)
         shifts = (box_ops.centers(boxes) - box_ops.centers(anchors)) / anchor_sides
-        ratios = torch.log(box_sides / anchor_sides)
-        return torch.cat([shifts * self.center_weight, ratios * self.size_weight], dim=-1)
+        log_ratios = torch.log(box_sides / anchor_sides)
+        return torch.cat([shifts * self.center_weight, log_ratios * self.size_weight], dim=-1)
 
-    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
-        """Return the boxes (..., 4) that ``codes`` (..., 4) mean."""
-        shifts = codes[..., :2].float() / self.center_weight
-        log_ratios = codes[..., 2:].float() / self.size_weight
+    def decode(self, encoded: Tensor, anchors: Tensor) -> Tensor:
+        """Return the boxes (..., 4) that the deltas ``encoded`` lead to."""
+        shifts = encoded[..., :2].float() / self.center_weight
+        log_ratios = encoded[..., 2:].float() / self.size_weight
         anchor_sides = torch.stack(box_ops.widths_heights(anchors), dim=-1)
         centers = shifts * anchor_sides + box_ops.centers(anchors)
         sides = torch.exp(log_ratios.clamp(max=MAX_LOG_RATIO)) * anchor_sides
         return box_ops.around(centers, sides[..., 0], sides[..., 1])
 
 
+@dataclass
 class PointCoder:
-    """REGRESSION_TYPE POINT: distances from the anchor's centre to the four sides, in strides (FCOS).
+    """Distances from the anchor's centre to the four sides, in strides (FCOS, arXiv 1904.01355).
 
     Args:
-        anchor_scale: anchor side divided by stride.
+        anchor_scale: anchor side / stride.
     """
 
-    def __init__(self, anchor_scale: float = 8.0) -> None:
-        self.anchor_scale = anchor_scale
+    anchor_scale: float = 8.0
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Return the codes (..., 4) that decode to ``boxes`` (..., 4)."""
+        """Return the (left, top, right, bottom) distances (..., 4) to the sides of ``boxes``."""
         return box_ops.distances_to_sides(box_ops.centers(anchors), boxes) / self._strides(anchors)
 
-    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
-        """Return the boxes (..., 4) that ``codes`` (..., 4) mean."""
-        distances = codes.float() * self._strides(anchors)
+    def decode(self, encoded: Tensor, anchors: Tensor) -> Tensor:
+        """Return the boxes (..., 4) at the distances ``encoded``."""
+        distances = encoded.float() * self._strides(anchors)
         centers = box_ops.centers(anchors)
         return torch.cat([centers - distances[..., :2], centers + distances[..., 2:]], dim=-1)
 

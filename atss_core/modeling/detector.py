@@ -1,99 +1,85 @@
-"""The detector: backbone, dense head, and what turns head outputs into losses or detections."""
+"""The detector: a network, and a thin door from images to losses or detections."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.head import AtssHead, HeadOutputs
-from atss_core.modeling.loss import AtssLoss
+from atss_core.modeling.losses import Criterion, Matched, share_normalizers
 from atss_core.modeling.postprocess import PostProcessor
 from atss_core.structures import BoxList, ImageList
 
 
 class DenseStage(nn.Module):
-    """Head and anchors with the loss of training and the post-processing of inference.
+    """Head and anchor generator, under the names that they have in every released checkpoint."""
 
-    Args:
-        head: predicts from the feature levels.
-        anchor_generator: lays anchors over them.
-        loss: for training.
-        postprocess: for inference.
-    """
-
-    def __init__(
-        self, head: AtssHead, anchor_generator: AnchorGenerator, loss: AtssLoss, postprocess: PostProcessor
-    ) -> None:
+    def __init__(self, head: AtssHead, anchor_generator: AnchorGenerator) -> None:
         super().__init__()
         self.head = head
         self.anchor_generator = anchor_generator
-        self.loss = loss
-        self.postprocess = postprocess
 
 
 class Detector(nn.Module):
     """A one-stage detector.
 
+    The network knows neither loss nor NMS: ``predict`` runs it alone, ``criterion`` and ``postprocess`` work
+    on its outputs.
+
     Args:
         backbone: maps images (N, 3, H, W) to feature levels.
-        rpn: the dense stage. It is called ``rpn`` because that is its name in every released checkpoint.
+        rpn: dense stage; ``rpn`` is its name in every released checkpoint.
+        criterion: for training.
+        postprocess: for inference.
     """
 
-    def __init__(self, backbone: nn.Module, rpn: DenseStage) -> None:
+    def __init__(
+        self, backbone: nn.Module, rpn: DenseStage, criterion: Criterion, postprocess: PostProcessor
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.rpn = rpn
+        self.criterion = criterion
+        self.postprocess = postprocess
 
     def forward(
         self,
         images: ImageList,
         targets: Sequence[BoxList] | None = None,
-        normalizers: Tensor | None = None,
+        matched: Matched | None = None,
     ) -> dict[str, Tensor] | list[BoxList]:
-        """Return the loss terms when training, else the detections.
+        """Return the loss terms in training mode, else the detections of each image.
 
         Args:
-            images: a normalised, padded batch.
-            targets: in training, the ground truth of each image in pixels of the batch.
-            normalizers: of ``self.normalizers``, if this is a part of a larger batch.
+            images: normalised, padded batch.
+            targets: ground truth of each image in pixels of the batch; for training.
+            matched: from ``self.match``, instead of ``targets`` if the images are one micro-batch of several.
 
         Raises:
-            ValueError: if targets are missing in training.
+            ValueError: if there is no ground truth in training mode.
         """
         if not self.training:
-            return self.detect(self.predict(images), images.image_sizes)
-        if targets is None:
-            raise ValueError("training needs targets; call detector.eval() for inference")
-        outputs = self.predict(images)
-        return self.rpn.loss(outputs, self.rpn.anchor_generator(outputs.grid_sizes), targets, normalizers)
-
-    @torch.no_grad()
-    def normalizers(self, parts: Sequence[tuple[ImageList, Sequence[BoxList]]]) -> Tensor:
-        """Return what the losses of all parts of a batch are divided by, from images and targets of each."""
-        generator = self.rpn.anchor_generator
-        return self.rpn.loss.normalizers(
-            [
-                self.rpn.loss.targets(
-                    generator.for_image((images.tensors.shape[-2], images.tensors.shape[-1])), targets
+            return self.postprocess(self.predict(images), images.image_sizes)
+        if matched is None:
+            if targets is None:
+                raise ValueError(
+                    "targets: expected ground truth in training mode, got None. Call eval() for inference."
                 )
-                for images, targets in parts
-            ]
-        )
+            (matched,) = self.match([(images, targets)])
+        return self.criterion(self.predict(images), matched)
 
     def predict(self, images: ImageList) -> HeadOutputs:
         """Run the network alone."""
         return self.rpn.head(self.backbone(images.tensors))
 
-    def detect(self, outputs: HeadOutputs, image_sizes: Sequence[tuple[int, int]]) -> list[BoxList]:
-        """Turn head outputs into the detections of each image of size (height, width)."""
-        return self.rpn.postprocess(outputs, self.rpn.anchor_generator(outputs.grid_sizes), image_sizes)
-
-    def candidates(
-        self, outputs: HeadOutputs, image_sizes: Sequence[tuple[int, int]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what ``detect`` passes to its NMS; see ``PostProcessor.candidates``."""
-        anchors = self.rpn.anchor_generator(outputs.grid_sizes)
-        return self.rpn.postprocess.candidates(outputs, anchors, image_sizes)
+    def match(self, micro_batches: Sequence[tuple[ImageList, Sequence[BoxList]]]) -> list[Matched]:
+        """Assign the anchors of the micro-batches of one update, normalised over all of them."""
+        anchors = self.rpn.anchor_generator.for_image
+        return share_normalizers(
+            [
+                self.criterion.match(anchors((images.tensors.shape[-2], images.tensors.shape[-1])), targets)
+                for images, targets in micro_batches
+            ]
+        )

@@ -6,28 +6,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from atss_core.layers import DeformConv2d, Scale
 
-# Builds the normalisation of so many channels.
-Norm = Callable[[int], nn.Module]
-
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """Predictions of each level, in the anchors' order of channels: anchor-major.
+    """Predictions of each level; channels are ordered by anchor, then value.
 
     Attributes:
-        cls_logits: (N, A * C, H, W) a level.
-        box_codes: (N, A * 4, H, W) a level, for the box coder.
-        centerness: logits, (N, A, H, W) a level; None if the head has no centerness.
+        cls_logits: (N, A * C, H, W) per level.
+        encoded_boxes: (N, A * 4, H, W) per level, for the box coder.
+        centerness: logits, (N, A, H, W) per level; None if the head has no centerness.
     """
 
     cls_logits: list[Tensor]
-    box_codes: list[Tensor]
+    encoded_boxes: list[Tensor]
     centerness: list[Tensor] | None
 
     @property
@@ -43,38 +39,21 @@ def flatten_level(level: Tensor, num_values: int) -> Tensor:
     return split.permute(0, 3, 4, 1, 2).reshape(num_images, -1, num_values)
 
 
-def tower_group_norm(channels: int) -> nn.GroupNorm:
-    """Build the GroupNorm of the published towers.
-
-    Raises:
-        ValueError: if ``channels`` is not a multiple of 32 from 64 on.
-    """
-    if channels % 32 or channels < 64:
-        raise ValueError(
-            "the towers normalise 32 groups of at least 2 channels, so that one cell has a spread: "
-            f"MODEL.RESNETS.BACKBONE_OUT_CHANNELS must be 64, 96, 128, ..., got {channels}"
-        )
-    return nn.GroupNorm(32, channels)
-
-
 class AtssHead(nn.Module):
     """Two towers of convolutions and three predictions; the centerness comes from the box tower.
 
     Args:
         in_channels: channels of the features.
         num_classes: object classes without background (C).
-        num_levels: feature levels.
-        num_anchors: anchors of a place (A).
+        num_levels: feature levels (L).
+        num_anchors: anchors per location (A).
         num_convs: convolutions in each tower.
         deformable: make the last convolution of each tower a DCNv2.
         prior_prob: class probability predicted everywhere at the start (arXiv 1708.02002, section 4.1).
-        positive_codes: pass the codes through a ReLU; for distances, which cannot be negative.
-        norm: normalisation in the towers, None for none.
+        use_relu: pass the encoded boxes through a ReLU; for distances, which cannot be negative.
+        norm: builds a normalisation layer of the towers for a number of channels; None for none.
         use_centerness: predict the centerness.
-        use_scales: multiply the box codes of each level by a ``Scale`` of its own.
-
-    Raises:
-        ValueError: if ``norm`` cannot normalise so many channels.
+        use_scales: multiply the encoded boxes of each level by a ``Scale`` of its own.
     """
 
     def __init__(
@@ -82,24 +61,24 @@ class AtssHead(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
+        norm: Callable[[int], nn.Module] | None,
         num_levels: int = 5,
         num_anchors: int = 1,
         num_convs: int = 4,
         deformable: bool = False,
         prior_prob: float = 0.01,
-        positive_codes: bool = False,
-        norm: Norm | None = tower_group_norm,
+        use_relu: bool = False,
         use_centerness: bool = True,
         use_scales: bool = True,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.positive_codes = positive_codes
-        self.cls_tower = tower(in_channels, num_convs, deformable, norm)
-        self.bbox_tower = tower(in_channels, num_convs, deformable, norm)
-        self.cls_logits = conv3x3(in_channels, num_anchors * num_classes)
-        self.bbox_pred = conv3x3(in_channels, num_anchors * 4)
-        self.centerness = conv3x3(in_channels, num_anchors) if use_centerness else None
+        self.use_relu = use_relu
+        self.cls_tower = _tower(in_channels, num_convs, deformable, norm)
+        self.bbox_tower = _tower(in_channels, num_convs, deformable, norm)
+        self.cls_logits = _conv3x3(in_channels, num_anchors * num_classes)
+        self.bbox_pred = _conv3x3(in_channels, num_anchors * 4)
+        self.centerness = _conv3x3(in_channels, num_anchors) if use_centerness else None
         self.scales = nn.ModuleList([Scale(1.0) if use_scales else nn.Identity() for _ in range(num_levels)])
         nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior_prob) / prior_prob))  # type: ignore[arg-type]
 
@@ -108,36 +87,34 @@ class AtssHead(nn.Module):
         outputs = HeadOutputs([], [], None if self.centerness is None else [])
         for feature, scale in zip(features, self.scales, strict=True):
             box_features = self.bbox_tower(feature)
-            codes = scale(self.bbox_pred(box_features))
+            encoded = scale(self.bbox_pred(box_features))
             outputs.cls_logits.append(self.cls_logits(self.cls_tower(feature)))
-            outputs.box_codes.append(F.relu(codes) if self.positive_codes else codes)
+            outputs.encoded_boxes.append(F.relu(encoded) if self.use_relu else encoded)
             if self.centerness is not None and outputs.centerness is not None:
                 outputs.centerness.append(self.centerness(box_features))
         return outputs
 
 
-def tower(channels: int, num_convs: int, deformable: bool, norm: Norm | None) -> nn.Sequential:
-    """Build convolution, norm if any and ReLU ``num_convs`` times, the last deformable if asked for."""
+def _tower(
+    channels: int, num_convs: int, deformable: bool, norm: Callable[[int], nn.Module] | None
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i in range(num_convs):
         is_deformable = deformable and i == num_convs - 1
-        layers.append(deform_conv3x3(channels) if is_deformable else conv3x3(channels, channels))
+        layers.append(_deform_conv3x3(channels) if is_deformable else _conv3x3(channels, channels))
         layers += [nn.ReLU()] if norm is None else [norm(channels), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
-def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Build a 3x3 convolution with the small normal weights that the focal loss starts from."""
+def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
     layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.normal_(layer.weight, std=0.01)  # the small weights that the focal loss starts from
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
 
-def deform_conv3x3(channels: int) -> DeformConv2d:
-    """Build the deformable twin of ``conv3x3``."""
+def _deform_conv3x3(channels: int) -> DeformConv2d:
     layer = DeformConv2d(channels, channels, modulated=True, bias=True)
-    with torch.no_grad():
-        layer.conv.weight.normal_(std=0.01)
+    nn.init.normal_(layer.conv.weight, std=0.01)
     nn.init.zeros_(layer.conv.bias)  # type: ignore[arg-type]
     return layer

@@ -1,4 +1,4 @@
-"""Optimizer groups, learning-rate schedule and averaged weights."""
+"""Optimizer groups, learning rate schedule and EMA weights."""
 
 from atss_core.solver.build import build_ema, build_optimizer, build_scheduler
 

@@ -8,19 +8,19 @@
 #include <vector>
 
 #include "../checks.h"
-#include "order.h"
-#include "overlaps.h"
+#include "radix_sort.h"
+#include "greedy_nms.h"
 
 namespace atss {
 namespace {
 
-// What becomes of each box, in the order of the boxes.
+// The outcome of each box, in the order of the boxes.
 struct Votes {
-  std::vector<char> is_best, is_member;  // members of soft votes that keep enough of their score
-  std::vector<Box> means;                // of the clusters of best boxes
+  std::vector<char> is_kept, is_member;  // members of soft votes that keep enough of their score
+  std::vector<Box> means;                // of the clusters of kept boxes
   std::vector<float> rescored;           // of members
 
-  explicit Votes(int64_t count) : is_best(count), is_member(count), means(count), rescored(count) {}
+  explicit Votes(int64_t count) : is_kept(count), is_member(count), means(count), rescored(count) {}
 };
 
 // Forms the clusters of one class. order lists its boxes by falling score.
@@ -29,27 +29,27 @@ void vote(
     float min_score, Votes& votes) {
   // An IoU of exactly the threshold belongs to the cluster.
   const float limit = std::nextafter(threshold, -1.f);
-  std::vector<int32_t> owner(count), num_members(count);
-  find_owners(boxes, order, count, limit, Owner::kBest, owner.data());
+  std::vector<int32_t> cluster(count), num_members(count);
+  greedy_nms(boxes, order, count, limit, Suppressor::kHighestScore, cluster.data());
   std::vector<std::array<double, 5>> sums(count);
   for (int64_t i = 0; i < count; ++i) {
     const Box& box = boxes[order[i]];
     const double score = scores[order[i]];
     const double terms[] = {score * box.x1, score * box.y1, score * box.x2, score * box.y2, score};
-    for (int k = 0; k < 5; ++k) sums[owner[i]][k] += terms[k];
-    ++num_members[owner[i]];
+    for (int k = 0; k < 5; ++k) sums[cluster[i]][k] += terms[k];
+    ++num_members[cluster[i]];
   }
   for (int64_t i = 0; i < count; ++i) {
     const Box& box = boxes[order[i]];
-    if (owner[i] == i) {
+    if (cluster[i] == i) {
       const auto& sum = sums[i];
       const auto mean = [&](int k) { return static_cast<float>(sum[k] / sum[4]); };
       const bool is_mean = num_members[i] > 1 && sum[4] > 0;
-      votes.is_best[order[i]] = true;
+      votes.is_kept[order[i]] = true;
       votes.means[order[i]] = is_mean ? Box{mean(0), mean(1), mean(2), mean(3)} : box;
     }
-    if (soft && num_members[owner[i]] > 1) {
-      const Box& best = boxes[order[owner[i]]];
+    if (soft && num_members[cluster[i]] > 1) {
+      const Box& best = boxes[order[cluster[i]]];
       const float rescored = scores[order[i]] * (1 - iou(best, area(best), box, area(box)));
       votes.is_member[order[i]] = rescored >= min_score;
       votes.rescored[order[i]] = rescored;
@@ -69,8 +69,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_vote(
   const auto* box_data = reinterpret_cast<const Box*>(boxes_.const_data_ptr<float>());
   const auto* score_data = scores_.const_data_ptr<float>();
   const auto* label_data = labels_.const_data_ptr<int64_t>();
-  std::vector<int32_t> order = by_falling_score(score_data, count);
-  const std::vector<int64_t> starts = group_by_label(order, label_data);
+  std::vector<int32_t> order = argsort_descending(score_data, count);
+  const std::vector<int64_t> starts = sort_by_label(order, label_data);
   Votes votes(count);
   at::parallel_for(0, starts.size() - 1, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
@@ -83,7 +83,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_vote(
   std::vector<int32_t> sources;
   std::vector<float> new_scores;
   for (int64_t i = 0; i < count; ++i)
-    if (votes.is_best[i]) {
+    if (votes.is_kept[i]) {
       sources.push_back(i);
       new_scores.push_back(score_data[i]);
     }
@@ -100,7 +100,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_vote(
   Box* next_box = reinterpret_cast<Box*>(out_boxes.mutable_data_ptr<float>());
   float* next_score = out_scores.mutable_data_ptr<float>();
   int64_t* next_label = out_labels.mutable_data_ptr<int64_t>();
-  for (const int32_t i : by_falling_score(new_scores.data(), num_votes)) {
+  for (const int32_t i : argsort_descending(new_scores.data(), num_votes)) {
     *next_box++ = i < num_means ? votes.means[sources[i]] : box_data[sources[i]];
     *next_score++ = new_scores[i];
     *next_label++ = label_data[sources[i]];

@@ -217,7 +217,7 @@ struct CpuKernels {
   }
 
   // Rows are shared out among threads for the gradients of offsets and masks, channels for that of the input: no two
-  // threads write to one place, and all sums are in the same order whatever the number of threads.
+  // threads write to one location, and all sums are in the same order whatever the number of threads.
   static void sample_backward(
       const Shape& shape, const at::Tensor& input, const at::Tensor& offset, const at::Tensor& mask, int64_t first,
       int64_t count, const at::Tensor& grad_columns, const at::Tensor& grad_input, const at::Tensor& grad_offset,

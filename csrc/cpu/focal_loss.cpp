@@ -179,7 +179,7 @@ at::Tensor sigmoid_focal_loss(const at::Tensor& logits, const at::Tensor& labels
         num_classes, ", got ", label);
   if (logits.numel() == 0) return loss;
   const int64_t block_rows = rows_of_block(num_classes);
-  // One sum a block, added in order: the same result for any number of threads.
+  // One sum per block, added in order: the same result for any number of threads.
   std::vector<double> sums(at::ceil_div(num_rows, block_rows));
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, logits.scalar_type(), "sigmoid_focal_loss", [&] {
     using T = at::opmath_type<scalar_t>;

@@ -1,4 +1,4 @@
-// Non-maximum suppression: sort, let each class find its owners, keep the boxes that own themselves.
+// Non-maximum suppression: sort by score, suppress greedily within each class, keep what no other box suppresses.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -6,8 +6,8 @@
 #include <algorithm>
 
 #include "../checks.h"
-#include "order.h"
-#include "overlaps.h"
+#include "radix_sort.h"
+#include "greedy_nms.h"
 
 namespace atss {
 namespace {
@@ -25,17 +25,17 @@ std::vector<int32_t> keep_boxes(
   if (by_score.empty()) return by_score;
   const int64_t count = by_score.size();
   std::vector<int32_t> by_label = by_score;
-  const std::vector<int64_t> starts = labels ? group_by_label(by_label, labels) : std::vector<int64_t>{0, count};
+  const std::vector<int64_t> starts = labels ? sort_by_label(by_label, labels) : std::vector<int64_t>{0, count};
   const int64_t num_labels = starts.size() - 1;
   const int32_t last_index = *std::max_element(by_score.begin(), by_score.end());
-  std::vector<int32_t> owner(count);
+  std::vector<int32_t> suppressor(count);
   std::vector<char> is_suppressed(last_index + 1);
   const int64_t grain = std::max<int64_t>(1, num_labels * kBoxesPerThread / count);
   at::parallel_for(0, num_labels, grain, [&](int64_t first, int64_t last) {
     for (int64_t label = first; label < last; ++label) {
       const int64_t start = starts[label], size = starts[label + 1] - start;
-      find_owners(boxes, by_label.data() + start, size, threshold, Owner::kAny, owner.data() + start);
-      for (int64_t i = 0; i < size; ++i) is_suppressed[by_label[start + i]] = owner[start + i] != i;
+      greedy_nms(boxes, by_label.data() + start, size, threshold, Suppressor::kAny, suppressor.data() + start);
+      for (int64_t i = 0; i < size; ++i) is_suppressed[by_label[start + i]] = suppressor[start + i] != i;
     }
   });
   by_score.erase(
@@ -47,7 +47,7 @@ at::Tensor keep_tensor(const at::Tensor& boxes, const at::Tensor& scores, const 
   check_threshold(threshold);
   const at::Tensor boxes_ = boxes.to(at::kFloat).contiguous(), scores_ = scores.to(at::kFloat).contiguous();
   const auto keep = keep_boxes(
-      box_data(boxes_), by_falling_score(scores_.const_data_ptr<float>(), scores.numel()), labels,
+      box_data(boxes_), argsort_descending(scores_.const_data_ptr<float>(), scores.numel()), labels,
       static_cast<float>(threshold));
   at::Tensor indices = at::empty({static_cast<int64_t>(keep.size())}, boxes.options().dtype(at::kLong));
   std::copy(keep.begin(), keep.end(), indices.mutable_data_ptr<int64_t>());
@@ -92,7 +92,7 @@ std::tuple<at::Tensor, at::Tensor> batched_nms_padded(
     for (int64_t image = first; image < last; ++image) {
       const int64_t start = image * size;
       const float* image_scores = scores_.const_data_ptr<float>() + start;
-      auto order = by_falling_score(image_scores, size);
+      auto order = argsort_descending(image_scores, size);
       const auto is_padding = [&](int32_t i) { return !(image_scores[i] >= 0); };
       order.erase(std::remove_if(order.begin(), order.end(), is_padding), order.end());
       const auto kept = keep_boxes(

@@ -15,24 +15,24 @@ constexpr int kThreads = 256;
 // boxes and scores are sorted by class, then by falling score; class c ends at ends[c]. Writes for each box the
 // position of the best box of its cluster, the IoU with it, and for each best box the mean of its cluster.
 __global__ void form_clusters(
-    const Box* boxes, const float* scores, const int64_t* ends, float threshold, int64_t* owner, float* overlap,
+    const Box* boxes, const float* scores, const int64_t* ends, float threshold, int64_t* cluster, float* overlap,
     int64_t* members, Box* means) {
   __shared__ double partial[kThreads / kWarp];
   const int64_t start = blockIdx.x ? ends[blockIdx.x - 1] : 0, end = ends[blockIdx.x];
-  for (int64_t i = start + threadIdx.x; i < end; i += blockDim.x) owner[i] = -1;
+  for (int64_t i = start + threadIdx.x; i < end; i += blockDim.x) cluster[i] = -1;
   __syncthreads();
   for (int64_t best = start; best < end; ++best) {
-    if (owner[best] >= 0) continue;  // all threads read the same: the last writes came before a barrier
+    if (cluster[best] >= 0) continue;  // all threads read the same: the last writes came before a barrier
     __syncthreads();
     const Box box = boxes[best];
     const float box_area = area(box);
     double sums[6] = {0, 0, 0, 0, 0, 0};
     for (int64_t i = best + threadIdx.x; i < end; i += blockDim.x) {
-      if (owner[i] >= 0) continue;
+      if (cluster[i] >= 0) continue;
       const Box other = boxes[i];
       const float shared_part = iou(box, box_area, other, area(other));
       if (i != best && !(shared_part >= threshold)) continue;
-      owner[i] = best;
+      cluster[i] = best;
       overlap[i] = shared_part;
       const double score = scores[i];
       const double terms[6] = {score * other.x1, score * other.y1, score * other.x2, score * other.y2, score, 1};
@@ -66,11 +66,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_vote(
   const at::Tensor boxes_ = boxes.to(at::kFloat).index_select(0, order), scores_ = scores.to(at::kFloat).index_select(0, order);
   const at::Tensor labels_ = labels.to(at::kLong).index_select(0, order);
   const at::Tensor ends = std::get<2>(at::unique_consecutive(labels_, false, /*return_counts=*/true)).cumsum(0);
-  const at::Tensor owner = at::empty_like(labels_), members = at::zeros_like(labels_);
+  const at::Tensor cluster = at::empty_like(labels_), members = at::zeros_like(labels_);
   const at::Tensor overlap = at::empty_like(scores_), means = at::empty_like(boxes_);
   form_clusters<<<ends.numel(), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
       reinterpret_cast<const Box*>(boxes_.const_data_ptr<float>()), scores_.const_data_ptr<float>(),
-      ends.const_data_ptr<int64_t>(), static_cast<float>(threshold), owner.mutable_data_ptr<int64_t>(),
+      ends.const_data_ptr<int64_t>(), static_cast<float>(threshold), cluster.mutable_data_ptr<int64_t>(),
       overlap.mutable_data_ptr<float>(), members.mutable_data_ptr<int64_t>(),
       reinterpret_cast<Box*>(means.mutable_data_ptr<float>()));
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -84,7 +84,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_vote(
   at::Tensor new_labels = labels_.index_select(0, best);
   if (soft) {
     const at::Tensor rescored = scores_ * (1 - overlap);
-    const at::Tensor stays = select((members.index_select(0, owner) > 1).logical_and(rescored >= min_score));
+    const at::Tensor stays = select((members.index_select(0, cluster) > 1).logical_and(rescored >= min_score));
     new_boxes = at::cat({new_boxes, boxes_.index_select(0, stays)});
     new_scores = at::cat({new_scores, rescored.index_select(0, stays)});
     new_labels = at::cat({new_labels, labels_.index_select(0, stays)});

@@ -14,7 +14,7 @@ __device__ T sum_over_warp(T value) {
   return value;
 }
 
-// The sum over a block of whole warps, in thread 0. `shared` has room for one value a warp.
+// The sum over a block of whole warps, in thread 0. `shared` has room for one value per warp.
 template <typename T>
 __device__ T sum_over_block(T value, T* shared) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, num_warps = blockDim.x / kWarp;

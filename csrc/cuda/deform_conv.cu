@@ -54,7 +54,7 @@ struct Band {
   int64_t first, count;
 };
 
-// A warp serves one row and offset group at a time: its lanes first place one tap each, then share out the channels of
+// A warp serves one row and offset group at a time: its lanes first locate one tap each, then share the channels of
 // each tap. Calls function(sample, row, tap, first channel of the offset group, lane) with whole warps.
 template <typename T, typename Function>
 __device__ void for_each_sample(const Band<T>& band, const Function& function) {
@@ -114,8 +114,8 @@ __global__ void differentiate(
           load<T, kSize>(grad_columns + row * shape.channels * shape.taps() + shape.column(channel, tap));
       for (int k = 0; k < 4; ++k) {
         if (sample.neighbor[k] < 0) continue;
-        const int64_t place = sample.neighbor[k] * shape.channels + channel;
-        const auto values = load<T, kSize>(band.input + place);
+        const int64_t position = sample.neighbor[k] * shape.channels + channel;
+        const auto values = load<T, kSize>(band.input + position);
         const Exact weight = sample.mask * sample.weight[k];
         Exact grads_of_neighbor[kSize];
         for (int i = 0; i < kSize; ++i) {
@@ -123,7 +123,7 @@ __global__ void differentiate(
           shares[k] += grad * static_cast<Exact>(values.values[i]);
           grads_of_neighbor[i] = weight * grad;
         }
-        if (grad_input) add_atomically(grad_input + place, grads_of_neighbor);
+        if (grad_input) add_atomically(grad_input + position, grads_of_neighbor);
       }
     }
     Exact by_mask = 0, by_y = 0, by_x = 0;

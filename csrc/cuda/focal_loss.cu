@@ -87,7 +87,7 @@ at::Tensor sigmoid_focal_loss(const at::Tensor& logits, const at::Tensor& labels
   const int64_t count = logits.numel();
   if (count == 0) return at::zeros({}, exact);
   const at::Tensor logits_ = logits.contiguous(), labels_ = labels.contiguous();
-  // One sum a block, added up in a fixed order.
+  // One sum per block, added up in a fixed order.
   const at::Tensor sums = at::empty({std::min(kBlocks, at::ceil_div(count, int64_t{kThreads}))}, exact);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, logits.scalar_type(), "sigmoid_focal_loss", [&] {
     using T = at::opmath_type<scalar_t>;

@@ -13,9 +13,9 @@
 namespace atss {
 namespace {
 
-constexpr int kBits = 64;  // boxes a mask word
+constexpr int kBits = 64;  // boxes per mask word
 constexpr int kResolveThreads = 512;
-constexpr int64_t kSharedBytes = 40 << 10;  // every GPU has 48 KiB a block; the rest is for what is static
+constexpr int64_t kSharedBytes = 40 << 10;  // every GPU has 48 KiB per block; the rest is for static shared memory
 
 // Sorted scores, and where the boxes stand, of N images with M boxes each. labels may be null: one class.
 struct Candidates {
@@ -61,7 +61,7 @@ __global__ void compare_pairs(Candidates candidates, float threshold, uint64_t* 
   masks[(image * candidates.size + row) * candidates.words + blockIdx.x] = word;
 }
 
-// One block an image. scratch, if not null, takes the place of shared memory that would not suffice.
+// One block per image. scratch, if not null, replaces shared memory that is too small.
 __global__ void resolve(
     Candidates candidates, const uint64_t* masks, int64_t max_detections, uint64_t* scratch, int64_t* keep,
     int64_t* counts) {
@@ -119,7 +119,7 @@ std::tuple<at::Tensor, at::Tensor> nms_of_images(
   const c10::cuda::OptionalCUDAGuard guard(boxes.device());
   const int64_t num_images = scores.size(0), size = scores.size(1), words = at::ceil_div(size, int64_t{kBits});
   TORCH_CHECK_VALUE(num_images <= 65535, "at most 65535 images are possible, got ", num_images);
-  TORCH_CHECK_VALUE(words <= 65535, "at most 4194240 boxes an image are possible, got ", size);
+  TORCH_CHECK_VALUE(words <= 65535, "at most 4194240 boxes per image are possible, got ", size);
   const auto indices = boxes.options().dtype(at::kLong);
   at::Tensor keep = at::full({num_images, size}, -1, indices), counts = at::zeros({num_images}, indices);
   if (scores.numel() == 0) return {keep, counts};

@@ -1,4 +1,4 @@
-"""Data sets with one defect each, and the words that both the check and training must say about it."""
+"""Datasets with one defect each, and the phrases that both the check and training must report."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.layouts import voc_xml, write_coco, write_voc, write_yolo
 
-# Every function spoils a data set and returns the overrides that go with it, if there are any.
+# Each function spoils a dataset and may return overrides that go with it.
 
 
 def edit(file, change):

@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 
 from atss_core.checkpoint.checkpointer import read_checkpoint
-from atss_core.cli import demo, quickstart, train
-from atss_core.cli import evaluate as test
+from atss_core.cli import demo, evaluate, quickstart, train
 from atss_core.cli.common import run
 from atss_core.engine import Predictor
 from tests.conftest import QUICK
@@ -41,7 +40,7 @@ def trained(tiny, tmp_path):
     return tmp_path / "run"
 
 
-def test_train_writes_what_it_promises_and_tests(tiny, tmp_path, capsys):
+def test_train_writes_its_files_and_evaluates(tiny, tmp_path, capsys):
     train.main(["--config-file", str(QUICK), *tiny])
     folder = tmp_path / "run"
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -54,7 +53,7 @@ def test_train_writes_what_it_promises_and_tests(tiny, tmp_path, capsys):
     }
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
     output = capsys.readouterr().out
-    for word in (
+    for phrase in (
         "eta 0:00:",
         "iter 6/6",
         "loss_centerness",
@@ -65,25 +64,25 @@ def test_train_writes_what_it_promises_and_tests(tiny, tmp_path, capsys):
         "AP50",
         "star",
     ):
-        assert word in output
-        assert word in (folder / "log.txt").read_text()
+        assert phrase in output
+        assert phrase in (folder / "log.txt").read_text()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [2, 4, 6]
     assert len(json.loads((folder / "inference/shapes_val/metrics.json").read_text())["overall"]) == 12
 
 
-def test_test_net_agrees_with_the_test_after_training(tiny, tmp_path):
+def test_test_net_agrees_with_the_evaluation_after_training(tiny, tmp_path):
     train.main(["--config-file", str(QUICK), *tiny])
     folder = tmp_path / "run"
     after_training = (folder / "inference/shapes_val/bbox.json").read_text()
     opts = [*tiny[:-1], str(tmp_path / "elsewhere"), "MODEL.WEIGHT", str(folder / "model_final.pth")]
-    test.main(["--config-file", str(QUICK), *opts])
+    evaluate.main(["--config-file", str(QUICK), *opts])
     results = tmp_path / "elsewhere" / "inference" / "shapes_val"
     assert (results / "bbox.json").read_text() == after_training
     predictions = torch.load(results / "predictions.pth", weights_only=True)
     assert len(predictions) == 8
-    found = sum(len(p["scores"]) for p in predictions.values())
-    assert found == len(json.loads(after_training)) > 0
+    num_detections = sum(len(p["scores"]) for p in predictions.values())
+    assert num_detections == len(json.loads(after_training)) > 0
 
 
 @pytest.mark.parametrize("pointer", ["model_final.pth", "model_0000009.pth", None])
@@ -99,8 +98,8 @@ def test_test_net_reads_the_last_checkpoint_of_the_folder_once(pointer, tiny, tr
         return load(file, *arguments, **options)
 
     monkeypatch.setattr(torch, "load", spy)
-    test.main(["--config-file", str(QUICK), *tiny])
-    assert f"Testing {trained / 'model_final.pth'}" in capsys.readouterr().out
+    evaluate.main(["--config-file", str(QUICK), *tiny])
+    assert f"Evaluating {trained / 'model_final.pth'}" in capsys.readouterr().out
     assert read == ["model_final.pth"]
 
 
@@ -179,14 +178,14 @@ def test_classes_in_another_order_are_matched_by_name(tiny, trained, shapes, tmp
         file.write_text(json.dumps(tree))
     given = ["MODEL.WEIGHT", str(trained / "model_final.pth"), "MODEL.ATSS.INFERENCE_TH", "0.0"]
     other = ["DATASETS.DATA_DIR", str(tmp_path / "data")]
-    found = []
-    for name, opts in (("usual", []), ("reversed", other)):
-        test.main(["--config-file", str(QUICK), *tiny[:-1], str(tmp_path / name), *given, *opts])
-        found.append(best_scores(tmp_path / name / "inference/shapes_val/bbox.json"))
+    scores = []
+    for name, opts in (("original", []), ("reversed", other)):
+        evaluate.main(["--config-file", str(QUICK), *tiny[:-1], str(tmp_path / name), *given, *opts])
+        scores.append(best_scores(tmp_path / name / "inference/shapes_val/bbox.json"))
     assert "matched by name: loaded for 6 (" in capsys.readouterr().out
-    swapped = {(image_id, 7 - category_id): score for (image_id, category_id), score in found[1].items()}
-    assert swapped == pytest.approx(found[0], abs=1e-5)  # sums of other rows may round otherwise
-    assert found[1] != pytest.approx(found[0], abs=1e-3)
+    swapped = {(image_id, 7 - category_id): score for (image_id, category_id), score in scores[1].items()}
+    assert swapped == pytest.approx(scores[0], abs=1e-5)  # sums of other rows may round otherwise
+    assert scores[1] != pytest.approx(scores[0], abs=1e-3)
     opts = [*tiny[:-1], str(tmp_path / "second" / "run"), *given, *other, "SOLVER.BASE_LR", "0.0"]
     train.main(["--config-file", str(QUICK), "--skip-test", *opts])
     bias = "rpn.head.cls_logits.bias"
@@ -195,9 +194,9 @@ def test_classes_in_another_order_are_matched_by_name(tiny, trained, shapes, tmp
         train.main(["--config-file", str(QUICK), "--skip-test", *tiny, *other])
 
 
-def test_changed_anchors_are_not_resumed_or_tested(tiny, trained, capsys):
+def test_changed_anchors_are_not_resumed_or_evaluated(tiny, trained, capsys):
     small = ["MODEL.ATSS.ANCHOR_SIZES", "(16, 32, 64, 128, 256)"]
-    for command in (train.main, test.main):
+    for command in (train.main, evaluate.main):
         with pytest.raises(ValueError, match=r"other anchors .*cell_anchors.0 .*-11.5.* -> .*-3.5"):
             command(["--config-file", str(QUICK), *tiny, *small])
     with pytest.raises(ValueError, match="other anchors"):
@@ -205,7 +204,7 @@ def test_changed_anchors_are_not_resumed_or_tested(tiny, trained, capsys):
 
 
 def test_non_finite_loss_stops_and_overwrites_nothing(tiny, tmp_path, capsys):
-    # The rate explodes after two good iterations and a checkpoint.
+    # The learning rate explodes after two good iterations and a checkpoint.
     opts = [*tiny, "SOLVER.STEPS", str((2,) * 10), "SOLVER.GAMMA", "1000", "SOLVER.MAX_ITER", "40"]
     with pytest.raises(SystemExit) as stop:
         run(train.main, ["--config-file", str(QUICK), "--skip-test", *opts])
@@ -246,7 +245,7 @@ def spoil(kind, own_shapes):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("kind", "phrases"),
     [
         ("missing annotations", ["train.json", "DATASETS.DATA_DIR"]),
         ("malformed JSON", ["train.json is not valid JSON"]),
@@ -258,7 +257,7 @@ def spoil(kind, own_shapes):
         ("truncated image", ["image id", "annotation ids", "SKIP_CORRUPT"]),
     ],
 )
-def test_bad_data_ends_in_one_line(kind, words, num_workers, own_shapes, tiny, capsys):
+def test_bad_data_ends_in_one_line(kind, phrases, num_workers, own_shapes, tiny, capsys):
     spoil(kind, own_shapes)
     opts = [*tiny, "DATASETS.DATA_DIR", str(own_shapes[0]), "DATALOADER.NUM_WORKERS", str(num_workers)]
     with pytest.raises(SystemExit):
@@ -266,8 +265,8 @@ def test_bad_data_ends_in_one_line(kind, words, num_workers, own_shapes, tiny, c
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert message.count("\n") == 1
-    for word in words:
-        assert word in message
+    for phrase in phrases:
+        assert phrase in message
 
 
 def test_faults_of_the_test_set_are_found_before_training(own_shapes, tiny, tmp_path, capsys):
@@ -289,7 +288,8 @@ def test_best_checkpoint_needs_annotations(own_shapes, tiny, tmp_path, capsys):
     opts = [*tiny, "DATASETS.DATA_DIR", str(own_shapes[0]), "TEST.EVAL_PERIOD", "2"]
     with pytest.raises(SystemExit):
         run(train.main, ["--config-file", str(QUICK), *opts])
-    assert "TEST.EVAL_PERIOD needs annotations" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "TEST.EVAL_PERIOD: expected a first dataset in DATASETS.TEST with annotations" in message
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
@@ -313,7 +313,7 @@ def test_corrupt_images_are_skipped_on_demand(own_shapes, tiny, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "words", "message"),
+    ("command", "opts", "message"),
     [
         (train.main, ["SOLVER.BASE_RL", "1"], "did you mean SOLVER.BASE_LR"),
         (train.main, ["MODEL.WEIGHT", "nowhere.pth"], "no weights at nowhere.pth"),
@@ -323,12 +323,12 @@ def test_corrupt_images_are_skipped_on_demand(own_shapes, tiny, capsys):
         (train.main, ["TEST.IMS_PER_BATCH", "0"], "TEST.IMS_PER_BATCH must be in [1, 1e6], got 0"),
         (train.main, ["SOLVER.LOG_PERIOD", "0"], "SOLVER.LOG_PERIOD must be in [1, 1e9], got 0"),
         (train.main, ["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be in [1, 1e9], got 0"),
-        (test.main, [], "nothing to test: MODEL.WEIGHT is ''"),
+        (evaluate.main, [], "MODEL.WEIGHT: expected a trained detector, got '', and OUTPUT_DIR"),
     ],
 )
-def test_wrong_settings_end_in_one_line(command, words, message, tiny, capsys):
+def test_wrong_settings_end_in_one_line(command, opts, message, tiny, capsys):
     with pytest.raises(SystemExit) as stop:
-        run(command, ["--config-file", str(QUICK), *tiny, *words])
+        run(command, ["--config-file", str(QUICK), *tiny, *opts])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -336,7 +336,7 @@ def test_wrong_settings_end_in_one_line(command, words, message, tiny, capsys):
 def test_checkpoint_of_another_architecture_is_refused(tiny, trained, capsys):
     opts = [*tiny, "MODEL.WEIGHT", str(trained / "model_final.pth"), "MODEL.ATSS.NUM_CONVS", "2"]
     with pytest.raises(SystemExit):
-        run(test.main, ["--config-file", str(QUICK), *opts])
+        run(evaluate.main, ["--config-file", str(QUICK), *opts])
     assert "missing rpn.head.cls_tower.3.weight" in capsys.readouterr().err
 
 
@@ -373,14 +373,14 @@ MULTI_SCALE = [
 ]
 
 
-def test_multi_scale_testing(tiny, trained, tmp_path, capsys):
-    test.main(["--config-file", str(QUICK), *tiny])
+def test_test_time_augmentation(tiny, trained, tmp_path, capsys):
+    evaluate.main(["--config-file", str(QUICK), *tiny])
     folder = tmp_path / "run" / "inference" / "shapes_val"
-    usual = json.loads((folder / "bbox.json").read_text())
-    test.main(["--config-file", str(QUICK), *tiny, *MULTI_SCALE])
+    single_scale = json.loads((folder / "bbox.json").read_text())
+    evaluate.main(["--config-file", str(QUICK), *tiny, *MULTI_SCALE])
     merged = json.loads((folder / "bbox.json").read_text())
-    assert {found["image_id"] for found in merged} == {found["image_id"] for found in usual}
-    assert merged != usual
+    assert {d["image_id"] for d in merged} == {d["image_id"] for d in single_scale}
+    assert merged != single_scale
     assert "AP50" in capsys.readouterr().out
 
 
@@ -406,7 +406,7 @@ def test_demo_never_draws_over_its_images(tiny, trained, images, tmp_path, capsy
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_demo_goes_on_after_an_image_that_cannot_be_read(tiny, trained, images, tmp_path, capsys, skip):
+def test_demo_goes_on_after_an_unreadable_image(tiny, trained, images, tmp_path, capsys, skip):
     (images / "0.jpg").write_bytes((images / "a.jpg").read_bytes()[:300])
     flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(images)]
     flags += ["--output-dir", str(tmp_path / "out"), "--config-file", str(QUICK)]
@@ -427,7 +427,7 @@ def test_demo_goes_on_after_an_image_that_cannot_be_read(tiny, trained, images, 
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: none of the 3 files can be read")
 
 
-def test_demo_looks_in_several_sizes(tiny, trained, images, tmp_path):
+def test_demo_with_test_time_augmentation(tiny, trained, images, tmp_path):
     flags = ["--weights", str(trained / "model_final.pth"), "--images-dir", str(images)]
     flags += ["--output-dir", str(tmp_path / "out"), "--config-file", str(QUICK)]
     demo.main([*flags, *tiny, *MULTI_SCALE])
@@ -441,8 +441,8 @@ def test_demo_without_weights_says_where_to_get_them():
     assert process.returncode == 2
     assert "Traceback" not in process.stderr
     assert process.stderr.count("\n") == 1
-    for word in ("ATSS_R_50_FPN_1x.pth", "https://", "--weights FILE"):
-        assert word in process.stderr
+    for phrase in ("ATSS_R_50_FPN_1x.pth", "https://", "--weights FILE"):
+        assert phrase in process.stderr
 
 
 def test_demo_without_images_is_explained(trained, tmp_path):
@@ -467,7 +467,7 @@ def test_predictor_finds_boxes_in_the_pixels_of_the_image(tiny, trained, images)
     assert torch.equal(again.boxes, result.boxes)
 
 
-def test_quickstart_leaves_images_curves_and_numbers(tiny, tmp_path, monkeypatch, capsys):
+def test_quickstart_writes_images_curves_and_metrics(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
         quickstart, "write_shapes", lambda folder: None

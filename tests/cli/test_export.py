@@ -155,7 +155,7 @@ def test_images_are_by_default_those_of_the_test_set_or_the_demo(shapes, tmp_pat
         (["--format", "onnx,torch", "--output", "a.onnx"], "is a file of format onnx"),
         (["--output", "a.engine"], "must be a folder or end in .onnx, .xml, .pt2, got a.engine"),
         (["--images", "nowhere"], "no images in nowhere"),
-        (["TEST.BBOX_AUG.ENABLED", "True"], "TEST.BBOX_AUG.ENABLED True looks at an image in several sizes"),
+        (["TEST.BBOX_AUG.ENABLED", "True"], "TEST.BBOX_AUG.ENABLED: expected False, got True"),
     ],
 )
 def test_mistakes_are_explained_before_anything_is_loaded(more, message):

@@ -9,9 +9,9 @@ from yacs.config import CfgNode
 
 from atss_core.checkpoint.download import cache_root
 from atss_core.cli import assign, check, demo, export, plot, remove_solver_states, train
-from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
 from atss_core.config import load_cfg
+from atss_core.engine import evaluate_detector, train_detector
 from tests.conftest import QUICK, TINY
 
 
@@ -49,11 +49,11 @@ def test_training_and_test_of_a_plain_node(home, is_frozen):
     cfg.OUTPUT_DIR, cfg.DATASETS.DATA_DIR = "~/runs", "~/data"
     if is_frozen:
         cfg.freeze()
-    trained = train.train_detector(cfg)
-    metrics = test.test_detector(cfg, trained.detector, trained.device, is_final=True)
+    metrics = train_detector(cfg)
     assert (home / "runs" / "model_final.pth").is_file()
     assert (home / "runs" / "inference" / "shapes_val" / "metrics.json").is_file()
     assert metrics.keys() == {"shapes_val"}
+    assert evaluate_detector(cfg)["shapes_val"].overall == metrics["shapes_val"].overall
 
 
 @pytest.mark.parametrize("command", [check, assign])

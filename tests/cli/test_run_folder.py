@@ -1,4 +1,4 @@
-"""What a run does to its folder: nothing before it is known to go on, nothing beside another run."""
+"""Files of a run folder: unchanged by a refused start, written by one run at a time."""
 
 import json
 import shutil
@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from atss_core.checkpoint.checkpointer import read_checkpoint
-from atss_core.cli import evaluate as test_command
+from atss_core.cli import evaluate as evaluate_command
 from atss_core.cli import train as train_command
 from atss_core.cli.common import run
 from atss_core.config import load_cfg
+from atss_core.engine import build
+from atss_core.engine.evaluate import Evaluation
 from atss_core.engine.lock import lock_folder
 from atss_core.engine.training_log import TrainingLog
 from atss_core.evaluation import CocoMetrics
@@ -72,9 +74,7 @@ def test_a_refused_start_changes_nothing(more, message, tiny, tmp_path):
 )
 def test_the_best_checkpoint_outlives_the_file_of_evaluations(change, expected, tiny, tmp_path, monkeypatch):
     values = iter([0.5, 0.2, 0.2, 0.3])  # after iterations 2 and 4; again after 4, and 6
-    monkeypatch.setattr(
-        train_command, "test_detector", lambda *a, **k: {"val": CocoMetrics({"AP": next(values)})}
-    )
+    monkeypatch.setattr(Evaluation, "run", lambda *a, **k: {"val": CocoMetrics({"AP": next(values)})})
     train([*tiny, *EVALUATED, "SOLVER.MAX_ITER", "4"])
     folder = tmp_path / "run"
     (folder / "evaluations.jsonl").unlink()
@@ -95,18 +95,18 @@ def test_a_finished_run_keeps_its_configuration(tiny, tmp_path):
     assert file.read_bytes() == before
 
 
-def test_a_second_run_in_the_folder_is_refused_and_a_test_is_not(tiny, tmp_path, monkeypatch):
+def test_a_second_run_in_the_folder_is_refused_and_an_evaluation_is_not(tiny, tmp_path, monkeypatch):
     train(tiny)
     folder = tmp_path / "run"
     before, log = content(folder), (folder / "log.txt").read_text()
-    monkeypatch.setattr(train_command, "lock_folder", partial(lock_folder, patience=0))
+    monkeypatch.setattr(build, "lock_folder", partial(lock_folder, patience=0))
     with lock_folder(folder):
         with pytest.raises(SystemExit):
             run(train_command.main, ["--config-file", str(QUICK), *tiny])
         assert (folder / "log.txt").read_text() == log, "it is that of the other run"
         with pytest.raises(ValueError, match="expected a folder that no other run writes to, but process"):
             train([*tiny, "SOLVER.MAX_ITER", "8"])
-        test_command.main(["--config-file", str(QUICK), *tiny])
+        evaluate_command.main(["--config-file", str(QUICK), *tiny])
     results = folder / "inference" / "shapes_val"
     assert content(folder).keys() == before.keys()
     assert (results / "bbox.json").read_bytes() == before["inference/shapes_val/bbox.json"]
@@ -120,7 +120,7 @@ def test_the_final_report_has_the_number_of_classes_of_the_data(tiny, tmp_path):
     assert f"NUM_CLASSES: {number}\n" in report
 
 
-def test_auxiliary_files_that_cannot_be_written_are_told_once_and_training_goes_on(tiny, tmp_path, capsys):
+def test_auxiliary_files_that_cannot_be_written_are_warned_about_once(tiny, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("metrics.jsonl", "evaluations.jsonl"):
@@ -132,14 +132,14 @@ def test_auxiliary_files_that_cannot_be_written_are_told_once_and_training_goes_
     output = capsys.readouterr().out
     assert output.count(f"{folder / 'log.txt'} cannot be written to (Is a directory); the run goes on") == 1
     lines = [line for line in output.splitlines() if line.endswith("goes on without it")]
-    told = [line.split(" WARNING: ")[1].split(": cannot be written (")[0] for line in lines]
+    warned = [line.split(" WARNING: ")[1].split(": cannot be written (")[0] for line in lines]
     reasons = {line.rsplit(" (", 1)[1] for line in lines}
-    events = [name for name in told if "tfevents" in name]
+    events = [name for name in warned if "tfevents" in name]
     names = ["metrics.jsonl", "evaluations.jsonl"]
     results = ["predictions.pth", "bbox.json", "metrics.json", "report.html"]
     expected = [str(folder / name) for name in names]
     expected += [str(folder / "inference" / "shapes_val" / name) for name in results]
-    assert sorted(told) == sorted([*expected, *events])
+    assert sorted(warned) == sorted([*expected, *events])
     assert len(events) == (1 if has("tensorboard") else 0)
     assert {reason.split(")")[0] for reason in reasons} <= {
         *("No space left on device", "Not a directory", "File exists")
@@ -148,9 +148,7 @@ def test_auxiliary_files_that_cannot_be_written_are_told_once_and_training_goes_
         assert (folder / name).is_file()
 
 
-def test_a_folder_that_is_deleted_during_the_run_is_told_and_training_goes_on(
-    tiny, tmp_path, capsys, monkeypatch
-):
+def test_training_goes_on_after_its_folder_is_deleted(tiny, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     write = TrainingLog.write
 
@@ -170,20 +168,20 @@ def test_a_folder_that_is_deleted_during_the_run_is_told_and_training_goes_on(
     assert (folder / "model_final.pth").is_file()
 
 
-def test_a_test_whose_results_cannot_be_written_is_an_error(tiny, tmp_path):
+def test_an_evaluation_whose_results_cannot_be_written_is_an_error(tiny, tmp_path):
     train([*tiny, "--skip-test"])
     (tmp_path / "run" / "inference").write_text("no folder")
     with pytest.raises(OSError, match=r"cannot write .*shapes_val/predictions.pth"):
-        test_command.main(["--config-file", str(QUICK), *tiny])
+        evaluate_command.main(["--config-file", str(QUICK), *tiny])
 
 
-def test_what_a_killed_test_left_is_removed_by_the_next(tiny, tmp_path):
+def test_leftovers_of_a_killed_evaluation_are_removed_by_the_next(tiny, tmp_path):
     train([*tiny, "--skip-test"])
     results = tmp_path / "run" / "inference" / "shapes_val"
     results.mkdir(parents=True)
     (results / ".bbox.json.another-host.123.0123abcd.tmp").write_text("[")
     (results / "notes.tmp").write_text("mine")
-    test_command.main(["--config-file", str(QUICK), *tiny])
+    evaluate_command.main(["--config-file", str(QUICK), *tiny])
     assert sorted(path.name for path in results.iterdir()) == [
         *("bbox.json", "metrics.json", "notes.tmp", "predictions.pth", "report.html")
     ]

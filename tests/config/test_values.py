@@ -7,10 +7,10 @@ import pytest
 import yaml
 from yacs.config import CfgNode
 
-from atss_core.cli.train import PRECISIONS
 from atss_core.config import checked, get_cfg, is_given, load_cfg, override
 from atss_core.config.catalog import check_dataset_name, find_dataset, parse_dataset_path, shipped_configs
 from atss_core.config.values import LIMITS, check_value, leaves
+from atss_core.engine.build import PRECISIONS
 from atss_core.evaluation import METRIC_NAMES
 from atss_core.evaluation.backends import AUTO, BACKENDS
 from atss_core.modeling import build_detector

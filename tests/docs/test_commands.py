@@ -36,9 +36,9 @@ WALKS = ("docs/index.md", "docs/own-data.md", "docs/assignment.md", "docs/config
 # What else runs a command, by its first words: a test, or a target of the Makefile that CI makes.
 CLI = "tests/cli/test_commands.py"
 RUN_BY = {
-    "atss quickstart": f"{CLI}::test_quickstart_leaves_images_curves_and_numbers",
-    "atss train": f"{CLI}::test_train_writes_what_it_promises_and_tests",
-    "atss test": f"{CLI}::test_test_net_agrees_with_the_test_after_training",
+    "atss quickstart": f"{CLI}::test_quickstart_writes_images_curves_and_metrics",
+    "atss train": f"{CLI}::test_train_writes_its_files_and_evaluates",
+    "atss test": f"{CLI}::test_test_net_agrees_with_the_evaluation_after_training",
     "atss demo": f"{CLI}::test_demo_draws_every_image",
     "atss demo --video": "tests/cli/test_demo.py::test_video_is_annotated_frame_by_frame",
     "atss demo --webcam": "tests/cli/test_demo.py::test_camera",
@@ -50,9 +50,9 @@ RUN_BY = {
     "atss remove-solver-states": "tests/cli/test_remove_solver_states.py::test_weights_and_names_are_kept",
     "torchrun": "tests/engine/test_distributed.py::test_two_processes_count_every_image_once",
     "python -m torch.distributed.launch": "tests/engine/test_interruptions.py::test_killed_worker",
-    "python my_parts.py": "tests/docs/test_pages.py::test_own_parts_train_from_the_command_line",
+    "python my_components.py": "tests/docs/test_pages.py::test_own_components_train_from_the_command_line",
     "python -c from atss_core.layers import ops_info": "tests/layers/test_extension.py::"
-    "test_info_says_what_runs",
+    "test_info_names_the_operators_in_use",
     "python -c from atss_core.data import write_shapes": "tests/data/test_shapes.py::"
     "test_images_and_annotations_go_together",
     "python demo/predict.py": "tests/engine/test_predictor.py::test_the_script_runs",
@@ -99,7 +99,7 @@ def as_atss(words):
         words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".sh")) :]]
     if words[:3] == ["python", "-m", "atss_core"]:
         return words[3:]
-    if words[:2] == ["python", "my_parts.py"]:
+    if words[:2] == ["python", "my_components.py"]:
         return words[2:]
     if words[:1] == ["python"] and words[1] in DOORS:
         assert (ROOT / words[1]).is_file()
@@ -145,7 +145,7 @@ def data_of(name, cfg, words):
 def covered_by(command):
     """Return the longest entry of RUN_BY that fits a command, or None."""
     words = command.words
-    atss = as_atss(words) if "my_parts.py" not in words else None
+    atss = as_atss(words) if "my_components.py" not in words else None
     forms = [" ".join(words)]
     if atss:
         forms.append(" ".join(["atss", *atss]))

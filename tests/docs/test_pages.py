@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from atss_core.checkpoint.checkpointer import read_checkpoint
-from atss_core.config import key_names
-from atss_core.modeling.build import ASSIGNERS, BACKBONES, BOX_LOSSES
+from atss_core.config import key_names, load_cfg
+from atss_core.modeling import build, build_detector
+from atss_core.modeling.registry import Registry
 from tests.conftest import TINY
 from tests.docs.commands import commands_of
 from tests.golden import ROOT
@@ -61,55 +62,93 @@ def test_reference_tells_defaults_ranges_and_meanings():
 def example_blocks():
     """Return the code of the file, and of the block that uses it."""
     blocks = re.findall(r"```python\n(.*?)```", EXAMPLE.read_text(encoding="utf-8"), re.DOTALL)
-    parts = [block for block in blocks if not block.startswith(USE)]
-    assert len(parts) == len(blocks) - 1 == 5
-    return "\n\n".join(parts), blocks[-1]
+    components = [block for block in blocks if not block.startswith(USE)]
+    assert len(components) == len(blocks) - 1 == 10
+    return "\n\n".join(components), blocks[-1]
+
+
+REGISTRIES = {name: value for name, value in vars(build).items() if isinstance(value, Registry)}
 
 
 @pytest.fixture
-def parts(monkeypatch):
-    """Forget afterwards what the example registers."""
-    for registry in (BACKBONES, ASSIGNERS, BOX_LOSSES):
-        monkeypatch.setattr(registry, "_builders", dict(registry._builders))
+def components(monkeypatch):
+    """The names in the example file; what it registers is forgotten afterwards."""
+    for registry in REGISTRIES.values():
+        monkeypatch.setattr(registry, "builders", dict(registry.builders))
+    names = {"__name__": "my_components"}
+    exec(compile(example_blocks()[0], "my_components.py", "exec"), names)
+    return names
 
 
-def test_own_parts_are_built_and_take_a_step(parts, capsys):
-    file, use = example_blocks()
+def test_own_component_of_each_kind_is_listed_and_registered(components):
+    page = EXAMPLE.read_text(encoding="utf-8")
+    assert set(REGISTRIES) == set(re.findall(r"\| `([A-Z_]+)` \|", page))
+    for name in REGISTRIES:
+        assert f"@{name}.register(" in page
+
+
+def test_own_components_are_built_and_take_a_step(components, capsys):
     torch.manual_seed(0)
-    names = {"__name__": "my_parts"}
-    exec(compile(file, "my_parts.py", "exec"), names)
-    exec(compile(use, "use.py", "exec"), names)
-    losses = names["losses"]
-    assert losses.keys() == {"loss_cls", "loss_reg", "loss_centerness"}
+    exec(compile(example_blocks()[1], "use.py", "exec"), components)
+    losses = components["losses"]
+    assert losses.keys() == {"loss_cls", "loss_reg", "loss_centerness", "loss_size"}
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
-    gradients = [p.grad for p in names["detector"].backbone.body.parameters()]
-    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
-    assert "loss_reg" in capsys.readouterr().out
-    loss = names["detector"].rpn.loss
-    assert type(names["detector"].backbone.body) is names["SmallBackbone"]
-    assert names["BestAnchors"] in map(type, vars(loss).values())
+    detector = components["detector"]
+    gradients = [p.grad for p in detector.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    for part in (detector.backbone.body, detector.backbone.fpn, detector.rpn.head):
+        assert any(p.grad.abs().sum() > 0 for p in part.parameters())
+    assert "loss_size" in capsys.readouterr().out
+    criterion = detector.criterion
+    built = {
+        "SmallBackbone": detector.backbone.body,
+        "BottomUpNeck": detector.backbone.fpn,
+        "SharedHead": detector.rpn.head,
+        "BestAnchors": criterion.assigner,
+        "RegularizedLoss": criterion,
+        "DistanceLoss": criterion.box_loss,
+        "CornerCoder": criterion.box_loss.box_coder,
+    }
+    assert all(type(component) is components[name] for name, component in built.items())
+    assert detector.postprocess.box_coder is criterion.box_loss.box_coder
+    assert detector.rpn.head.tower[1].num_groups == 1
+    assert len(detector.eval()(components["images"])) == 1
 
 
-def test_own_assigner_chooses_the_best_anchors(parts):
-    file, _ = example_blocks()
-    names = {"__name__": "my_parts"}
-    exec(compile(file, "my_parts.py", "exec"), names)
+def test_own_norm_reaches_a_resnet(components):
+    norms = ["MODEL.RESNETS.TRANS_FUNC", "BasicBlockWithLN", "MODEL.RESNETS.STEM_FUNC", "StemWithLN"]
+    body = build_detector(load_cfg("atss_R_18_shapes", norms)).backbone.body
+    assert body.stem.bn1.num_groups == body.layer1[0].bn1.num_groups == 1
+
+
+def test_own_box_coder_decodes_what_it_encodes(components):
+    coder = components["CornerCoder"]()
+    boxes, anchors = torch.tensor([[[3.0, 5, 40, 60]], [[0.0, 0, 9, 7]]])
+    assert coder.decode(coder.encode(boxes, anchors), anchors).tolist() == boxes.tolist()
+
+
+def test_own_assigner_chooses_the_best_anchors(components):
     anchors = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 7], [40, 40, 49, 49], [100, 100, 109, 109]])
     boxes = torch.tensor([[0.0, 0, 9, 9], [40, 40, 49, 47]])
-    assert names["BestAnchors"](share=0.7).match(anchors, boxes).tolist() == [0, 0, 1, -1]
-    assert names["BestAnchors"](share=0.9).match(anchors, boxes).tolist() == [0, -1, 1, -1]
-    assert names["BestAnchors"](share=0.7).match(anchors, boxes[:0]).tolist() == [-1] * 4
+    assigner = components["BestAnchors"]
+    assert assigner(share=0.7).match(anchors, boxes).tolist() == [0, 0, 1, -1]
+    assert assigner(share=0.9).match(anchors, boxes).tolist() == [0, -1, 1, -1]
+    assert assigner(share=0.7).match(anchors, boxes[:0]).tolist() == [-1] * 4
 
 
-def test_own_parts_train_from_the_command_line(shapes, tmp_path):
-    (tmp_path / "my_parts.py").write_text(example_blocks()[0])
-    train, test = (c for c in commands_of(EXAMPLE)[0] if c.words[:2] == ["python", "my_parts.py"])
-    tiny = [*TINY, "DATASETS.DATA_DIR", str(shapes), "SOLVER.MAX_ITER", "2"]
-    for words in ([*train.words[1:], *tiny, "--skip-test"], test.words[1:]):
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+def test_own_components_train_from_the_command_line(shapes, tmp_path):
+    (tmp_path / "my_components.py").write_text(example_blocks()[0])
+    train, test = (c for c in commands_of(EXAMPLE)[0] if c.words[:2] == ["python", "my_components.py"])
+    tiny = [*TINY, "DATASETS.DATA_DIR", str(shapes), "SOLVER.MAX_ITER", "2", "SOLVER.GRAD_ACCUM_STEPS", "2"]
+    for arguments in ([*train.words[1:], *tiny, "--skip-test"], test.words[1:]):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    weights = read_checkpoint(tmp_path / "training_dir/my_parts/model_final.pth")["model"]
-    assert "backbone.body.steps.0.0.weight" in weights
+    weights = read_checkpoint(tmp_path / "training_dir/my_components/model_final.pth")["model"]
+    assert {
+        "backbone.body.steps.0.0.weight",
+        "backbone.fpn.bottom_up.0.weight",
+        "rpn.head.tower.0.weight",
+    } <= weights.keys()
 
 
 def test_site_builds_without_a_warning(tmp_path):

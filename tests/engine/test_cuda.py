@@ -1,4 +1,4 @@
-"""What of the engine can only be checked on a GPU; ``benchmarks/gpu.sh`` runs these tests."""
+"""Engine tests that need a GPU; ``benchmarks/gpu.sh`` runs these tests."""
 
 import json
 
@@ -36,16 +36,16 @@ def batch():
     return Batch(images, golden.targets(golden.arrays("loss_R50_ATSS_BOX"), images.image_sizes), [1, 2], [])
 
 
-@pytest.mark.parametrize("num_parts", [1, 2])
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
-def test_step_with_all_switches_does_not_wait_for_the_device(amp, num_parts):
+def test_step_with_all_switches_does_not_wait_for_the_device(amp, num_micro_batches):
     step = make_step(amp)
-    parts = [batch().pin_memory() for _ in range(num_parts)]
-    step([part.to("cuda", non_blocking=True) for part in parts])
+    micro_batches = [batch().pin_memory() for _ in range(num_micro_batches)]
+    step([each.to("cuda", non_blocking=True) for each in micro_batches])
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step([part.to("cuda", non_blocking=True) for part in parts])
+        step([each.to("cuda", non_blocking=True) for each in micro_batches])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

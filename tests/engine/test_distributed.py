@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -12,35 +11,11 @@ import torch
 
 from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.checkpoint.weights import weights_of
-from atss_core.cli import evaluate as test
+from atss_core.cli import evaluate
 from atss_core.data import write_shapes
 from tests.conftest import QUICK, TINY
+from tests.engine.helpers import ALONE, command, free_port
 from tests.golden import ROOT
-
-# Fixed batch norm and images of one size: what depends on the other images of a process is switched off.
-ALONE = [
-    *(
-        "MODEL.RESNETS.TRANS_FUNC",
-        "BasicBlockWithFixedBatchNorm",
-        "MODEL.RESNETS.STEM_FUNC",
-        "StemWithFixedBatchNorm",
-    ),
-    *("INPUT.MIN_SIZE_RANGE_TRAIN", "(-1, -1)", "INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.BASE_LR", "0.01"),
-]
-
-
-def command(num_processes, data, folder, more=(), launcher="torchrun"):
-    """The words that train and test in some processes on the CPU."""
-    launchers = {
-        "torchrun": ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"],
-        "launch": ["-m", "torch.distributed.launch", f"--nproc_per_node={num_processes}"],
-    }
-    words = launchers[launcher] if num_processes > 1 else []
-    if launcher == "launch":
-        words.append(f"--master_port={free_port()}")
-    opts = [*TINY, *more, "DATASETS.DATA_DIR", str(data), "OUTPUT_DIR", str(folder)]
-    return [sys.executable, *words, str(ROOT / "tools" / "train_net.py"), "--config-file", str(QUICK), *opts]
-
 
 STALLING = """
 import os, sys, time
@@ -141,12 +116,6 @@ def test_a_process_leaves_the_job_by_whatever_error_it_ends():
     assert sorted(done.stdout.splitlines()) == sorted(2 * expected), done.stderr[-3000:]
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return listener.getsockname()[1]
-
-
 def train(*arguments, **options):
     """Train and test; returns what was printed."""
     done = subprocess.run(
@@ -167,26 +136,26 @@ def data(tmp_path_factory):
     return folder
 
 
-# Processes and parts that share the same batches of four images.
+# Processes and micro-batches that share the same batches of four images.
 SPLITS = {"1x4": (1, 1), "2x2": (2, 1), "1x2x2": (1, 2), "2x1x2": (2, 2)}
 
 
 @pytest.fixture(scope="module")
 def runs(data):
-    """The folders of runs on the same data, in one and two processes, at once and in two parts."""
-    for name, (num_processes, num_parts) in SPLITS.items():
+    """The folders of runs on the same data, in one and two processes, with one and two micro-batches."""
+    for name, (num_processes, num_micro_batches) in SPLITS.items():
         launcher = "launch" if name == "2x2" else "torchrun"
-        more = [*ALONE, "SOLVER.GRAD_ACCUM_STEPS", str(num_parts)]
+        more = [*ALONE, "SOLVER.GRAD_ACCUM_STEPS", str(num_micro_batches)]
         train(num_processes, data, data / name, more, launcher=launcher)
     return [data / name for name in SPLITS]
 
 
-def test_saved_batch_norm_statistics_are_those_that_were_tested(data, tmp_path):
+def test_saved_batch_norm_statistics_are_the_evaluated_ones(data, tmp_path):
     train(2, data, tmp_path)
     name = "inference/shapes_val/bbox.json"
     after_training = json.loads((tmp_path / name).read_text())
     opts = [*TINY, "DATASETS.DATA_DIR", str(data), "OUTPUT_DIR", str(tmp_path)]
-    test.main(["--config-file", str(QUICK), *opts])
+    evaluate.main(["--config-file", str(QUICK), *opts])
     again = json.loads((tmp_path / name).read_text())
     assert len(again) == len(after_training) > 0
     for first, second in zip(again, after_training, strict=True):
@@ -195,7 +164,7 @@ def test_saved_batch_norm_statistics_are_those_that_were_tested(data, tmp_path):
 
 
 @pytest.mark.parametrize("split", list(SPLITS)[1:])
-def test_update_does_not_depend_on_processes_and_parts(runs, split):
+def test_update_does_not_depend_on_processes_and_micro_batches(runs, split):
     folder = runs[0].parent
     first, second = (read_checkpoint(folder / name / "model_final.pth")["model"] for name in ("1x4", split))
     for key in first:
@@ -223,11 +192,11 @@ def test_two_processes_count_every_image_once(runs):
     )
     assert sorted(first) == sorted(second)
     assert len(first) == 7
-    found, again = (json.loads((f / "inference/shapes_val/bbox.json").read_text()) for f in runs[:2])
-    assert len(found) == len(again) > 0
+    detections, again = (json.loads((f / "inference/shapes_val/bbox.json").read_text()) for f in runs[:2])
+    assert len(detections) == len(again) > 0
 
 
-def test_tests_during_training_change_nothing_and_choose_the_best(data, tmp_path, runs):
+def test_periodic_evaluation_changes_nothing_and_chooses_the_best(data, tmp_path, runs):
     more = [*ALONE, "TEST.EVAL_PERIOD", "2", "SOLVER.EMA_DECAY", "0.9", "SOLVER.CLIP_GRAD_NORM", "1e9"]
     output = train(2, data, tmp_path, more)
     first, second = (read_checkpoint(f / "model_final.pth")["model"] for f in (runs[1], tmp_path))
@@ -237,10 +206,10 @@ def test_tests_during_training_change_nothing_and_choose_the_best(data, tmp_path
     best = read_checkpoint(tmp_path / "model_best.pth")
     assert best["best"] == max(line["AP"] for line in lines)
     assert best["iteration"] == next(line["iteration"] for line in lines if line["AP"] == best["best"])
-    assert output.count("star") == 3, "the final model is not tested twice"
+    assert output.count("star") == 3, "the final model is not evaluated twice"
 
 
-def test_averaged_weights_are_those_that_are_tested(data, tmp_path):
+def test_ema_weights_are_evaluated(data, tmp_path):
     more = [*ALONE, "SOLVER.EMA_DECAY", "0.5", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.MAX_ITER", "3"]
     train(1, data, tmp_path, more)
     states = [read_checkpoint(tmp_path / f"model_{i:07d}.pth") for i in (1, 2)]
@@ -255,7 +224,7 @@ def test_averaged_weights_are_those_that_are_tested(data, tmp_path):
     assert weights_of(states[-1]) is average
 
 
-def test_processes_with_different_folders_are_told(data, tmp_path):
+def test_processes_with_different_folders_are_refused(data, tmp_path):
     """As on two machines that do not share OUTPUT_DIR: only one finds the checkpoint."""
     train(1, data, tmp_path / "run", [*ALONE, "SOLVER.MAX_ITER", "2"])
     script = tmp_path / "apart.py"
@@ -266,10 +235,10 @@ def test_processes_with_different_folders_are_told(data, tmp_path):
         "sys.argv[folder] += '' if os.environ['RANK'] == '0' else '_of_another_machine'\n"
         "common.run(train.main)\n"
     )
-    words = command(2, data, tmp_path / "run", ALONE)
-    words[words.index(str(ROOT / "tools" / "train_net.py"))] = str(script)
+    arguments = command(2, data, tmp_path / "run", ALONE)
+    arguments[arguments.index(str(ROOT / "tools" / "train_net.py"))] = str(script)
     done = subprocess.run(
-        words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        arguments, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode != 0
     assert "OUTPUT_DIR must be a folder that all machines share" in done.stderr

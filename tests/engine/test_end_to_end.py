@@ -1,13 +1,13 @@
-"""From COCO images to COCO numbers, against the published test loop; needs the images."""
+"""From COCO images to COCO numbers, against the published evaluation loop; needs the images."""
 
 import json
 
 import pytest
 import torch
 
-from atss_core.cli.evaluate import test_on as run_test
 from atss_core.config import load_cfg
 from atss_core.data import build_test_loaders
+from atss_core.engine.evaluate import Evaluation
 from atss_core.engine.inference import SingleScale
 from atss_core.evaluation import CocoEvaluator
 from atss_core.structures import BoxList
@@ -47,13 +47,13 @@ def test_images_to_detections_to_numbers(batch_size, data_dir, tmp_path):
         [loader.dataset.image_ids[key.index] for key in batch] for batch in loader.batch_sampler
     ] == expected["batches"]
     detector = golden.detector("atss_R_50_FPN_1x")
-    run_test(loader.dataset, loader, SingleScale(detector, torch.device("cpu")), tmp_path)
-    results = json.loads((tmp_path / "bbox.json").read_text())
+    Evaluation(SingleScale(detector, torch.device("cpu")), [loader], tmp_path).run()
+    results = json.loads((tmp_path / loader.dataset.name / "bbox.json").read_text())
     by_image = {}
     for result in results:
         by_image.setdefault(result["image_id"], []).append(result)
 
-    assert {str(i): len(found) for i, found in by_image.items()} == expected["count"]
+    assert {str(i): len(detections) for i, detections in by_image.items()} == expected["count"]
     for image_id, published in expected["first20"].items():
         check_same_detections(published, by_image[int(image_id)])
     metrics = synthetic_metrics(by_image)
@@ -61,11 +61,11 @@ def test_images_to_detections_to_numbers(batch_size, data_dir, tmp_path):
         assert metrics[name] == pytest.approx(value, abs=5e-3), name
 
 
-def check_same_detections(published, found):
-    """Each published detection has a partner of its class at nearly the same place and score."""
-    boxes = torch.tensor([f["bbox"] for f in found])
-    labels = torch.tensor([f["category_id"] for f in found])
-    scores = torch.tensor([f["score"] for f in found])
+def check_same_detections(published, detections):
+    """Each published detection has a counterpart of its class with nearly the same box and score."""
+    boxes = torch.tensor([d["bbox"] for d in detections])
+    labels = torch.tensor([d["category_id"] for d in detections])
+    scores = torch.tensor([d["score"] for d in detections])
     for detection in published:
         distance = (boxes - torch.tensor(detection["bbox"])).abs().amax(dim=1)
         distance[labels != detection["category_id"]] = torch.inf
@@ -76,20 +76,20 @@ def check_same_detections(published, found):
 
 def synthetic_metrics(by_image):
     """Measure against the golden run's own jittered detections."""
-    truth = golden.numbers("e2e_synth_gt")
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-    categories = sorted(category["id"] for category in truth["categories"])
-    evaluator = CocoEvaluator(truth, categories, [str(c) for c in categories], list(sizes))
+    ground_truth = golden.numbers("e2e_synth_gt")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    categories = sorted(category["id"] for category in ground_truth["categories"])
+    evaluator = CocoEvaluator(ground_truth, categories, [str(c) for c in categories], list(sizes))
     from_coco = {category: label for label, category in enumerate(categories, start=1)}
-    for image_id, found in by_image.items():
-        evaluator.process(image_id, to_box_list(found, sizes[image_id], from_coco))
+    for image_id, detections in by_image.items():
+        evaluator.process(image_id, to_box_list(detections, sizes[image_id], from_coco))
     return evaluator.evaluate().overall
 
 
-def to_box_list(found, size, from_coco):
+def to_box_list(detections, size, from_coco):
     return BoxList(
-        from_xywh(torch.tensor([f["bbox"] for f in found])),
+        from_xywh(torch.tensor([d["bbox"] for d in detections])),
         size,
-        labels=torch.tensor([from_coco[f["category_id"]] for f in found]),
-        scores=torch.tensor([f["score"] for f in found]),
+        labels=torch.tensor([from_coco[d["category_id"]] for d in detections]),
+        scores=torch.tensor([d["score"] for d in detections]),
     )

@@ -1,4 +1,4 @@
-"""How inference is timed: on a GPU, here an imitated one, by events and with one wait per batch."""
+"""Inference on an imitated GPU is timed by events, with one synchronisation per batch."""
 
 from types import SimpleNamespace
 
@@ -45,7 +45,7 @@ class Imitation:
         return [BoxList(torch.zeros(0, 4), size, torch.zeros(0, dtype=torch.int64)) for size in image_sizes]
 
 
-def test_gpu_is_waited_for_once_per_batch(monkeypatch):
+def test_one_synchronisation_per_batch(monkeypatch):
     def refuse(device):
         raise AssertionError("waits for the device")
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop or cannot save, and still end with the weights of an undisturbed one."""
+"""Runs that are killed, terminated or cannot save end with the weights of an undisturbed run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from atss_core.checkpoint.checkpointer import read_checkpoint
 from atss_core.cli import train as train_command
 from atss_core.data import write_shapes
 from tests.conftest import QUICK
-from tests.engine.test_distributed import ALONE, command
+from tests.engine.helpers import ALONE, command
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="looks for processes in /proc, as Linux has it"
@@ -40,17 +40,17 @@ def data(tmp_path_factory):
     return folder
 
 
-def words(num_processes, data, folder, *launcher_options, more=()):
+def arguments_of(num_processes, data, folder, *launcher_options, more=()):
     """The command of a run without the final test."""
-    found = command(num_processes, data, folder, [*LONGER, *more])
-    tool = next(i for i, word in enumerate(found) if word.endswith("train_net.py"))
-    return [*found[:tool], *launcher_options, found[tool], "--skip-test", *found[tool + 1 :]]
+    arguments = command(num_processes, data, folder, [*LONGER, *more])
+    tool = next(i for i, each in enumerate(arguments) if each.endswith("train_net.py"))
+    return [*arguments[:tool], *launcher_options, arguments[tool], "--skip-test", *arguments[tool + 1 :]]
 
 
 def begin(*arguments, **options):
     """Start a run as the leader of its own process group."""
     return subprocess.Popen(
-        words(*arguments, **options),
+        arguments_of(*arguments, **options),
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -60,8 +60,8 @@ def begin(*arguments, **options):
 
 
 def finish(num_processes, *arguments, **options):
-    """Run the command to its end; one process need not be another than this one, which has PyTorch loaded."""
-    command = words(num_processes, *arguments, **options)
+    """Run the command to its end; a single process is this one, which has PyTorch loaded."""
+    command = arguments_of(num_processes, *arguments, **options)
     if num_processes == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -82,7 +82,7 @@ def wait_for(path):
 
 
 def children(pid):
-    """The processes that a process has started: a launcher its workers, those their data workers."""
+    """The child processes of a process: workers of a launcher, or data workers of these."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
@@ -159,13 +159,13 @@ def test_terminated_job_saves_and_goes_on(num_processes, data, undisturbed, tmp_
     assert_same_weights(final_weights(folder), undisturbed[num_processes])
 
 
-TESTED = ["TEST.EVAL_PERIOD", "10", "SOLVER.EMA_DECAY", "0.9"]
+EVALUATED = ["TEST.EVAL_PERIOD", "10", "SOLVER.EMA_DECAY", "0.9"]
 
 
 @pytest.fixture(scope="module")
 def whole(data):
-    """The folder of an undisturbed run that tests during training."""
-    finish(1, data, data / "whole", more=TESTED)
+    """The folder of an undisturbed run with periodic evaluation."""
+    finish(1, data, data / "whole", more=EVALUATED)
     return data / "whole"
 
 
@@ -178,7 +178,7 @@ def test_closed_terminal(data, undisturbed, tmp_path):
     assert_same_weights(final_weights(tmp_path / "run"), undisturbed[1])
 
 
-def test_killed_launcher_takes_its_workers_along(data, undisturbed, tmp_path):
+def test_workers_end_with_their_killed_launcher(data, undisturbed, tmp_path):
     folder = tmp_path / "run"
     job = begin(2, data, folder)
     wait_for(folder / "model_0000010.pth")
@@ -191,15 +191,15 @@ def test_killed_launcher_takes_its_workers_along(data, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["model_0000010.pth", "inference/shapes_val/bbox.json"])
-def test_terminated_while_testing_ends_as_undisturbed(moment, data, whole, tmp_path):
-    """Right before the first test of a run, or in the middle of one; the rest of the run makes up for it."""
+def test_terminated_evaluation_ends_as_undisturbed(moment, data, whole, tmp_path):
+    """Right before the first evaluation of a run, or during one; the resumed run repeats it."""
     stopped = tmp_path / "stopped"
-    job = begin(1, data, stopped, more=TESTED)
+    job = begin(1, data, stopped, more=EVALUATED)
     wait_for(stopped / moment)
     job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=600)
     assert job.returncode == 128 + signal.SIGTERM, output
-    finish(1, data, stopped, more=TESTED)
+    finish(1, data, stopped, more=EVALUATED)
     assert_same_weights(final_weights(stopped), final_weights(whole))
     lines = [
         [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
@@ -230,7 +230,7 @@ def test_full_disk_leaves_the_previous_checkpoint(data, undisturbed, tmp_path):
     folder = tmp_path / "disk" / "run"
     script = f'mount -t tmpfs -o size={size} tmpfs disk && "$@"; code=$?; cp -a disk/run copy; exit $code'
     done = subprocess.run(
-        [*NAMESPACE, script, "sh", *words(1, data, folder)],
+        [*NAMESPACE, script, "sh", *arguments_of(1, data, folder)],
         env=ENVIRONMENT,
         cwd=tmp_path,
         capture_output=True,
@@ -250,7 +250,7 @@ def test_full_disk_leaves_the_previous_checkpoint(data, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model_0000030.pth", "model_final.pth"])
-def test_damaged_checkpoint_is_passed_over(name, data, undisturbed, tmp_path):
+def test_damaged_checkpoint_is_skipped(name, data, undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(data / "1", folder)
     content = (folder / name).read_bytes()
@@ -266,7 +266,7 @@ def test_damaged_checkpoint_is_passed_over(name, data, undisturbed, tmp_path):
 def test_folder_with_damaged_checkpoints_alone_is_an_error(data, tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000010.pth")
     (tmp_path / "model_0000010.pth").write_bytes(b"PK")
-    opts = words(1, data, tmp_path)
+    opts = arguments_of(1, data, tmp_path)
     with pytest.raises(ValueError, match=r"no other checkpoint of .* can be read"):
         train_command.main(opts[opts.index("--skip-test") :])
     assert str(QUICK) in opts

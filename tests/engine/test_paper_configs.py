@@ -8,7 +8,7 @@ import torch
 
 from atss_core.config import load_cfg
 from atss_core.modeling import build_detector
-from tests.engine.test_all_models import SMALL, detect, train
+from tests.engine.helpers import SMALL, detect, train
 from tests.golden import ROOT
 
 FOLDER = ROOT / "configs" / "paper"
@@ -28,13 +28,13 @@ STEPS_TO_FCOS = (
     ),
 )
 SCALES = ("TEST.BBOX_AUG.ENABLED", "True", "TEST.BBOX_AUG.SCALES", "(48, 96)")
-# One size; several with the candidates of all in one NMS; several with an NMS each.
-WAYS_TO_TEST = {"one": (), "joint": SCALES, "vote": (*SCALES, "TEST.BBOX_AUG.VOTE", "True")}
+# One scale; several with a joint NMS; several with an NMS each.
+INFERENCE = {"one": (), "joint": SCALES, "vote": (*SCALES, "TEST.BBOX_AUG.VOTE", "True")}
 
 
 @pytest.fixture
 def one_thread():
-    """Layers this small only wait for more threads, for seconds on a busy machine."""
+    """Small layers are slower with more threads, by seconds on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,10 +50,10 @@ def test_paper_config_trains(file, one_thread):
     assert all(terms["loss_reg"] > 0 for terms in losses)
 
 
-@pytest.mark.parametrize("way", WAYS_TO_TEST)
+@pytest.mark.parametrize("inference", INFERENCE)
 @pytest.mark.parametrize("name", STEPS_TO_FCOS)
-def test_each_step_to_fcos_detects(name, way, one_thread):
+def test_each_step_to_fcos_detects(name, inference, one_thread):
     torch.manual_seed(0)
-    cfg = load_cfg(FOLDER / f"{name}.yaml", [*NARROW, *SMALL, *WAYS_TO_TEST[way]])
-    found = detect(cfg, build_detector(cfg))
-    assert found.scores.max() <= 1
+    cfg = load_cfg(FOLDER / f"{name}.yaml", [*NARROW, *SMALL, *INFERENCE[inference]])
+    detections = detect(cfg, build_detector(cfg))
+    assert detections.scores.max() <= 1

@@ -52,11 +52,11 @@ def test_images_of_every_mode(predictor, mode):
     image = image.convert(mode)
     if mode == "F":
         image = image.point(lambda x: x * (1 / 255) + 0)
-    found, expected = predictor(image), predictor(to_rgb(image))
-    assert len(found) > 0
-    assert found.image_size == (60, 80)
-    assert torch.equal(found.boxes, expected.boxes)
-    assert torch.equal(found.scores, expected.scores)
+    detections, expected = predictor(image), predictor(to_rgb(image))
+    assert len(detections) > 0
+    assert detections.image_size == (60, 80)
+    assert torch.equal(detections.boxes, expected.boxes)
+    assert torch.equal(detections.scores, expected.scores)
 
 
 def test_limit_of_pixels(weights, tmp_path):
@@ -123,13 +123,13 @@ def noise(height, width, seed=0):
     return Image.fromarray(pixels)
 
 
-def assert_same(found, expected, tolerance=0.0):
-    assert len(found) == len(expected) > 0
-    assert found.image_size == expected.image_size
-    # Boxes whose scores are equal but for rounding may change places.
-    assert torch.allclose(found.scores, expected.scores, atol=tolerance, rtol=0)
-    order, expected_order = (torch.argsort(f.boxes.sum(1) + 1e4 * f.labels) for f in (found, expected))
-    assert torch.allclose(found.boxes[order], expected.boxes[expected_order], atol=100 * tolerance, rtol=0)
+def assert_same(detections, expected, tolerance=0.0):
+    assert len(detections) == len(expected) > 0
+    assert detections.image_size == expected.image_size
+    # Boxes whose scores are equal up to rounding may swap.
+    assert torch.allclose(detections.scores, expected.scores, atol=tolerance, rtol=0)
+    boxes = [d.boxes[torch.argsort(d.boxes.sum(1) + 1e4 * d.labels)] for d in (detections, expected)]
+    assert torch.allclose(*boxes, atol=100 * tolerance, rtol=0)
 
 
 def test_arrays_and_tensors_are_the_images_they_hold(plain, tmp_path):
@@ -201,11 +201,11 @@ def test_wrong_images_are_explained(plain, name):
 def test_lists_and_folders_give_lists(plain, images):
     (images / "notes.txt").write_text("no image")
     (images / "._a.jpg").write_bytes(b"of macOS")
-    found = plain(images)
-    assert [result.path for result in found] == [images / "a.jpg", images / "b.png"]
+    detections = plain(images)
+    assert [result.path for result in detections] == [images / "a.jpg", images / "b.png"]
     listed = plain([images / "a.jpg", Image.open(images / "b.png")])
     assert [result.path for result in listed] == [images / "a.jpg", None]
-    for result, expected in zip(listed, found, strict=True):
+    for result, expected in zip(listed, detections, strict=True):
         assert_same(result, expected)
     assert plain([]) == []
     (images / "empty").mkdir()
@@ -219,18 +219,18 @@ def test_bytes_are_turned_upright_as_files_are(plain, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     noise(40, 60).save(tmp_path / "a.jpg", exif=exif)
-    found = plain((tmp_path / "a.jpg").read_bytes())
-    assert found.image_size == (60, 40)
-    assert_same(found, plain(tmp_path / "a.jpg"))
+    detections = plain((tmp_path / "a.jpg").read_bytes())
+    assert detections.image_size == (60, 40)
+    assert_same(detections, plain(tmp_path / "a.jpg"))
 
 
 def test_unreadable_files_of_a_folder_are_skipped_and_named(plain, images, caplog):
     expected = plain(images)
     (images / "aa.png").write_bytes((images / "b.png").read_bytes()[:60])
     (images / "c.jpg").write_text("no image")
-    found = plain(images, batch_size=2)
-    assert [result.path for result in found] == [images / "a.jpg", images / "b.png"]
-    for result, same in zip(found, expected, strict=True):
+    detections = plain(images, batch_size=2)
+    assert [result.path for result in detections] == [images / "a.jpg", images / "b.png"]
+    for result, same in zip(detections, expected, strict=True):
         assert_same(result, same)
     assert [str(error).split(" ")[0] for error in plain.skipped] == [
         str(images / "aa.png"),
@@ -250,8 +250,8 @@ def test_unreadable_files_of_a_list_raise_unless_they_are_to_be_skipped(plain, w
     with pytest.raises(ValueError, match=r"aa.png cannot be read"):
         plain(files)
     lenient = Predictor.from_config(QUICK, weights, [*OPTS, "DATALOADER.SKIP_CORRUPT", "True"])
-    found = [result.path for _, result in lenient.stream(iter(files), batch_size=3)]
-    assert found == [images / "a.jpg", images / "b.png"]
+    detections = [result.path for _, result in lenient.stream(iter(files), batch_size=3)]
+    assert detections == [images / "a.jpg", images / "b.png"]
     assert len(lenient.skipped) == 1
     with pytest.raises(ValueError, match=r"aa.png cannot be read"):
         lenient(images / "aa.png")
@@ -262,8 +262,8 @@ def test_batches_change_nothing_but_rounding(predictor, batch_size):
     sizes = [(40, 60), (200, 50), (40, 60), (64, 64), (50, 200), (60, 40), (41, 60)]
     images = [noise(*size, seed) for seed, size in enumerate(sizes)]
     together = predictor(images, batch_size=batch_size)
-    for found, image in zip(together, images, strict=True):
-        assert_same(found, predictor(image), tolerance=1e-5)
+    for detections, image in zip(together, images, strict=True):
+        assert_same(detections, predictor(image), tolerance=1e-5)
 
 
 def test_streams_are_read_one_batch_at_a_time(plain):
@@ -276,10 +276,10 @@ def test_streams_are_read_one_batch_at_a_time(plain):
 
     stream = plain.stream(endless(), batch_size=3)
     assert not taken
-    image, found = next(stream)
+    image, detections = next(stream)
     assert len(taken) == 3
     assert image == taken[0]
-    assert found.class_names == plain.class_names
+    assert detections.class_names == plain.class_names
     for _ in range(3):
         next(stream)
     assert len(taken) == 6
@@ -292,7 +292,7 @@ def test_device_is_chosen_by_name(weights):
 
 
 def test_the_page_about_python_is_true(plain, tmp_path, monkeypatch):
-    """Run the page from top to bottom, with a small detector in place of that of the quick start."""
+    """Run the page from top to bottom, with a small detector instead of that of the quick start."""
     pytest.importorskip("supervision")
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(), re.M | re.S)
     assert len(blocks) >= 6
@@ -302,7 +302,7 @@ def test_the_page_about_python_is_true(plain, tmp_path, monkeypatch):
             writer.write(noise(48, 64, i), i / 10)
     monkeypatch.chdir(ROOT)
     asked = []
-    monkeypatch.setattr(Predictor, "from_config", lambda *words, **flags: asked.append(words) or plain)
+    monkeypatch.setattr(Predictor, "from_config", lambda *given, **flags: asked.append(given) or plain)
     names = {"output_dir": tmp_path, "video": video}
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
@@ -312,9 +312,9 @@ def test_the_page_about_python_is_true(plain, tmp_path, monkeypatch):
 
 
 def test_the_script_runs(weights, tmp_path):
-    words = ["--weights", str(weights), "--output-dir", str(tmp_path), *OPTS]
+    arguments = ["--weights", str(weights), "--output-dir", str(tmp_path), *OPTS]
     process = subprocess.run(
-        [sys.executable, "demo/predict.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "demo/predict.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
     assert "classes: class 1, class 2" in process.stdout

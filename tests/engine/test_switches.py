@@ -1,4 +1,4 @@
-"""Switches of precision and speed, each against training without it."""
+"""Switches of precision and speed, each compared with training without it."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from atss_core.structures import BoxList, ImageList
 from tests.conftest import QUICK, TINY
 
 CPU = torch.device("cpu")
-# A rate at which rounding does not grow. P6 has more than one cell: on some CPUs PyTorch's bfloat16
+# A learning rate at which rounding does not grow. P6 has more than one cell: on some CPUs PyTorch's bfloat16
 # convolution leaves garbage in the gradient of a weight that strides over a single cell.
 CALM = ["SOLVER.BASE_LR", "0.001", "INPUT.MIN_SIZE_RANGE_TRAIN", "(72, 96)"]
 
@@ -41,7 +41,7 @@ def train(shapes, tmp_path):
 
 
 @pytest.fixture
-def usual_algorithms():
+def default_algorithms():
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -51,26 +51,26 @@ def assert_equal(first, second):
 
 
 def test_channels_last_changes_rounding_alone(train):
-    (usual, losses), (other, other_losses) = train("usual"), train("last", "MODEL.CHANNELS_LAST", "True")
+    (default, losses), (other, other_losses) = train("default"), train("last", "MODEL.CHANNELS_LAST", "True")
     assert other_losses == pytest.approx(losses, rel=1e-4)
-    for key, value in usual["model"].items():
+    for key, value in default["model"].items():
         assert torch.allclose(other["model"][key], value, rtol=1e-3, atol=1e-4), key
     assert other["model"]["backbone.body.layer2.0.conv1.weight"].is_contiguous(
         memory_format=torch.channels_last
     )
 
 
-@pytest.mark.usefixtures("usual_algorithms")
+@pytest.mark.usefixtures("default_algorithms")
 def test_deterministic_mode_changes_nothing_on_the_cpu(train):
-    usual, _ = train("usual")
+    default, _ = train("default")
     other, _ = train("deterministic", "DETERMINISTIC", "True")
     assert torch.are_deterministic_algorithms_enabled()
-    assert_equal(usual["model"], other["model"])
+    assert_equal(default["model"], other["model"])
 
 
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
 def test_mixed_precision_changes_losses_by_its_rounding(train, amp):
-    (_, losses), (other, other_losses) = train("usual"), train(amp, "SOLVER.AMP", amp)
+    (_, losses), (other, other_losses) = train("default"), train(amp, "SOLVER.AMP", amp)
     assert other_losses != losses
     assert other_losses == pytest.approx(losses, rel=0.02)
     assert {value.dtype for value in other["model"].values()} <= {torch.float32, torch.int64}
@@ -82,27 +82,27 @@ def test_mixed_precision_changes_losses_by_its_rounding(train, amp):
 )
 def test_compiled_network_computes_the_same(train):
     small = ["SOLVER.MAX_ITER", "2", "INPUT.MIN_SIZE_RANGE_TRAIN", "(64, 64)"]
-    (usual, losses), (other, other_losses) = (
-        train("usual", *small),
+    (default, losses), (other, other_losses) = (
+        train("default", *small),
         train("compiled", *small, "MODEL.COMPILE", "True"),
     )
-    assert usual["model"].keys() == other["model"].keys()
+    assert default["model"].keys() == other["model"].keys()
     assert other_losses == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("amp", ["", "float16"])
-def test_average_and_scaler_are_resumed_exactly(train, tmp_path, amp):
+def test_ema_and_scaler_are_resumed_exactly(train, tmp_path, amp):
     more = ["SOLVER.EMA_DECAY", "0.9", "SOLVER.AMP", amp, "SOLVER.GRAD_ACCUM_STEPS", "2"]
     whole, _ = train("whole", *more)
-    train("parts", *more, "SOLVER.MAX_ITER", "3")
-    resumed, _ = train("parts", *more)
+    train("resumed", *more, "SOLVER.MAX_ITER", "3")
+    resumed, _ = train("resumed", *more)
     assert_equal(whole["model"], resumed["model"])
     assert_equal(whole["ema"]["model"], resumed["ema"]["model"])
     assert whole["ema"]["num_updates"] == resumed["ema"]["num_updates"] == 6
     assert whole["scaler"] == resumed["scaler"]
 
 
-def test_average_can_be_switched_on_later(train):
+def test_ema_can_be_switched_on_later(train):
     train("run", "SOLVER.MAX_ITER", "3")
     state, _ = train("run", "SOLVER.EMA_DECAY", "0.5")
     assert state["ema"]["num_updates"] == 3
@@ -142,8 +142,8 @@ def test_gradients_are_clipped_to_their_norm(limit):
 
 
 @pytest.mark.parametrize("with_boxes", [True, False])
-def test_parts_add_up_to_the_gradient_of_the_batch(with_boxes):
-    """Without an object in one part or in all of them as well."""
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(with_boxes):
+    """Also without an object in one micro-batch, or in both."""
     whole, _ = make_step(ALONE_NORM)
     first, second = batch(1), batch(1, with_boxes)
     images = ImageList(torch.cat([first.images.tensors, second.images.tensors]), [(64, 64)] * 2)
@@ -184,7 +184,7 @@ def test_cosine_schedule_falls_to_zero_after_its_warm_up():
     assert all(factor(i) > factor(i + 1) for i in range(100, 1000))
 
 
-def test_rate_is_scaled_to_the_batch_only_on_demand(train, capsys):
+def test_learning_rate_is_scaled_to_the_batch_only_on_demand(train, capsys):
     step, _ = make_step(["SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.01"])
     assert step.optimizer.defaults["lr"] == 0.01
     train("run", "SOLVER.BASE_LR", "0.01", "SOLVER.LR_REFERENCE_BATCH", "16")
@@ -213,7 +213,7 @@ def test_wrong_settings_end_in_one_line(opts, message, tiny, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_average_is_none_unless_asked_for():
+def test_ema_is_none_by_default():
     step, cfg = make_step()
     assert build_ema(cfg, step.detector) is None
 
@@ -228,16 +228,16 @@ def test_synchronised_batch_norm_keeps_keys_parameters_and_their_order():
     assert all(own is other for own, other in zip(converted.parameters(), parameters, strict=True))
 
 
-def test_average_is_that_of_pytorch():
+def test_ema_is_that_of_pytorch():
     step, cfg = make_step(["SOLVER.EMA_DECAY", "0.5"])
-    own, theirs = (build_ema(cfg, step.detector) for _ in range(2))
+    own, pytorch = (build_ema(cfg, step.detector) for _ in range(2))
     for _ in range(3):
         step([batch()])
         update_ema(own, step.detector)
-        theirs.update_parameters(step.detector)
-    assert own.n_averaged == theirs.n_averaged == 3
+        pytorch.update_parameters(step.detector)
+    assert own.n_averaged == pytorch.n_averaged == 3
     floats = {
-        k: v for k, v in theirs.module.state_dict().items() if v.is_floating_point()
+        k: v for k, v in pytorch.module.state_dict().items() if v.is_floating_point()
     }  # counts are copied
     assert_equal(floats, own.module.state_dict())
     assert not torch.equal(own.module.rpn.head.cls_logits.bias, step.detector.rpn.head.cls_logits.bias)

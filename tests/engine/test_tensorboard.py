@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from atss_core.engine.tensorboard import Board
+from atss_core.engine.training_log import Board
 
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -23,17 +23,17 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path):
     (file,) = tmp_path.iterdir()
     file.rename(tmp_path / f"events.out.tfevents.0000000001.{file.name.rsplit('.', 2)[1]}.1")
     Board(tmp_path, 2).add(3, "training", {"loss": 30.0, "AP": math.nan})
-    found = curves(tmp_path)
-    assert found["training/loss"] == {1: 1.0, 2: 2.0, 3: 30.0}
-    assert found.keys() == {"training/loss", "training/AP"}
-    assert math.isnan(found["training/AP"][3])
+    shown = curves(tmp_path)
+    assert shown["training/loss"] == {1: 1.0, 2: 2.0, 3: 30.0}
+    assert shown.keys() == {"training/loss", "training/AP"}
+    assert math.isnan(shown["training/AP"][3])
 
 
-def test_a_package_that_cannot_be_imported_is_a_warning(tmp_path, monkeypatch, caplog):
+def test_failing_import_is_a_warning(tmp_path, monkeypatch, caplog):
     def broken(name):
         raise TypeError("Descriptors cannot be created directly.")
 
-    monkeypatch.setattr("atss_core.engine.tensorboard.importlib.import_module", broken)
+    monkeypatch.setattr("atss_core.engine.training_log.importlib.import_module", broken)
     Board(tmp_path, 0).add(1, "training", {"loss": 1.0})
     (record,) = caplog.records
     assert "TensorBoard cannot be imported and gets no curves: TypeError('Descriptors" in record.message

@@ -14,7 +14,7 @@ def losses(value=1.0):
 
 
 def make(folder, start_iter=0):
-    return TrainingLog(folder / "metrics.jsonl", start_iter=start_iter, max_iter=50, period=10, device=CPU)
+    return TrainingLog(folder, start_iter=start_iter, max_iter=50, period=10, device=CPU)
 
 
 def run(log, iterations):
@@ -44,7 +44,7 @@ def test_a_line_holds_the_means_since_the_last_one(tmp_path, monkeypatch):
 
 
 def test_last_iteration_is_always_written(tmp_path):
-    log = TrainingLog(tmp_path / "metrics.jsonl", start_iter=0, max_iter=7, period=5, device=CPU)
+    log = TrainingLog(tmp_path, start_iter=0, max_iter=7, period=5, device=CPU)
     run(log, range(1, 8))
     assert [line["iteration"] for line in lines(tmp_path)] == [5, 7]
 
@@ -68,7 +68,7 @@ def test_non_finite_loss_names_iteration_terms_and_images(tmp_path, value):
 
 
 def test_on_other_devices_the_first_bad_iteration_is_found_later(tmp_path):
-    log = TrainingLog(tmp_path / "m.jsonl", start_iter=0, max_iter=9, period=9, device=torch.device("meta"))
+    log = TrainingLog(tmp_path, start_iter=0, max_iter=9, period=9, device=torch.device("meta"))
     for iteration in range(1, 5):
         log.add(iteration, losses(float("nan") if iteration >= 3 else 1.0), [iteration])
     with pytest.raises(NonFiniteLossError, match=r"at iteration 3: .*images \[3\]"):

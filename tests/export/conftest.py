@@ -1,4 +1,4 @@
-"""Small detectors that detect a great deal, and files of them."""
+"""Small detectors with many detections, and exported files of them."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ IMAGES = [golden.ROOT / "demo" / "images" / name for name in ("shapes_14.jpg", "
 
 
 class Model:
-    """A configuration and its detector with random weights."""
+    """A config and its detector with random weights."""
 
     def __init__(self, file, opts):
         self.cfg = load_cfg(file, [*opts, *SIZES])
@@ -41,15 +41,15 @@ class Model:
         TARGETS[name].write(self.graph(), nms == "inside", path, self.describe(nms))
         return path
 
-    def prover(self):
+    def parity_check(self):
         return build_parity_check(self.cfg, self.detector, IMAGES, repeats=1)
 
-    def prove(self, path):
-        return self.prover()(path)
+    def verify(self, path):
+        return self.parity_check()(path)
 
 
 class Files:
-    """Files of a model in all formats, each written when it is first asked for."""
+    """Files of a model in all formats, each written on first use."""
 
     def __init__(self, model, folder):
         self.model, self.folder, self.files = model, folder, {}

@@ -10,10 +10,8 @@ from PIL import Image
 
 from atss_core.data import read_image
 from atss_core.export import TARGETS
-from atss_core.export.description import SMALLEST_SIDE
-from atss_core.export.parity import expect
-from atss_core.export.runtimes import load
-from atss_core.export.targets import read_deform_conv
+from atss_core.export.parity import detect_perturbed
+from atss_core.export.targets import SMALLEST_SIDE, read_deform_conv
 from atss_core.layers import DeformConv2d, extension, portable_operators
 from tests import golden
 from tests.conftest import QUICK, TINY
@@ -29,21 +27,21 @@ DEFORMABLE = golden.ROOT / "configs" / "atss" / "atss_dcnv2_R_50_FPN_1x.yaml"
 SCRIPT = golden.ROOT / "demo" / "run_exported.py"
 
 
-# tests/cli/test_export.py has torch with NMS outside
+# tests/cli/test_export.py covers torch with NMS outside
 @pytest.mark.parametrize(
     ("name", "nms"),
     [*((name, "inside") for name in TARGETS), ("onnx", "outside"), ("openvino", "outside")],
 )
-def test_file_detects_what_the_detector_detects(tiny_model, tiny_files, name, nms):
+def test_file_equals_the_detector(tiny_model, tiny_files, name, nms):
     path = tiny_files(name, nms)
-    report = tiny_model.prove(path)
+    report = tiny_model.verify(path)
     assert not report.failure
     assert report.runtime == TARGETS[name].title
     assert len(report.comparisons) == 3  # each image, and both as one batch of other sizes
     assert report.comparisons[2].size == (170, 199)
     assert all(c.stable >= 80 for c in report.comparisons)
     assert all(c.box_difference < 5e-3 and c.score_difference < 1e-5 for c in report.comparisons)
-    assert load(path, 1)[1] == tiny_model.describe(nms)
+    assert TARGETS[name].load(path, 1)[1] == tiny_model.describe(nms)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def deformable_files(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_deformable_stages_and_tower(deformable_files, name):
-    report = deformable_files.model.prove(deformable_files(name))
+    report = deformable_files.model.verify(deformable_files(name))
     assert not report.failure
     assert all(c.stable >= 80 for c in report.comparisons)
 
@@ -78,12 +76,12 @@ def test_deformable_stages_and_tower(deformable_files, name):
 )
 def test_other_heads(tmp_path, config, opts):
     model = Model(config, opts)
-    assert not model.prove(model.write("torch", tmp_path)).failure
+    assert not model.verify(model.write("torch", tmp_path)).failure
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_any_number_of_images_of_any_size(tiny_model, tiny_files, name):
-    run, _ = load(tiny_files(name), 1)
+    run, _ = TARGETS[name].load(tiny_files(name), 1)
     generator = np.random.default_rng(0)
     for count, height, width in ((3, SMALLEST_SIDE, 300), (1, 257, SMALLEST_SIDE)):
         images = generator.integers(0, 256, (count, 3, height, width), dtype=np.uint8)
@@ -98,41 +96,41 @@ def test_any_number_of_images_of_any_size(tiny_model, tiny_files, name):
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_images_smaller_than_torch_takes(tiny_model, tiny_files, name):
+def test_onnx_and_openvino_take_smaller_images_than_torch(tiny_model, tiny_files, name):
     images = np.random.default_rng(0).integers(0, 256, (1, 3, 40, 72), dtype=np.uint8)
     sizes = np.array([[40, 72]])
-    found = load(tiny_files(name), 1)[0](images, sizes)
+    outputs = TARGETS[name].load(tiny_files(name), 1)[0](images, sizes)
     with torch.inference_mode():
         graph = tiny_model.graph()
-        outputs = tiny_model.detector.rpn.head(
+        head_outputs = tiny_model.detector.rpn.head(
             tiny_model.detector.backbone(graph.normalize(torch.from_numpy(images), torch.from_numpy(sizes)))
         )
-        (expected,) = tiny_model.detector.detect(outputs, [(40, 72)])
-    assert found[3][0] == len(expected) > 0
+        (expected,) = tiny_model.detector.postprocess(head_outputs, [(40, 72)])
+    assert outputs[3][0] == len(expected) > 0
     torch.testing.assert_close(
-        torch.from_numpy(found[1][0, : len(expected)].copy()), expected.scores, atol=1e-5, rtol=0
+        torch.from_numpy(outputs[1][0, : len(expected)].copy()), expected.scores, atol=1e-5, rtol=0
     )
 
 
 def test_torch_refuses_images_that_are_too_small(tiny_files):
-    run, _ = load(tiny_files("torch"), 1)
+    run, _ = TARGETS["torch"].load(tiny_files("torch"), 1)
     with pytest.raises(Exception, match="129"):
         run(np.zeros((1, 3, 64, 64), np.uint8), np.array([[64, 64]]))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_spoilt_file_is_not_equal(tiny_model, tiny_files, name):
+def test_file_of_other_weights_is_not_equal(tiny_model, tiny_files, name):
     path = tiny_files(name)
     with torch.no_grad():
-        tiny_model.detector.rpn.head.scales[0].scale *= 1.02  # a side on P3 is then off by a pixel or less
+        tiny_model.detector.rpn.head.scales[0].scale *= 1.02  # moves sides on P3 by at most one pixel
         try:
-            report = tiny_model.prove(path)
+            report = tiny_model.verify(path)
         finally:
             tiny_model.detector.rpn.head.scales[0].scale /= 1.02
     assert "does not detect what the detector detects in shapes_14.jpg" in report.failure
 
 
-def test_files_hold_no_paths_and_no_operators_of_this_package(tiny_model, tiny_files):
+def test_files_contain_no_paths_and_no_operators_of_this_package(tiny_model, tiny_files):
     program = torch.export.load(tiny_files("torch"))
     used = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert any("torchvision.nms" in target for target in used)
@@ -162,8 +160,8 @@ def test_openvino_reads_deformable_convolution_without_masks(tmp_path):
         expected = layer(x)
     reader = frontend.ConversionExtension("DeformConv", "", read_deform_conv)
     model = openvino.convert_model(tmp_path / "layer.onnx", extension=[reader])
-    found = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
-    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+    output = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
+    torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +198,7 @@ def test_script_asks_for_the_bits_of_values_without_a_range(values, tmp_path):
 
 @pytest.mark.parametrize("is_damaged", [False, True])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_script_turns_images_as_training_does(orientation, is_damaged, tmp_path):
+def test_script_orients_images_as_training_does(orientation, is_damaged, tmp_path):
     exif = Image.Exif()
     exif[0x0112], exif[0x011A] = orientation, 72.0
     noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -215,37 +213,37 @@ def test_script_turns_images_as_training_does(orientation, is_damaged, tmp_path)
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_script_runs_without_this_package(tiny_model, tiny_files, tmp_path, name):
-    words = [str(SCRIPT), str(tiny_files(name)), str(IMAGES[1]), str(tmp_path / "drawn.png")]
+    arguments = [str(SCRIPT), str(tiny_files(name)), str(IMAGES[1]), str(tmp_path / "drawn.png")]
     code = (
         "import sys, runpy; sys.modules['atss_core'] = None; sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-I", "-c", code, *words],
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "-I", "-c", code, *arguments],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    images, _ = tiny_model.prover().read([IMAGES[1]])
-    (expected,), _ = expect(tiny_model.detector, images)
+    assert finished.returncode == 0, finished.stderr
+    images, _ = tiny_model.parity_check().read_batch([IMAGES[1]])
+    (expected,), _ = detect_perturbed(tiny_model.detector, images)
     expected = expected[expected.scores >= 0.5]
     names = [
         f"thing{label} {score:.3f}" for label, score in zip(expected.labels, expected.scores, strict=True)
     ]
     assert len(names) > 0
-    assert [line.split(" at ")[0] for line in done.stdout.splitlines()] == names
+    assert [line.split(" at ")[0] for line in finished.stdout.splitlines()] == names
     assert (tmp_path / "drawn.png").is_file()
 
 
-def test_script_writes_over_no_input(tmp_path):
+def test_script_does_not_overwrite_its_inputs(tmp_path):
     image = tmp_path / "a.jpg"
     shutil.copy(IMAGES[1], image)
     (tmp_path / "link.jpg").symlink_to(image)
-    words = [sys.executable, str(SCRIPT), "net.onnx", str(image), str(tmp_path / "link.jpg")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.endswith("link.jpg would be overwritten, but it is an input. Give another file.\n")
-    assert done.stderr.count("\n") == 1
+    command = [sys.executable, str(SCRIPT), "net.onnx", str(image), str(tmp_path / "link.jpg")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert finished.stderr.endswith("link.jpg would be overwritten, but it is an input. Give another file.\n")
+    assert finished.stderr.count("\n") == 1
     assert image.read_bytes() == IMAGES[1].read_bytes()

@@ -1,4 +1,4 @@
-"""The operators as slow loops that one can check by eye."""
+"""The operators as slow, simple loops."""
 
 import math
 
@@ -24,18 +24,18 @@ def iou(a, b):
         return F32(intersection / F32(F32(area_a + area_b) - intersection))
 
 
-def by_falling_score(scores):
-    """Indices by falling score; equal ones in order, NaN first."""
+def by_descending_score(scores):
+    """Indices by descending score; ties in input order, NaN first."""
     return scores.float().argsort(descending=True, stable=True).tolist()
 
 
 def nms(boxes, scores, labels, threshold):
-    """Keep a box unless a kept, better one of its class overlaps it by more than the threshold."""
+    """Keep a box unless a kept box of its class overlaps it by more than the threshold."""
     boxes = boxes.float().numpy()
     keep = []
-    for i in by_falling_score(scores):
-        rivals = [j for j in keep if labels[j] == labels[i]]
-        if not any(iou(boxes[i], boxes[j]) > F32(threshold) for j in rivals):
+    for i in by_descending_score(scores):
+        kept_in_class = [j for j in keep if labels[j] == labels[i]]
+        if not any(iou(boxes[i], boxes[j]) > F32(threshold) for j in kept_in_class):
             keep.append(i)
     return keep
 
@@ -43,20 +43,20 @@ def nms(boxes, scores, labels, threshold):
 def box_vote(boxes, scores, labels, threshold, soft):
     """Return (score, label, box) of each voted box."""
     boxes = boxes.float().numpy()
-    left = by_falling_score(scores)
+    remaining = by_descending_score(scores)
     votes = []
-    while left:
-        best = left[0]
-        overlaps = {i: iou(boxes[best], boxes[i]) for i in left if labels[i] == labels[best]}
-        cluster = [i for i, overlap in overlaps.items() if i == best or overlap >= F32(threshold)]
-        left = [i for i in left if i not in cluster]
+    while remaining:
+        top = remaining[0]
+        overlaps = {i: iou(boxes[top], boxes[i]) for i in remaining if labels[i] == labels[top]}
+        cluster = [i for i, overlap in overlaps.items() if i == top or overlap >= F32(threshold)]
+        remaining = [i for i in remaining if i not in cluster]
         weights = [float(scores[i]) for i in cluster]
-        box = boxes[best].astype(float)
+        box = boxes[top].astype(float)
         if len(cluster) > 1 and sum(weights) > 0:
             box = sum(w * boxes[i].astype(float) for w, i in zip(weights, cluster, strict=True)) / sum(
                 weights
             )
-        votes.append((float(scores[best]), int(labels[best]), box))
+        votes.append((float(scores[top]), int(labels[top]), box))
         if soft and len(cluster) > 1:
             for i in cluster:
                 rescored = F32(F32(scores[i]) * F32(1 - overlaps[i]))
@@ -66,7 +66,7 @@ def box_vote(boxes, scores, labels, threshold, soft):
 
 
 def focal_loss(logits, labels, gamma, alpha):
-    """The sum over rows and classes, in doubles."""
+    """The sum over rows and classes, in float64."""
     total = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         for c, x in enumerate(row, start=1):
@@ -81,7 +81,7 @@ def focal_loss(logits, labels, gamma, alpha):
 
 
 def deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask):
-    """One output number at a time, in the type of ``x``."""
+    """One output number at a time, in the dtype of ``x``."""
     (num, channels, height, width), (out_channels, group_channels, kh, kw) = x.shape, weight.shape
     groups, offset_groups = channels // group_channels, offset.shape[1] // (2 * kh * kw)
     out = x.new_zeros(num, out_channels, *offset.shape[2:])
@@ -110,7 +110,7 @@ def deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask):
 
 
 def random_boxes(count, *, seed=0, span=100.0, largest=40.0):
-    """Inclusive boxes, some of which are copies or nearly."""
+    """Inclusive boxes, some of them exact or near duplicates."""
     random = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=random) * span
     boxes = torch.cat([corner, corner + torch.rand(count, 2, generator=random) * largest], dim=1)

@@ -10,14 +10,14 @@ from tests.layers.test_nms import THRESHOLDS, crowds
 
 
 def as_rows(boxes, scores, labels):
-    """Rows (score, label, box), sorted so that near ties may come in any order."""
+    """Rows (score, label, box), sorted so that the order of near ties does not matter."""
     rows = torch.cat([scores[:, None].cpu().double(), labels[:, None].cpu(), boxes.cpu().double()], dim=1)
     return torch.tensor(sorted(rows.tolist(), key=lambda row: [round(v, 3) for v in row])).reshape(-1, 6)
 
 
-def assert_same(found, expected):
-    assert found[1].tolist() == sorted(found[1].tolist(), reverse=True)
-    torch.testing.assert_close(as_rows(*found), as_rows(*expected), rtol=1e-5, atol=1e-4)
+def assert_same(votes, expected):
+    assert votes[1].tolist() == sorted(votes[1].tolist(), reverse=True)
+    torch.testing.assert_close(as_rows(*votes), as_rows(*expected), rtol=1e-5, atol=1e-4)
 
 
 @devices
@@ -30,8 +30,8 @@ def test_golden(case, threshold, soft, device):
     name = f"{case}/{'soft_' if soft else ''}bbox_vote/{threshold}"
     expected = [torch.from_numpy(published[f"{name}/{key}"]) for key in ("boxes", "scores")]
     labels = torch.full((len(scores),), 7, dtype=torch.int16, device=device)
-    found = box_vote(boxes.to(device), scores.to(device), labels, float(threshold), soft)
-    assert_same(found, (*expected, torch.full((len(expected[1]),), 7)))
+    votes = box_vote(boxes.to(device), scores.to(device), labels, float(threshold), soft)
+    assert_same(votes, (*expected, torch.full((len(expected[1]),), 7)))
 
 
 @devices
@@ -44,10 +44,10 @@ def test_golden_of_all_classes(case, soft, device):
     ]
     name = f"{case}/{'soft-vote' if soft else 'vote'}"
     expected = [torch.from_numpy(published[f"{name}/{key}"]) for key in ("boxes", "scores", "labels")]
-    found = box_vote(*values, 0.66, soft)
-    # The published code keeps the best 1000.
-    assert len(found[1]) >= len(expected[1])
-    assert_same([value[: len(expected[1])] for value in found], expected)
+    votes = box_vote(*values, 0.66, soft)
+    # The published code keeps the top 1000.
+    assert len(votes[1]) >= len(expected[1])
+    assert_same([value[: len(expected[1])] for value in votes], expected)
 
 
 @given(crowds(), THRESHOLDS)
@@ -74,7 +74,7 @@ def test_order_of_equal_scores(soft, device):
     assert new_scores.tolist() == [0.5, 0.5, *([rescored.item()] * (3 if soft else 1))]
 
 
-def test_votes_carry_no_gradient():
+def test_outputs_carry_no_gradient():
     boxes = oracles.random_boxes(5).requires_grad_()
     voted, scores, _ = box_vote(boxes, torch.ones(5), torch.ones(5, dtype=torch.int64), 0.5, True)
     assert not voted.requires_grad
@@ -82,26 +82,26 @@ def test_votes_carry_no_gradient():
 
 
 @devices
-def test_many_boxes_of_one_class_equal_the_definition(device):
+def test_many_boxes_of_one_class_equal_a_loop(device):
     boxes = oracles.random_boxes(1500, span=300)
     scores = torch.rand(1500, generator=torch.Generator().manual_seed(0))
     labels = torch.ones(1500, dtype=torch.int64)
     overlaps = oracles.ious(boxes)
-    left = torch.ones(1500, dtype=torch.bool)
+    remaining = torch.ones(1500, dtype=torch.bool)
     means = []
-    for best in scores.argsort(descending=True).tolist():
-        if left[best]:
-            cluster = left & (overlaps[best] >= 0.6)
-            left &= ~cluster
+    for top in scores.argsort(descending=True).tolist():
+        if remaining[top]:
+            cluster = remaining & (overlaps[top] >= 0.6)
+            remaining &= ~cluster
             means.append((boxes[cluster] * scores[cluster, None]).sum(0) / scores[cluster].sum())
-    found = box_vote(boxes.to(device), scores.to(device), labels.to(device), 0.6, False)
-    torch.testing.assert_close(found[0].cpu(), torch.stack(means), rtol=1e-5, atol=1e-3)
+    votes = box_vote(boxes.to(device), scores.to(device), labels.to(device), 0.6, False)
+    torch.testing.assert_close(votes[0].cpu(), torch.stack(means), rtol=1e-5, atol=1e-3)
 
 
 @devices
-def test_nothing_one_and_what_is_no_box(device):
-    nothing = torch.zeros(0, device=device)
-    boxes, scores, labels = box_vote(torch.zeros(0, 4, device=device), nothing, nothing.long(), 0.5, True)
+def test_no_box_one_box_and_boxes_that_are_not_finite(device):
+    empty = torch.zeros(0, device=device)
+    boxes, scores, labels = box_vote(torch.zeros(0, 4, device=device), empty, empty.long(), 0.5, True)
     assert (boxes.shape, scores.shape, labels.shape, labels.dtype) == ((0, 4), (0,), (0,), torch.int64)
     one = (torch.tensor([[1.0, 2, 3, 4]], device=device), torch.tensor([0.5], device=device))
     boxes, scores, labels = box_vote(*one, torch.tensor([3], device=device), 0.5, True)
@@ -114,10 +114,10 @@ def test_nothing_one_and_what_is_no_box(device):
 
 
 @devices
-def test_scores_of_zero_leave_the_best_box(device):
+def test_scores_of_zero_keep_the_first_box(device):
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8]], device=device)
-    found = box_vote(boxes, torch.zeros(2, device=device), torch.zeros(2, device=device).long(), 0.5, False)
-    assert found[0].tolist() == [[0, 0, 9, 9]]
+    votes = box_vote(boxes, torch.zeros(2, device=device), torch.zeros(2, device=device).long(), 0.5, False)
+    assert votes[0].tolist() == [[0, 0, 9, 9]]
 
 
 @devices
@@ -127,13 +127,13 @@ def test_half_types_are_computed_in_float32(dtype, device):
     scores = torch.rand(60, generator=torch.Generator().manual_seed(0)).to(dtype)
     labels = torch.arange(60) % 2
     expected = box_vote(boxes.float(), scores.float(), labels, 0.5, True)
-    found = box_vote(boxes.to(device), scores.to(device), labels.to(device), 0.5, True)
-    torch.testing.assert_close([v.cpu() for v in found], list(expected))
-    assert found[0].dtype == found[1].dtype == torch.float32
+    votes = box_vote(boxes.to(device), scores.to(device), labels.to(device), 0.5, True)
+    torch.testing.assert_close([v.cpu() for v in votes], list(expected))
+    assert votes[0].dtype == votes[1].dtype == torch.float32
 
 
 @compiled_devices
-def test_operator_keeps_the_rules_of_pytorch_and_exports(device):
+def test_opcheck_compile_and_export(device):
     boxes = oracles.random_boxes(30).to(device)
     scores, labels = torch.linspace(1, 0.1, 30, device=device), torch.arange(30, device=device) % 3
     torch.library.opcheck(torch.ops.atss.box_vote.default, (boxes, scores, labels, 0.5, True, 0.05))
@@ -141,13 +141,13 @@ def test_operator_keeps_the_rules_of_pytorch_and_exports(device):
         torch.ops.atss.box_vote.default, (boxes[:0], scores[:0], labels[:0], 0.5, True, 0.05)
     )
 
-    class Door(torch.nn.Module):
+    class Wrapper(torch.nn.Module):
         def forward(self, *inputs):
             return box_vote(*inputs, 0.5, True)
 
-    expected = Door()(boxes, scores, labels)
+    expected = Wrapper()(boxes, scores, labels)
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        compiled = torch.compile(Door(), fullgraph=True, backend="aot_eager")(boxes, scores, labels)
-    exported = torch.export.export(Door(), (boxes, scores, labels)).module()(boxes, scores, labels)
+        compiled = torch.compile(Wrapper(), fullgraph=True, backend="aot_eager")(boxes, scores, labels)
+    exported = torch.export.export(Wrapper(), (boxes, scores, labels)).module()(boxes, scores, labels)
     torch.testing.assert_close(compiled, expected)
     torch.testing.assert_close(exported, expected)

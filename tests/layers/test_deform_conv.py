@@ -60,9 +60,9 @@ def test_output_and_all_gradients_equal_torchvision(geometry, device):
     expected = ops.deform_conv2d(x, offset, weight, bias, *shape, mask)
     gradient = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected.backward(gradient)
-    found = call(values, shape)
-    found.backward(gradient.to(device))
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-9)
+    output = call(values, shape)
+    output.backward(gradient.to(device))
+    torch.testing.assert_close(output.cpu(), expected, rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(values, (x, offset, weight, bias, mask), strict=True):
         if ours is not None:
             torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-9, atol=1e-9)
@@ -74,8 +74,8 @@ def test_gradcheck(geometry, device):
     values, shape = inputs(geometry, num=1, size=(3, 4), device=device)
     inputs_with_gradient = [v for v in values if v is not None]
 
-    def function(*some):
-        return call([*some, None] if len(some) == 4 else some, shape)
+    def function(*tensors):
+        return call([*tensors, None] if len(tensors) == 4 else tensors, shape)
 
     # On CUDA the gradient of the input is summed in any order.
     assert torch.autograd.gradcheck(
@@ -95,7 +95,7 @@ def test_golden(case, device):
     out_channels, in_channels = value["weight"].shape[0], value["x"].shape[1]
     layer = DeformConv2d(in_channels, out_channels, stride=stride, groups=groups, bias=True)
     layer.conv.weight.data, layer.conv.bias.data = value["weight"], value["bias"]
-    # Feed offsets and mask logits past the layer's own prediction.
+    # Replace the layer's predicted offsets and mask logits.
     mask = value["mask"]
     predicted = torch.cat([value["offset"], torch.logit(mask.double()).float()], dim=1).requires_grad_()
     layer.offset = torch.nn.Identity()
@@ -104,8 +104,8 @@ def test_golden(case, device):
     out = layer(x)
     out.backward(value["grad_out"])
 
-    def close(found, name, tolerance):
-        return np.allclose(found.detach().cpu(), expected[f"{case}/{name}"], atol=tolerance)
+    def close(actual, name, tolerance):
+        return np.allclose(actual.detach().cpu(), expected[f"{case}/{name}"], atol=tolerance)
 
     assert close(out, "out", 1e-4)
     assert close(x.grad, "grad_x", 1e-4)
@@ -139,9 +139,9 @@ def test_more_rows_than_a_band(device):
 @devices
 def test_zero_offsets_are_a_convolution(device):
     x, weight = torch.randn(2, 4, 9, 8, device=device), torch.randn(6, 2, 3, 3, device=device)
-    found = deform_conv2d(x, torch.zeros(2, 18, 5, 4, device=device), weight, stride=2, padding=1)
+    output = deform_conv2d(x, torch.zeros(2, 18, 5, 4, device=device), weight, stride=2, padding=1)
     expected = torch.nn.functional.conv2d(x, weight, stride=2, padding=1, groups=2)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 
 
 @devices
@@ -163,7 +163,7 @@ def test_samples_beyond_the_input_are_zero(device):
 
 @devices
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1e30, 1e10])
-def test_offsets_that_are_no_number_sample_zero(value, device):
+def test_offsets_that_are_not_finite_sample_zero(value, device):
     x = torch.ones(1, 1, 2, 2, device=device, requires_grad=True)
     offset = torch.full((1, 2, 2, 2), value, device=device, requires_grad=True)
     out = deform_conv2d(x, offset, torch.ones(1, 1, 1, 1, device=device))
@@ -174,7 +174,7 @@ def test_offsets_that_are_no_number_sample_zero(value, device):
 
 @devices
 @pytest.mark.parametrize("axis", [0, 1])
-def test_gradient_of_offsets_is_zero_from_one_pixel_outside_on(axis, device):
+def test_offset_gradient_is_zero_from_one_pixel_outside(axis, device):
     # On the last and the first pixel, half a pixel outside, and on the border: -1 before, 3 behind.
     for position, slope in [(2, -6.0), (0, 2.0), (-0.5, 4.0), (2.5, -6.0), (-1, 0.0), (3, 0.0)]:
         ramp = torch.tensor([4.0, 6.0, 6.0], device=device)
@@ -189,7 +189,7 @@ def test_gradient_of_offsets_is_zero_from_one_pixel_outside_on(axis, device):
 
 @compiled_devices
 @geometries
-def test_fallback_equals_the_compiled_operator_where_samples_leave_the_input(geometry, device):
+def test_fallback_equals_the_compiled_operator_outside_the_input(geometry, device):
     # Whole and half offsets put many samples exactly on the border, -1 and the size of the input.
     values, shape = inputs(geometry, device=device)
     offset = (values[1].detach() * 4).round() / 2
@@ -207,8 +207,8 @@ def test_fallback_equals_the_compiled_operator_where_samples_leave_the_input(geo
 
 
 @devices
-def test_fresh_layer_has_no_gradient_of_offsets_beyond_the_border(device):
-    # There the taps are at exactly -1, or at the size of the input.
+def test_new_layer_has_no_offset_gradient_outside_the_border(device):
+    # Outside taps are at exactly -1 or at the size of the input.
     torch.manual_seed(0)
     layer = DeformConv2d(4, 4, modulated=False).to(device)
     x = torch.randn(1, 4, 5, 6, device=device)
@@ -229,23 +229,23 @@ def test_half_types(dtype, device):
     values, shape = inputs("groups", dtype=torch.float32)
     half = [v.detach().to(device, dtype).requires_grad_() for v in values]
     exact = [v.detach().float().cpu().requires_grad_() for v in half]
-    found, expected = call(half, shape), call(exact, shape)
-    assert found.dtype == dtype
+    output, expected = call(half, shape), call(exact, shape)
+    assert output.dtype == dtype
     tolerance = {"rtol": 2e-2, "atol": 0.15 if dtype == torch.bfloat16 else 0.03}
-    torch.testing.assert_close(found.float().cpu(), expected, **tolerance)
-    found.sum().backward()
+    torch.testing.assert_close(output.float().cpu(), expected, **tolerance)
+    output.sum().backward()
     expected.sum().backward()
     for ours, theirs in zip(half, exact, strict=True):
         torch.testing.assert_close(ours.grad.float().cpu(), theirs.grad, **tolerance)
 
 
 @compiled_devices
-def test_memory_format_of_the_input_is_kept(device):
+def test_memory_format_of_the_input_is_preserved(device):
     values, shape = inputs("plain", device=device)
     last = [v.detach().to(memory_format=torch.channels_last) if v.dim() == 4 else v for v in values]
-    found = call(last, shape)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found, call(values, shape))
+    output = call(last, shape)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, call(values, shape))
 
 
 @devices
@@ -260,7 +260,7 @@ def test_no_images(device):
 @needs_compiled
 @pytest.mark.parametrize("geometry", ["plain", "groups", "offset groups across groups"])
 def test_gradients_of_samples_do_not_depend_on_the_threads(geometry):
-    # The rest is PyTorch's pointwise convolution, which promises less.
+    # The other gradients come from PyTorch's convolution, which does not guarantee this.
     values, shape = inputs(geometry, size=(40, 40), dtype=torch.float32)
     before = torch.get_num_threads()
     results = []
@@ -276,7 +276,7 @@ def test_gradients_of_samples_do_not_depend_on_the_threads(geometry):
 
 
 @needs_compiled
-def test_wrong_arguments_are_named():
+def test_errors_name_the_argument():
     (x, offset, weight, bias, mask), shape = inputs("plain")
     with pytest.raises(ValueError, match=r"offset must have 2 \* 9 channels for each group .*, got 17"):
         deform_conv2d(x, offset[:, :17], weight, bias, *shape, mask)
@@ -301,19 +301,19 @@ def test_wrong_arguments_are_named():
 
 
 @devices
-@pytest.mark.parametrize("wanted", range(5))
-def test_one_gradient_alone(wanted, device):
+@pytest.mark.parametrize("index", range(5))
+def test_one_gradient_alone(index, device):
     values, shape = inputs("groups", device=device)
     call(values, shape).sum().backward()
-    alone = [v.detach().requires_grad_(i == wanted) for i, v in enumerate(values)]
+    alone = [v.detach().requires_grad_(i == index) for i, v in enumerate(values)]
     call(alone, shape).sum().backward()
     for i, value in enumerate(alone):
-        assert (value.grad is None) == (i != wanted)
-    torch.testing.assert_close(alone[wanted].grad, values[wanted].grad)
+        assert (value.grad is None) == (i != index)
+    torch.testing.assert_close(alone[index].grad, values[index].grad)
 
 
 @needs_compiled
-def test_a_second_derivative_is_refused():
+def test_second_derivative_is_refused():
     values, shape = inputs("plain")
     (gradient,) = torch.autograd.grad(call(values, shape).sum(), values[0], create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
@@ -321,7 +321,7 @@ def test_a_second_derivative_is_refused():
 
 
 @needs_compiled
-def test_layer_tells_shapes_without_data():
+def test_layer_infers_shapes_on_the_meta_device():
     with torch.device("meta"):
         layer = DeformConv2d(8, 4, stride=2)
         assert layer(torch.zeros(2, 8, 9, 7)).shape == (2, 4, 5, 4)
@@ -338,12 +338,12 @@ def test_storage_may_start_anywhere(device):
 
 
 @devices
-def test_autocast_computes_in_its_type(device):
+def test_autocast_computes_in_the_autocast_type(device):
     values, shape = inputs("plain", dtype=torch.float32, device=device)
     with torch.autocast(device, dtype=torch.bfloat16):
-        found = call([values[0].bfloat16(), values[1].bfloat16(), *values[2:]], shape)
-    torch.testing.assert_close(found.float(), call(values, shape), rtol=5e-2, atol=0.2)
-    found.float().sum().backward()
+        output = call([values[0].bfloat16(), values[1].bfloat16(), *values[2:]], shape)
+    torch.testing.assert_close(output.float(), call(values, shape), rtol=5e-2, atol=0.2)
+    output.float().sum().backward()
     assert values[2].grad.dtype == torch.float32
 
 
@@ -363,23 +363,23 @@ def test_deterministic_mode_refuses_the_backward_pass(device):
 
 @compiled_devices
 @pytest.mark.parametrize("geometry", ["groups", "DCNv1"])
-def test_operator_keeps_the_rules_of_pytorch_and_exports(geometry, device):
+def test_opcheck_compile_and_export(geometry, device):
     values, shape = inputs(geometry, device=device, dtype=torch.float32)
     x, offset, weight, bias, mask = values
     torch.library.opcheck(torch.ops.atss.deform_conv2d.default, (x, offset, weight, bias, mask, *shape))
 
-    class Door(torch.nn.Module):
+    class Wrapper(torch.nn.Module):
         def forward(self, *values):
             return call(values, shape)
 
     expected = call(values, shape)
-    compiled = torch.compile(Door(), fullgraph=True, backend="aot_eager")(*values)
+    compiled = torch.compile(Wrapper(), fullgraph=True, backend="aot_eager")(*values)
     compiled.sum().backward()
     gradient, x.grad = x.grad, None
     expected.sum().backward()
     torch.testing.assert_close(compiled, expected)
     torch.testing.assert_close(gradient, x.grad)
-    torch.testing.assert_close(torch.export.export(Door(), values).module()(*values), expected)
+    torch.testing.assert_close(torch.export.export(Wrapper(), values).module()(*values), expected)
 
 
 @pytest.mark.parametrize("modulated", [True, False])

@@ -12,7 +12,7 @@ from tests.golden import ROOT
 
 
 def python(code, **environment):
-    """Run code in a fresh interpreter; returns its exit status and all that it prints."""
+    """Run code in a fresh interpreter; return the exit status and all output."""
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "ATSS_OPS": "", "CUDA_VISIBLE_DEVICES": "", **environment},
@@ -32,17 +32,17 @@ HIDE = (
 )
 
 
-def test_info_says_what_runs():
+def test_info_names_the_operators_in_use():
     assert f"operators: {'compiled' if 'cpu' in COMPILED_DEVICES else 'torchvision'} on cpu" in ops_info()
 
 
-def test_variable_chooses_torchvision():
+def test_environment_variable_selects_torchvision():
     status, printed = python(SHOW, ATSS_OPS="torchvision")
     assert status == 0
     assert "operators: torchvision on cpu (ATSS_OPS=torchvision asks for it)\n" in printed
 
 
-def test_without_extension_one_line_tells_how_to_build_it():
+def test_missing_extension_warns_once_how_to_build_it():
     status, printed = python(HIDE + SHOW)
     assert status == 0
     (warning,) = (line for line in printed.splitlines() if line.startswith("torchvision's"))
@@ -51,10 +51,10 @@ def test_without_extension_one_line_tells_how_to_build_it():
         "torchvision's operators are used: atss_core._C was not built; `make ext` builds it"
     )
     assert info.startswith("operators: torchvision on cpu (atss_core._C was not built")
-    assert "torchvision's" not in python(HIDE + SHOW, LOCAL_RANK="1")[1]  # one process tells
+    assert "torchvision's" not in python(HIDE + SHOW, LOCAL_RANK="1")[1]  # only one process warns
 
 
-def test_without_extension_compiled_is_refused():
+def test_missing_extension_with_compiled_is_refused():
     status, printed = python(HIDE + SHOW, ATSS_OPS="compiled")
     assert status == 1
     assert "ImportError: ATSS_OPS=compiled, but atss_core._C was not built" in printed
@@ -97,7 +97,7 @@ def test_extension_of_another_pytorch_is_an_error(tmp_path):
         ({"ATSS_CUDA": "1", "CUDA_HOME": "/nowhere"}, "ATSS_CUDA=1, but "),
     ],
 )
-def test_build_that_cannot_be_is_refused(environment, message):
+def test_impossible_build_is_refused(environment, message):
     run = subprocess.run(
         [sys.executable, "setup.py", "--name"],
         env={**os.environ, **environment},
@@ -110,7 +110,7 @@ def test_build_that_cannot_be_is_refused(environment, message):
     assert message in run.stderr
 
 
-def test_build_without_compiler_leaves_the_extension_out_and_says_so():
+def test_build_without_compiler_skips_the_extension_with_a_message():
     run = subprocess.run(
         [sys.executable, "setup.py", "--name"],
         env={**os.environ, "CXX": "no-such-compiler", "ATSS_EXTENSION": ""},

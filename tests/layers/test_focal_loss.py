@@ -36,9 +36,9 @@ def test_golden_of_extreme_logits(case, label, device):
         if abs(value) > 80:
             continue
         logit = torch.tensor([[float(value)]], device=device, requires_grad=True)
-        found = sigmoid_focal_loss(logit, torch.tensor([label], device=device))
-        found.backward()
-        assert found.item() == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
+        output = sigmoid_focal_loss(logit, torch.tensor([label], device=device))
+        output.backward()
+        assert output.item() == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
         assert logit.grad.item() == pytest.approx(float(gradient), rel=1e-4, abs=1e-6)
 
 
@@ -110,17 +110,17 @@ def test_half_types_are_summed_in_float32(dtype, device):
     labels = torch.arange(500, device=device) % 82 - 1
     exact = logits.float().requires_grad_()
     logits.requires_grad_()
-    expected, found = sigmoid_focal_loss(exact, labels), sigmoid_focal_loss(logits, labels)
-    assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    expected, output = sigmoid_focal_loss(exact, labels), sigmoid_focal_loss(logits, labels)
+    assert output.dtype == torch.float32
+    assert output.item() == pytest.approx(expected.item(), rel=1e-6)
     expected.backward()
-    found.backward()
+    output.backward()
     assert logits.grad.dtype == dtype
     torch.testing.assert_close(logits.grad.float(), exact.grad, rtol=1e-2, atol=1e-5)
 
 
 @devices
-def test_nothing_is_zero_and_ignored_logits_may_be_anything(device):
+def test_empty_input_is_zero_and_ignored_logits_may_be_anything(device):
     for shape in [(0, 5), (3, 0)]:
         logits = torch.zeros(shape, device=device, requires_grad=True)
         loss = sigmoid_focal_loss(logits, torch.zeros(shape[0], dtype=torch.int64, device=device))
@@ -136,7 +136,7 @@ def test_nothing_is_zero_and_ignored_logits_may_be_anything(device):
 
 @devices
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.0])
-def test_huge_logits_have_the_gradient_of_a_line(gamma, device):
+def test_huge_logits_have_a_constant_gradient(gamma, device):
     for value in (1e3, 1e20, 1.5e38, 3.4e38):
         for label, sign, weight in [(0, 1, 0.75), (1, -1, 0.25)]:
             for wrong in (True, False):
@@ -152,8 +152,8 @@ def test_huge_logits_have_the_gradient_of_a_line(gamma, device):
 def test_doubles_are_exact(alpha, device):
     logits = torch.tensor([[0.3, -2.0], [100.0, 4.0]], dtype=torch.float64)
     expected = oracles.focal_loss(logits, torch.tensor([2, 0]), 2.0, alpha)
-    found = sigmoid_focal_loss(logits.to(device), torch.tensor([2, 0], device=device), alpha=alpha)
-    assert found.item() == pytest.approx(expected, rel=1e-14)
+    output = sigmoid_focal_loss(logits.to(device), torch.tensor([2, 0], device=device), alpha=alpha)
+    assert output.item() == pytest.approx(expected, rel=1e-14)
 
 
 @compiled_devices
@@ -202,7 +202,7 @@ def test_the_sum_does_not_depend_on_the_threads():
     assert len(sums) == 1
 
 
-def test_wrong_arguments_are_named():
+def test_errors_name_the_argument():
     logits, labels = torch.zeros(2, 3), torch.tensor([0, 4])
     with pytest.raises(ValueError, match="a class up to 3, got 4"):
         sigmoid_focal_loss(logits, labels)
@@ -215,7 +215,7 @@ def test_wrong_arguments_are_named():
 
 
 @needs_compiled
-def test_a_second_derivative_is_refused():
+def test_second_derivative_is_refused():
     logits = torch.zeros(2, 3, requires_grad=True)
     loss = sigmoid_focal_loss(logits, torch.tensor([0, 2]))
     (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
@@ -223,7 +223,7 @@ def test_a_second_derivative_is_refused():
         gradient.sum().backward()
 
 
-def test_masked_logits_cost_nothing():
+def test_logits_of_minus_infinity_add_no_loss():
     logits = torch.tensor([[-torch.inf, 0.0]])
     for gamma in (0.0, 1.5, 2.0):
         expected = sigmoid_focal_loss(logits[:, 1:], torch.tensor([0]), gamma=gamma)
@@ -231,7 +231,7 @@ def test_masked_logits_cost_nothing():
 
 
 @devices
-def test_compiles_and_exports_whole(device):
+def test_compile_without_graph_breaks_and_export(device):
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     labels = torch.tensor([-1, 0, 1, 2, 3], device=device)
     compiled = torch.compile(sigmoid_focal_loss, fullgraph=True, backend="aot_eager")(logits, labels)
@@ -242,17 +242,17 @@ def test_compiles_and_exports_whole(device):
     torch.testing.assert_close(compiled, expected)
     torch.testing.assert_close(gradient, logits.grad)
 
-    class Door(torch.nn.Module):
+    class Wrapper(torch.nn.Module):
         def forward(self, logits, labels):
             return sigmoid_focal_loss(logits, labels)
 
     torch.testing.assert_close(
-        torch.export.export(Door(), (logits, labels)).module()(logits, labels), expected
+        torch.export.export(Wrapper(), (logits, labels)).module()(logits, labels), expected
     )
 
 
 @compiled_devices
-def test_operator_keeps_the_rules_of_pytorch(device):
+def test_opcheck(device):
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     labels = torch.tensor([-1, 0, 1, 2, 3], device=device)
     torch.library.opcheck(torch.ops.atss.sigmoid_focal_loss.default, (logits, labels, 2.0, 0.25))

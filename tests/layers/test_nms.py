@@ -35,7 +35,7 @@ def test_a_box_exactly_at_the_threshold_stays(device):
 
 @st.composite
 def crowds(draw):
-    """Boxes on a coarse grid, so that many coincide and IoUs hit thresholds, with few scores and labels."""
+    """Boxes on a coarse grid, so that boxes coincide and IoUs equal thresholds; few scores and labels."""
     count = draw(st.integers(0, 40))
     numbers = lambda low, high: st.lists(st.integers(low, high), min_size=count, max_size=count)  # noqa: E731
     x, y = torch.tensor(draw(numbers(-6, 6))), torch.tensor(draw(numbers(-6, 6)))
@@ -82,42 +82,42 @@ def test_padded_equals_a_loop(crowd, threshold, max_detections):
         assert keep[image].tolist() == expected + [-1] * (len(b) - len(expected))
 
 
-@pytest.mark.parametrize("kind", ["uniform", "clustered", "all sizes", "thin", "one place", "far away"])
+@pytest.mark.parametrize("kind", ["uniform", "clustered", "all sizes", "thin", "one position", "far away"])
 @pytest.mark.parametrize("threshold", [0.05, 0.25, 0.6, 0.95])
 @devices
 def test_many_boxes_equal_torchvision(kind, threshold, device):
-    # Enough boxes for the search by size and place (csrc/cpu/overlaps.cpp).
+    # Enough boxes to enable the search by size and position (csrc/cpu/greedy_nms.cpp).
     random = torch.Generator().manual_seed(3)
     count = 2000
     corner = torch.rand(count, 2, generator=random) * 500
-    sides = torch.rand(count, 2, generator=random) * 60 + 1
+    sizes = torch.rand(count, 2, generator=random) * 60 + 1
     if kind == "clustered":
         corner = corner[:20].repeat(100, 1) + torch.randn(count, 2, generator=random) * 4
-        sides = sides[:20].repeat(100, 1) * (1 + 0.1 * torch.rand(count, 2, generator=random))
+        sizes = sizes[:20].repeat(100, 1) * (1 + 0.1 * torch.rand(count, 2, generator=random))
     elif kind == "all sizes":
-        sides = torch.exp(torch.rand(count, 2, generator=random) * 16 - 8)
+        sizes = torch.exp(torch.rand(count, 2, generator=random) * 16 - 8)
     elif kind == "thin":
-        sides = torch.exp(torch.rand(count, 1, generator=random) * 4 * torch.tensor([-1.0, 1.0])) * 10
-    elif kind == "one place":
+        sizes = torch.exp(torch.rand(count, 1, generator=random) * 4 * torch.tensor([-1.0, 1.0])) * 10
+    elif kind == "one position":
         corner = torch.rand(count, 2, generator=random)
     elif kind == "far away":
         corner = corner - 1e6
-    boxes = torch.cat([corner, corner + sides - 1], dim=1)
+    boxes = torch.cat([corner, corner + sizes - 1], dim=1)
     scores = torch.rand(count, generator=random)
     expected = ops.nms(to_exclusive(boxes), scores, torch.tensor(threshold).item())
     assert nms(boxes.to(device), scores.to(device), threshold).tolist() == expected.tolist()
     labels = torch.randint(0, 3, (count,), generator=random)
     expected = [ops.nms(to_exclusive(boxes[labels == c]), scores[labels == c], threshold) for c in range(3)]
     expected = torch.cat([(labels == c).nonzero().squeeze(1)[e] for c, e in enumerate(expected)])
-    found = batched_nms(boxes.to(device), scores.to(device), labels.to(device), threshold)
-    assert sorted(found.tolist()) == sorted(expected.tolist())
-    assert scores[found.cpu()].tolist() == sorted(scores[found.cpu()].tolist(), reverse=True)
+    kept = batched_nms(boxes.to(device), scores.to(device), labels.to(device), threshold)
+    assert sorted(kept.tolist()) == sorted(expected.tolist())
+    assert scores[kept.cpu()].tolist() == sorted(scores[kept.cpu()].tolist(), reverse=True)
 
 
-@compiled_devices  # compilers of others may round otherwise
+@compiled_devices  # torchvision's build may round differently
 @pytest.mark.parametrize("padding", [0, 1000])
 def test_an_iou_is_rounded_step_by_step(padding, device):
-    # Where a product and a sum were rounded once, not twice, some of these would fall to the other side.
+    # With fused multiply-add, which rounds once instead of twice, some of these decisions would change.
     random = torch.Generator().manual_seed(4)
     corner = torch.rand(200, 2, generator=random) * 100
     first = torch.cat([corner, corner + torch.rand(200, 2, generator=random) * 50 + 10], dim=1)
@@ -143,10 +143,10 @@ def test_a_hundred_thousand_boxes(device):
 
 
 @devices
-def test_nothing_and_one(device):
-    nothing = torch.zeros(0, device=device)
-    assert nms(torch.zeros(0, 4, device=device), nothing, 0.5).tolist() == []
-    assert batched_nms(torch.zeros(0, 4, device=device), nothing, nothing.long(), 0.5).tolist() == []
+def test_no_box_and_one_box(device):
+    empty = torch.zeros(0, device=device)
+    assert nms(torch.zeros(0, 4, device=device), empty, 0.5).tolist() == []
+    assert batched_nms(torch.zeros(0, 4, device=device), empty, empty.long(), 0.5).tolist() == []
     for images, size in [(0, 3), (2, 0), (0, 0)]:
         scores = torch.zeros(images, size, device=device)
         keep, counts = batched_nms_padded(
@@ -160,7 +160,7 @@ def test_nothing_and_one(device):
 
 
 @devices
-def test_boxes_that_are_none_neither_suppress_nor_are_suppressed(device):
+def test_invalid_boxes_neither_suppress_nor_are_suppressed(device):
     inf, nan = float("inf"), float("nan")
     boxes = [
         *([0, 0, 10, 10], [nan, 0, 10, 10], [0, 0, inf, 10], [0, 0, 10, 10], [-inf, -inf, inf, inf]),
@@ -171,15 +171,15 @@ def test_boxes_that_are_none_neither_suppress_nor_are_suppressed(device):
     expected = [i for i in range(len(boxes)) if i != 3]
     assert nms(boxes, scores, 0.5).tolist() == expected
     assert batched_nms(boxes, scores, torch.ones(len(boxes), device=device).int(), 0.5).tolist() == expected
-    many = boxes.repeat(100, 1)  # the search by size and place
-    found = nms(many, torch.linspace(1, 0.1, len(many), device=device), 0.5)
-    ordinary = many[found].eq(torch.tensor([0.0, 0.0, 10.0, 10.0], device=device)).all(dim=1)
+    many = boxes.repeat(100, 1)  # the search by size and position
+    kept = nms(many, torch.linspace(1, 0.1, len(many), device=device), 0.5)
+    ordinary = many[kept].eq(torch.tensor([0.0, 0.0, 10.0, 10.0], device=device)).all(dim=1)
     assert ordinary.sum() == 1
-    assert len(found) == 9 * 100 + 1
+    assert len(kept) == 9 * 100 + 1
 
 
 @compiled_devices
-def test_scores_that_are_not_numbers_come_first(device):
+def test_nan_scores_rank_first_or_mark_padding(device):
     boxes = torch.tensor([[0.0, 0, 10, 10]], device=device).repeat(3, 1)
     scores = torch.tensor([1.0, float("nan"), 2.0], device=device)
     assert nms(boxes, scores, 0.5).tolist() == [1]
@@ -189,7 +189,7 @@ def test_scores_that_are_not_numbers_come_first(device):
 
 @devices
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_types_decide_in_float32(dtype, device):
+def test_other_types_are_compared_in_float32(dtype, device):
     boxes = oracles.random_boxes(200, span=2000, largest=800).to(dtype)  # areas above the range of float16
     scores = torch.rand(200, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = nms(boxes.float(), scores.float(), 0.5).tolist()
@@ -207,13 +207,13 @@ def test_memory_layout_does_not_matter(device):
     assert torch.equal(nms(strided, torch.stack([scores, scores], dim=1)[:, 0], 0.4), nms(boxes, scores, 0.4))
 
 
-def test_wrong_arguments_are_named():
+def test_errors_name_the_argument():
     boxes, scores = torch.zeros(3, 4), torch.zeros(3)
     with pytest.raises(ValueError, match=r"boxes must be \(K, 4\), got \[3, 1, 4\]"):
         nms(boxes[:, None], scores, 0.5)
     with pytest.raises(ValueError, match=r"boxes must be \(N, K, 4\), got \[3, 4\]"):
         batched_nms_padded(boxes, scores, scores.long(), 0.5)
-    with pytest.raises(ValueError, match=r"scores must have one value a box, \[3\], got \[2\]"):
+    with pytest.raises(ValueError, match=r"scores must have one value per box, \[3\], got \[2\]"):
         nms(boxes, scores[:2], 0.5)
     with pytest.raises(ValueError, match=r"threshold must be 0 or more, got -0\.1"):
         nms(boxes, scores, -0.1)
@@ -231,7 +231,7 @@ def arguments(device, images=None):
 
 
 @compiled_devices
-def test_operators_keep_the_rules_of_pytorch(device):
+def test_opcheck(device):
     boxes, scores, labels = arguments(device)
     torch.library.opcheck(torch.ops.atss.nms.default, (boxes, scores, 0.5))
     torch.library.opcheck(torch.ops.atss.batched_nms.default, (boxes, scores, labels, 0.5))
@@ -239,19 +239,19 @@ def test_operators_keep_the_rules_of_pytorch(device):
 
 
 @compiled_devices
-@pytest.mark.parametrize("door", [nms, batched_nms, batched_nms_padded])
-def test_doors_compile_and_export_whole(door, device):
-    class Door(torch.nn.Module):
+@pytest.mark.parametrize("function", [nms, batched_nms, batched_nms_padded])
+def test_functions_compile_without_graph_breaks_and_export(function, device):
+    class Wrapper(torch.nn.Module):
         def forward(self, boxes, scores, labels):
-            return door(boxes, scores, 0.5) if door is nms else door(boxes, scores, labels, 0.5)
+            return function(boxes, scores, 0.5) if function is nms else function(boxes, scores, labels, 0.5)
 
-    inputs = arguments(device, 2 if door is batched_nms_padded else None)
-    expected = Door()(*inputs)
+    inputs = arguments(device, 2 if function is batched_nms_padded else None)
+    expected = Wrapper()(*inputs)
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        compiled = torch.compile(Door(), fullgraph=True, backend="aot_eager")(*inputs)
-    exported = torch.export.export(Door(), inputs).module()(*inputs)
-    for found in (compiled, exported):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        compiled = torch.compile(Wrapper(), fullgraph=True, backend="aot_eager")(*inputs)
+    exported = torch.export.export(Wrapper(), inputs).module()(*inputs)
+    for kept in (compiled, exported):
+        torch.testing.assert_close(kept, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_compiled_cuda)])
@@ -268,9 +268,9 @@ def test_padded_is_captured_in_a_cuda_graph(device):
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = run()
+        kept = run()
     graph.replay()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(kept, expected)
     scores.copy_(scores.flip(1))
     graph.replay()
-    torch.testing.assert_close(found, run())
+    torch.testing.assert_close(kept, run())

@@ -40,7 +40,7 @@ PYTHON
 # The overrides of the tests' small model.
 mapfile -t opts < <(python -c "
 from tests.conftest import TINY
-from tests.engine.test_distributed import ALONE
+from tests.engine.helpers import ALONE
 print('\n'.join([*TINY, *ALONE, 'SOLVER.MAX_ITER', '60', 'SOLVER.CHECKPOINT_PERIOD', '10']))")
 
 train() { # train <output> <launcher words...>

@@ -1,6 +1,6 @@
-"""ATSS written down plainly: all distances, all IoUs, one box at a time. The twin of the fast assigner.
+"""A plain ATSS as a reference for the fast assigner: all distances, all IoUs, one box at a time.
 
-In float64, so that a decision never hangs on the order of additions.
+In float64, so that no decision depends on the order of additions.
 """
 
 import torch
@@ -11,7 +11,7 @@ from atss_core.structures import boxes as box_ops
 def assign(anchors, boxes, topk, in_box=True):
     """Match K anchors to (G, 4) boxes as ``AtssAssigner`` does for one image; returns (K,) int64."""
     anchor_boxes, boxes = anchors.boxes.double(), boxes.double()
-    # The anchors of a place share its centre, a whole pixel; their rounded sides hide that from arithmetic.
+    # The anchors of a location share its centre, a whole pixel, up to the rounding of their sides.
     centers = box_ops.centers(anchor_boxes).round()
     best_iou = torch.full((len(anchor_boxes),), -1.0, dtype=torch.float64)
     matched = torch.full((len(anchor_boxes),), -1)

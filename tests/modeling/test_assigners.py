@@ -1,4 +1,4 @@
-"""Assignment: golden scenes, a dense twin, ties and unusual boxes."""
+"""Label assignment: golden scenes, a dense reference, ties and unusual boxes."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from atss_core.modeling.anchors import AnchorGenerator
 from atss_core.modeling.assigners import (
     BACKGROUND,
     IGNORED,
-    SSC_SIZES,
     AtssAssigner,
     IouAssigner,
     SscAssigner,
     TopkAssigner,
-    most_overlapping_box,
 )
-from atss_core.modeling.nearest import nearest_cells, sort_key
+from atss_core.modeling.assigners.closest import closest_cells
+from atss_core.modeling.assigners.common import resolve_conflicts, sort_key
+from atss_core.modeling.assigners.ssc import SSC_SIZES
 from atss_core.structures import boxes as box_ops
 from tests import golden
 from tests.modeling import dense
@@ -68,14 +68,14 @@ def test_golden_scene(scene, name):
 def test_grid_candidates_equal_dense_candidates(kind, topk, whole_pixels):
     anchors = GENERATORS[kind]([(13, 20), (7, 10), (4, 5), (2, 3), (1, 2)])
     boxes = random_boxes(40, 160, 104, seed=topk, whole_pixels=whole_pixels)
-    found = AtssAssigner(topk)(anchors, [boxes])[0]
-    assert torch.equal(found, dense.assign(anchors, boxes, topk))
-    assert (found >= 0).any()
+    matched = AtssAssigner(topk)(anchors, [boxes])[0]
+    assert torch.equal(matched, dense.assign(anchors, boxes, topk))
+    assert (matched >= 0).any()
 
 
 @pytest.mark.parametrize("grid_size", [(1, 1), (1, 30), (30, 1), (2, 5), (3, 3), (17, 23)])
 @pytest.mark.parametrize("topk", [1, 2, 9, 27, 60])
-def test_nearest_cells_with_ties_and_far_points(grid_size, topk):
+def test_closest_cells_with_ties_and_far_points(grid_size, topk):
     height, width = grid_size
     random = torch.Generator().manual_seed(0)
     # Halves of cells tie constantly; a third of the points lie outside the grid.
@@ -86,7 +86,7 @@ def test_nearest_cells_with_ties_and_far_points(grid_size, topk):
     cells = torch.stack([column, row], dim=-1).view(-1, 2)
     distances = (points[:, None] - cells).square().sum(dim=-1)
     expected = distances.sort(dim=1, stable=True).indices[:, :topk]
-    assert torch.equal(nearest_cells(points, grid_size, topk), expected)
+    assert torch.equal(closest_cells(points, grid_size, topk), expected)
 
 
 def test_batch_equals_images_one_by_one():
@@ -128,7 +128,7 @@ def test_box_partly_outside_the_image_and_box_outside_the_grid():
 
 
 @pytest.mark.parametrize("name", ["ATSS9", "TOPK", "IoU"])
-def test_anchor_that_two_equal_boxes_want_goes_to_the_first(name):
+def test_anchor_claimed_by_equal_boxes_goes_to_the_first(name):
     anchors = GENERATORS["A1"](GRIDS)
     boxes = torch.tensor([[100.0, 100.0, 180.0, 180.0]]).repeat(3, 1)
     matched = ASSIGNERS[name](anchors, [boxes])[0]
@@ -143,7 +143,7 @@ def test_topk_takes_the_lowest_anchor_among_equals():
     assert (matched >= 0).nonzero().flatten().tolist() == [first, first + 1]
 
 
-def test_one_candidate_has_no_spread():
+def test_single_candidate_has_no_standard_deviation():
     anchors = AnchorGenerator((64,), (8,))([(1, 1)])
     assert AtssAssigner(9)(anchors, [torch.tensor([[-20.0, -20.0, 30.0, 30.0]])]).tolist() == [[0]]
 
@@ -151,10 +151,10 @@ def test_one_candidate_has_no_spread():
 def test_highest_iou_wins_then_lowest_box():
     candidates = torch.tensor([[[0, 1], [1, 2], [2, 1]]])
     ious = torch.tensor([[[0.5, 0.6], [0.7, 0.4], [0.4, 0.7]]])
-    wanted = torch.tensor([[[True, True], [True, True], [True, True]]])
-    assert most_overlapping_box(candidates, ious, wanted, 4).tolist() == [[0, 1, 1, -1]]
-    wanted[0, 1] = False
-    assert most_overlapping_box(candidates, ious, wanted, 4).tolist() == [[0, 2, 2, -1]]
+    is_positive = torch.tensor([[[True, True], [True, True], [True, True]]])
+    assert resolve_conflicts(candidates, ious, is_positive, 4).tolist() == [[0, 1, 1, -1]]
+    is_positive[0, 1] = False
+    assert resolve_conflicts(candidates, ious, is_positive, 4).tolist() == [[0, 2, 2, -1]]
 
 
 def test_sort_key_orders_floats_then_indices():
@@ -171,13 +171,16 @@ def test_iou_assigner_ignores_positives_with_their_centre_outside():
 
 
 def test_ssc_needs_five_levels():
-    with pytest.raises(ValueError, match="sizes of 5 levels, but there are 1"):
+    with pytest.raises(ValueError, match="sizes: expected one per level, got 5 for 1"):
         SscAssigner()(AnchorGenerator((64,), (8,))([(2, 2)]), [torch.zeros(1, 4)])
 
 
 def test_unknown_assigner_lists_the_choices():
     cfg = load_cfg(opts=["MODEL.ATSS.POSITIVE_TYPE", "IOU"])
-    with pytest.raises(ValueError, match="POSITIVE_TYPE must be one of ATSS, SSC, IoU, TOPK, got 'IOU'"):
+    with pytest.raises(
+        ValueError,
+        match=r"POSITIVE_TYPE: expected one of ATSS, SSC, IoU, TOPK, got 'IOU'\. Did you mean 'IoU'",
+    ):
         build_assigner(cfg)
 
 
@@ -200,10 +203,10 @@ def test_center_sampling_equals_a_loop(radius):
             area = (x2 - x1 + 1) * (y2 - y1 + 1)
             if min(sides) > 0.01 and low <= max(sides) <= high and is_near and area < smallest:
                 smallest, expected[index] = area, number
-    found = SscAssigner(center_radius=radius)(anchors, [boxes])[0]
-    assert torch.equal(found, expected)
+    matched = SscAssigner(center_radius=radius)(anchors, [boxes])[0]
+    assert torch.equal(matched, expected)
     everywhere = SscAssigner()(anchors, [boxes])[0]
-    assert 0 < (found >= 0).sum() < (everywhere >= 0).sum()
+    assert 0 < (matched >= 0).sum() < (everywhere >= 0).sum()
 
 
 def test_center_sampling_by_hand():
@@ -212,7 +215,7 @@ def test_center_sampling_by_hand():
     # The centre is (20, 20): less than 12 px away are 12, 20 and 28.
     matched = assigner(anchors, [torch.tensor([[0.0, 0.0, 40.0, 40.0]])])[0].view(6, 6)
     assert (matched >= 0).nonzero().tolist() == [[r, c] for r in (1, 2, 3) for c in (1, 2, 3)]
-    # The box is narrower than the region, and must hold the centre of the anchor all the same.
+    # The box is narrower than the region, and must still contain the centre of the anchor.
     matched = assigner(anchors, [torch.tensor([[15.0, 0.0, 25.0, 40.0]])])[0].view(6, 6)
     assert (matched >= 0).nonzero().tolist() == [[r, 2] for r in (1, 2, 3)]
 
@@ -236,7 +239,7 @@ def test_iou_positives_may_lie_outside_their_box():
 
 def test_topk_positives_may_lie_outside_their_box():
     anchors = GENERATORS["A1"](GRIDS)
-    boxes = [torch.tensor([[98.0, 98.0, 102.0, 102.0]])]  # holds the centre (100, 100) and no other
+    boxes = [torch.tensor([[98.0, 98.0, 102.0, 102.0]])]  # contains the centre (100, 100) and no other
     assert (TopkAssigner(9)(anchors, boxes)[0] >= 0).sum() == 1
     assert (TopkAssigner(9, positives_in_box=False)(anchors, boxes)[0] >= 0).sum() == 9
 
@@ -253,28 +256,36 @@ def test_a_box_that_overlaps_no_anchor_has_no_positives_outside_either(kind):
 
 @pytest.mark.parametrize("radius", [-1.0, -0.1])
 def test_center_sampling_radius_is_not_negative(radius):
-    with pytest.raises(ValueError, match=f"CENTER_SAMPLING_RADIUS counts strides .* got {radius}; 0 is off"):
+    with pytest.raises(
+        ValueError, match=rf"center_radius: expected 0 \(off\) or a number of strides, got {radius}"
+    ):
         SscAssigner(center_radius=radius)
 
 
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["CENTER_SAMPLING_RADIUS", "1.5"], "belongs to POSITIVE_TYPE SSC and must be 0 with ATSS, got 1.5"),
+        (
+            ["CENTER_SAMPLING_RADIUS", "1.5"],
+            "expected 0 with POSITIVE_TYPE ATSS, got 1.5. It belongs to POSITIVE_TYPE SSC",
+        ),
         (
             ["CENTER_SAMPLING_RADIUS", "-1.0", "POSITIVE_TYPE", "SSC"],
             r"CENTER_SAMPLING_RADIUS must be in \[0, 1000\], got -1.0",
         ),
-        (["POSITIVES_IN_BOX", "False", "POSITIVE_TYPE", "SSC"], "POSITIVES_IN_BOX must be True with .* SSC"),
+        (
+            ["POSITIVES_IN_BOX", "False", "POSITIVE_TYPE", "SSC"],
+            "POSITIVES_IN_BOX: expected True with .* SSC",
+        ),
     ],
 )
-def test_limits_of_positives_that_do_not_fit_are_refused(opts, message):
+def test_options_of_another_assigner_are_refused(opts, message):
     keys = [f"MODEL.ATSS.{word}" if i % 2 == 0 else word for i, word in enumerate(opts)]
     with pytest.raises(ValueError, match=message):
         build_assigner(load_cfg(opts=keys))
 
 
-def test_limits_of_positives_reach_the_assigner():
+def test_options_reach_the_assigner():
     cfg = load_cfg(opts=["MODEL.ATSS.POSITIVE_TYPE", "SSC", "MODEL.ATSS.CENTER_SAMPLING_RADIUS", "1.5"])
     assert build_assigner(cfg).center_radius == 1.5
     for kind in ("ATSS", "IoU", "TOPK"):
@@ -288,23 +299,23 @@ SMALL_GRIDS = [(13, 20), (7, 10), (4, 5), (2, 3), (1, 2)]
 
 
 def at_least_one_by_loop(anchors, boxes, topk):
-    """Serve the boxes without a positive, one claim at a time; returns (K,) int64."""
-    found = AtssAssigner(topk).candidates(anchors, [boxes])
+    """Match boxes without a positive, one claim at a time; returns (K,) int64."""
+    stats = AtssAssigner(topk).candidates(anchors, [boxes])
     matched = AtssAssigner(topk)(anchors, [boxes])[0].tolist()
-    wishes = []
-    for candidates, ious in zip(found.anchors[0].tolist(), found.ious[0].tolist(), strict=True):
+    preferences = []
+    for candidates, ious in zip(stats.anchors[0].tolist(), stats.ious[0].tolist(), strict=True):
         ranked = sorted(zip(candidates, ious, strict=True), key=lambda pair: (-pair[1], pair[0]))
-        wishes.append([(anchor, iou) for anchor, iou in ranked if iou > 0])
+        preferences.append([(anchor, iou) for anchor, iou in ranked if iou > 0])
     kept = {}
-    for index, wish in enumerate(wishes):
-        mine = [anchor for anchor, _ in wish if matched[anchor] == index]
+    for index, preference in enumerate(preferences):
+        mine = [anchor for anchor, _ in preference if matched[anchor] == index]
         if mine:
             kept[mine[0]] = index
     while True:
         claims = []
-        for index, wish in enumerate(wishes):
+        for index, preference in enumerate(preferences):
             if index not in kept.values():
-                claims += [(-iou, index, anchor) for anchor, iou in wish if anchor not in kept][:1]
+                claims += [(-iou, index, anchor) for anchor, iou in preference if anchor not in kept][:1]
         if not claims:
             break
         for _, index, anchor in sorted(claims):
@@ -332,14 +343,14 @@ def test_at_least_one_equals_a_loop(kind, topk, num_boxes, seed):
     before = AtssAssigner(topk)(anchors, [boxes])[0]
     after = AtssAssigner(topk, at_least_one=True)(anchors, [boxes])[0]
     assert torch.equal(after, at_least_one_by_loop(anchors, boxes, topk))
-    served = set(after[after >= 0].tolist())
-    assert set(before[before >= 0].tolist()) < served  # no box loses its last
-    # Who stays without one overlaps only candidates that are the single anchor of others.
-    found = AtssAssigner(topk).candidates(anchors, [boxes])
-    for index in set(range(len(boxes))) - served:
-        owners = after[found.anchors[0, index][found.ious[0, index] > 0]]
-        assert len(set(owners.tolist())) == len(owners)
-        assert (owners >= 0).all()
+    has_positives = set(after[after >= 0].tolist())
+    assert set(before[before >= 0].tolist()) < has_positives  # no box loses its last
+    # An unmatched box overlaps only candidates that are the single positive of another box.
+    stats = AtssAssigner(topk).candidates(anchors, [boxes])
+    for index in set(range(len(boxes))) - has_positives:
+        others = after[stats.anchors[0, index][stats.ious[0, index] > 0]]
+        assert len(set(others.tolist())) == len(others)
+        assert (others >= 0).all()
 
 
 def test_at_least_one_in_a_batch_equals_images_one_by_one():
@@ -352,7 +363,7 @@ def test_at_least_one_in_a_batch_equals_images_one_by_one():
     assert (assigner(anchors, boxes[1:2]) == BACKGROUND).all()
 
 
-def test_two_equal_boxes_and_one_anchor_serve_the_first():
+def test_single_anchor_goes_to_the_first_of_equal_boxes():
     anchors = AnchorGenerator((64,), (8,))([(1, 1)])
     boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]]).repeat(2, 1)
     assert AtssAssigner(9, at_least_one=True)(anchors, [boxes]).tolist() == [[0]]
@@ -365,7 +376,7 @@ def test_equal_boxes_share_their_candidates():
     assert set(AtssAssigner(9, at_least_one=True)(anchors, [boxes])[0].tolist()) == {BACKGROUND, *range(20)}
 
 
-def test_at_least_one_serves_a_box_without_a_centre_inside_but_none_that_overlaps_nothing():
+def test_at_least_one_needs_overlap_but_no_centre_inside():
     anchors = GENERATORS["A1"](GRIDS)
     boxes = torch.tensor([[94.0, 94.0, 98.5, 98.5], [5000.0, 5000.0, 5100.0, 5100.0]])
     assert (AtssAssigner(9)(anchors, [boxes]) == BACKGROUND).all()
@@ -377,19 +388,17 @@ def test_at_least_one_serves_a_box_without_a_centre_inside_but_none_that_overlap
 def test_candidates_are_those_of_the_assignment():
     anchors = GENERATORS["A1"](GRIDS)
     boxes = [random_boxes(g, 1216, 800, seed=g, whole_pixels=True) for g in (5, 12)]
-    found = AtssAssigner(9).candidates(anchors, boxes)
-    assert found.anchors.shape == found.ious.shape == found.is_positive.shape == (2, 12, 45)
-    assert found.is_box.sum(dim=1).tolist() == [5, 12]
-    assert not found.is_positive[0, 5:].any()
-    candidate_boxes = anchors.boxes[found.anchors[1, 3]]
+    stats = AtssAssigner(9).candidates(anchors, boxes)
+    assert stats.anchors.shape == stats.ious.shape == stats.is_positive.shape == (2, 12, 45)
+    assert stats.is_box.sum(dim=1).tolist() == [5, 12]
+    assert not stats.is_positive[0, 5:].any()
+    candidate_boxes = anchors.boxes[stats.anchors[1, 3]]
     ious = box_ops.iou(candidate_boxes, boxes[1][3])
-    torch.testing.assert_close(found.ious[1, 3], ious)
-    torch.testing.assert_close(found.mean[1, 3], ious.mean())
-    torch.testing.assert_close(found.threshold[1, 3], ious.mean() + ious.std())
+    torch.testing.assert_close(stats.ious[1, 3], ious)
+    torch.testing.assert_close(stats.mean[1, 3], ious.mean())
+    torch.testing.assert_close(stats.threshold[1, 3], ious.mean() + ious.std())
     matched = AtssAssigner(9)(anchors, boxes)
-    assert torch.equal(
-        matched, most_overlapping_box(found.anchors, found.ious, found.is_positive, len(anchors))
-    )
+    assert torch.equal(matched, resolve_conflicts(stats.anchors, stats.ious, stats.is_positive, len(anchors)))
 
 
 @pytest.mark.parametrize("kind", ["SSC", "IoU", "TOPK"])
@@ -397,5 +406,5 @@ def test_at_least_one_belongs_to_atss(kind):
     opts = ["MODEL.ATSS.AT_LEAST_ONE", "True", "MODEL.ATSS.POSITIVE_TYPE"]
     assert build_assigner(load_cfg(opts=[*opts, "ATSS"])).at_least_one
     assert not build_assigner(load_cfg()).at_least_one
-    with pytest.raises(ValueError, match=f"AT_LEAST_ONE belongs to .* must be False with {kind}, got True"):
+    with pytest.raises(ValueError, match=f"AT_LEAST_ONE: expected False with POSITIVE_TYPE {kind}, got True"):
         build_assigner(load_cfg(opts=[*opts, kind]))

@@ -65,13 +65,13 @@ def test_variant_trains_and_detects(opts):
     assert len(model.eval()(images)) == 2
 
 
-def test_backbones_have_the_norm_that_is_asked_for():
+def test_backbones_have_the_requested_norm():
     assert isinstance(small().backbone.body.stem.bn1, FrozenBatchNorm2d)
     model = small("MODEL.RESNETS.TRANS_FUNC", "BasicBlockWithBatchNorm")
     assert isinstance(model.backbone.body.layer1[0].bn1, nn.BatchNorm2d)
     assert isinstance(model.backbone.body.stem.bn1, FrozenBatchNorm2d)
     with pytest.raises(
-        ValueError, match=r"TRANS_FUNC must be one of BottleneckWithFixedBatchNorm, .* got 'Bottleneck'"
+        ValueError, match=r"TRANS_FUNC: expected one of BottleneckWithFixedBatchNorm, .* got 'Bottleneck'"
     ):
         small("MODEL.RESNETS.TRANS_FUNC", "Bottleneck")
 
@@ -84,9 +84,9 @@ def test_frozen_stages_do_not_move(frozen):
         "MODEL.RESNETS.STEM_FUNC",
         "StemWithBatchNorm",
     ]
-    body = small(*norms, "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", str(frozen)).train().backbone.body
-    stages = [body.stem, body.layer1, body.layer2, body.layer3, body.layer4]
-    body(torch.randn(2, 3, 64, 64))
+    backbone = small(*norms, "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", str(frozen)).train().backbone.body
+    stages = [backbone.stem, backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
+    backbone(torch.randn(2, 3, 64, 64))
     for number, stage in enumerate(stages):
         norm = next(m for m in stage.modules() if isinstance(m, nn.BatchNorm2d))
         assert (norm.running_mean.abs().sum() == 0) == (number < frozen)
@@ -97,7 +97,7 @@ def head_keys(*opts):
     return set(small(*opts, "MODEL.ATSS.NUM_CONVS", "2").rpn.head.state_dict())
 
 
-def test_parts_of_the_head_can_be_left_out():
+def test_layers_of_the_head_are_optional():
     default = head_keys()
     scales = {f"scales.{level}.scale" for level in range(5)}
     assert default - head_keys("MODEL.ATSS.USE_SCALE", "False") == scales
@@ -113,25 +113,26 @@ def test_parts_of_the_head_can_be_left_out():
         assert head_keys(f"MODEL.ATSS.{unchanged[0]}", unchanged[1]) == default
 
 
-def test_codes_are_scaled_only_if_asked_for():
+def test_encoded_boxes_are_scaled_only_on_request():
     features = [torch.randn(1, 64, 3, 3)] * 5
     for use_scale, factor in (("True", 3.0), ("False", 1.0)):
         head = small("MODEL.ATSS.USE_SCALE", use_scale).rpn.head
-        before = head(features).box_codes[0]
+        before = head(features).encoded_boxes[0]
         for scale in head.scales:
             for parameter in scale.parameters():
                 parameter.data *= 3
-        assert torch.equal(head(features).box_codes[0], before * factor)
+        assert torch.equal(head(features).encoded_boxes[0], before * factor)
 
 
 def test_new_keys_written_out_are_the_defaults():
     keys = ("TOWER_NORM", "REG_LOSS_TYPE", "POSITIVES_IN_BOX", "USE_CENTERNESS", "USE_SCALE")
     values = ("GN", "GIoU", "True", "True", "True")
-    opts = [word for k, v in zip(keys, values, strict=True) for word in (f"MODEL.ATSS.{k}", v)]
+    opts = [text for k, v in zip(keys, values, strict=True) for text in (f"MODEL.ATSS.{k}", v)]
+    opts += ["MODEL.NECK.NAME", "FPN", "MODEL.HEAD.NAME", "ATSSHead", "MODEL.LOSS.NAME", "ATSSLoss"]
     assert load_cfg(R50, [*opts, "MODEL.ATSS.CENTER_SAMPLING_RADIUS", "0.0"]) == load_cfg(R50)
 
 
-def test_stride_is_where_it_should_be():
+def test_stride_in_1x1_or_3x3():
     for in_1x1, strides in ((True, (2, 1)), (False, (1, 2))):
         model = build_detector(load_cfg(R50, ["MODEL.RESNETS.STRIDE_IN_1X1", str(in_1x1)]))
         block = model.backbone.body.layer2[0]
@@ -140,32 +141,41 @@ def test_stride_is_where_it_should_be():
 
 def test_two_models_live_side_by_side():
     first, second = small("MODEL.ATSS.TOPK", "3"), small("MODEL.ATSS.TOPK", "27")
-    assert first.rpn.loss.assigner.topk == 3
-    assert second.rpn.loss.assigner.topk == 27
+    assert first.criterion.assigner.topk == 3
+    assert second.criterion.assigner.topk == 27
 
 
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.MASK_ON", "True"], "MODEL.MASK_ON True belongs to another detector"),
-        (["MODEL.KEYPOINT_ON", "True"], "MODEL.KEYPOINT_ON True"),
-        (["MODEL.RETINANET_ON", "True"], "MODEL.RETINANET_ON True"),
-        (["MODEL.ATSS_ON", "False"], "MODEL.ATSS_ON must be True"),
-        (["MODEL.RPN_ONLY", "False"], "MODEL.RPN_ONLY must be True"),
+        (
+            ["MODEL.MASK_ON", "True"],
+            "MODEL.MASK_ON: expected False, got True. The only detector here is ATSS",
+        ),
+        (["MODEL.KEYPOINT_ON", "True"], "MODEL.KEYPOINT_ON: expected False"),
+        (["MODEL.RETINANET_ON", "True"], "MODEL.RETINANET_ON: expected False"),
+        (["MODEL.ATSS_ON", "False"], "MODEL.ATSS_ON: expected True"),
+        (["MODEL.RPN_ONLY", "False"], "MODEL.RPN_ONLY: expected True"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], "must be 'GeneralizedRCNN', got 'RetinaNet'"),
         (["MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION must be 1, got 2"),
         (
             ["MODEL.BACKBONE.CONV_BODY", "R-50-C4"],
-            "CONV_BODY must be one of R-18-FPN-RETINANET, .*got 'R-50-C4'",
+            "CONV_BODY: expected one of R-18-FPN-RETINANET, .*got 'R-50-C4'",
         ),
         (["MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "6"], r"FREEZE_CONV_BODY_AT must be in \[0, 5\], got 6"),
         (
             ["MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "48"],
-            "BACKBONE_OUT_CHANNELS must be 64, 96, 128, ..., got 48",
+            "BACKBONE_OUT_CHANNELS: expected 64, 96, 128, ... .*, got 48",
         ),
-        (["MODEL.RESNETS.NUM_GROUPS", "32"], "no groups"),
-        (["MODEL.ATSS.ANCHOR_SIZES", "(64,)"], "one number a level, got 1 and 5"),
-        (["MODEL.ATSS.ANCHOR_SIZES", "((8, 9), 16, 32, 64, 128)"], "as many ANCHOR_SIZES as the others"),
+        (["MODEL.RESNETS.NUM_GROUPS", "32"], "R-18: expected no groups .* got 32 groups"),
+        (
+            ["MODEL.ATSS.ANCHOR_SIZES", "(64,)"],
+            "ANCHOR_SIZES: expected one size per stride, got 1 sizes and 5 strides",
+        ),
+        (
+            ["MODEL.ATSS.ANCHOR_SIZES", "((8, 9), 16, 32, 64, 128)"],
+            "ANCHOR_SIZES: expected the same number of sizes on every level",
+        ),
         (
             ["MODEL.ATSS.ANCHOR_STRIDES", "(4, 8, 16, 32, 64)"],
             r"ANCHOR_STRIDES must be \(8, 16, 32, 64, 128\), got \(4, 8, 16, 32, 64\)",
@@ -173,28 +183,38 @@ def test_two_models_live_side_by_side():
         (["MODEL.ATSS.TOPK", "0"], r"TOPK must be in \[1, 100000\], got 0"),
         (
             ["MODEL.ATSS.REGRESSION_TYPE", "POINT", "MODEL.ATSS.SCALES_PER_OCTAVE", "3"],
-            "POINT needs one anchor a place, but .* make 3",
+            "REGRESSION_TYPE: expected BOX with 3 anchors per location, got POINT",
         ),
-        (["MODEL.ATSS.REGRESSION_TYPE", "box"], "REGRESSION_TYPE must be one of BOX, POINT, got 'box'"),
-        (["MODEL.ATSS.TOWER_NORM", "BN"], "TOWER_NORM must be one of GN, none, got 'BN'"),
-        (["MODEL.ATSS.REG_LOSS_TYPE", "L1"], "REG_LOSS_TYPE must be one of GIoU, SmoothL1, got 'L1'"),
-        (["MODEL.ATSS.CENTER_SAMPLING_RADIUS", "1.5"], "CENTER_SAMPLING_RADIUS belongs to POSITIVE_TYPE SSC"),
+        (["MODEL.ATSS.REGRESSION_TYPE", "box"], "REGRESSION_TYPE: expected one of BOX, POINT, got 'box'"),
+        (["MODEL.ATSS.TOWER_NORM", "BN"], "TOWER_NORM: expected one of GN, none, got 'BN'"),
+        (["MODEL.ATSS.REG_LOSS_TYPE", "L1"], "REG_LOSS_TYPE: expected one of GIoU, SmoothL1, got 'L1'"),
+        (
+            ["MODEL.ATSS.CENTER_SAMPLING_RADIUS", "1.5"],
+            "CENTER_SAMPLING_RADIUS: expected 0 .* POSITIVE_TYPE SSC",
+        ),
+        (
+            ["MODEL.ATSS.POSITIVE_TYPE", "IoU", "MODEL.ATSS.BG_IOU_THRESHOLD", "0.6"],
+            "BG_IOU_THRESHOLD: negative_iou: expected at most positive_iou 0.5, got 0.6",
+        ),
+        (["MODEL.NECK.NAME", "fpn"], "NECK.NAME: expected one of FPN, got 'fpn'"),
+        (["MODEL.HEAD.NAME", "ATSSHEAD"], "HEAD.NAME: expected one of ATSSHead, .* mean 'ATSSHead'"),
+        (["MODEL.LOSS.NAME", "ATSS"], "LOSS.NAME: expected one of ATSSLoss, .* mean 'ATSSLoss'"),
     ],
 )
-def test_what_does_not_fit_is_refused(opts, message):
+def test_unsupported_values_are_refused(opts, message):
     with pytest.raises(ValueError, match=message):
         small(*opts)
 
 
 def test_training_without_targets_is_refused():
-    with pytest.raises(ValueError, match="training needs targets"):
+    with pytest.raises(ValueError, match="targets: expected ground truth in training mode"):
         small().train()(ImageList.from_tensors([torch.zeros(3, 32, 32)]))
 
 
 def test_registry_refuses_duplicates():
     registry = Registry("KEY")
     registry.register("a")(dict)
-    with pytest.raises(ValueError, match="KEY 'a' is registered already"):
+    with pytest.raises(ValueError, match="KEY: 'a' is registered already"):
         registry.register("a")(list)
 
 

@@ -1,4 +1,4 @@
-"""What can only be checked on a GPU; ``benchmarks/gpu.sh`` runs these tests and the benchmarks."""
+"""Tests that need a GPU; ``benchmarks/gpu.sh`` runs them and the benchmarks."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_training_step_does_not_wait_for_the_device(assigner):
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
     images, targets = batch("R50_ATSS_BOX", device="cpu")
     pinned = Batch(images, targets, [1, 2], []).pin_memory()
-    model.rpn.loss.assigner = assigner
+    model.criterion.assigner = assigner
 
     def step():
         on_device = pinned.to("cuda", non_blocking=True)
@@ -48,10 +48,10 @@ def test_assignment_equals_the_cpu(assigner):
     boxes = [random_boxes(g, 1216, 800, seed=g, whole_pixels=True) for g in (120, 0, 3)]
     anchors = GENERATORS["A1"]
     expected = assigner(anchors(GRIDS), boxes)
-    found = assigner(anchors.cuda()(GRIDS), [b.cuda() for b in boxes])
+    matched = assigner(anchors.cuda()(GRIDS), [b.cuda() for b in boxes])
     anchors.cpu()
     # The order of additions differs, so a threshold may fall to either side of an exact tie.
-    assert (found.cpu() != expected).float().mean() < 1e-4
+    assert (matched.cpu() != expected).float().mean() < 1e-4
 
 
 @pytest.mark.parametrize("config", [CONFIG, "atss_dcnv2_R_50_FPN_1x"])
@@ -94,9 +94,9 @@ def test_detection_waits_for_the_device_once(device):
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with pytest.warns(UserWarning, match="called a synchronizing CUDA operation") as waits:
-                found = model(images)
+                detections = model(images)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert len(waits) == 1
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(detections, expected, strict=True):
         assert torch.equal(one.boxes, other.boxes)

@@ -19,27 +19,27 @@ def outputs(cls_logit=-20.0, num_classes=3):
 
 
 def run(predicted, **options):
-    return PostProcessor(BoxCoder(), **options)(predicted, GENERATOR(GRIDS), [(60, 62)])[0]
+    return PostProcessor(GENERATOR, BoxCoder(), **options)(predicted, [(60, 62)])[0]
 
 
-def test_nothing_found_is_an_empty_list():
-    found = run(outputs())
-    assert len(found) == 0
-    assert found.boxes.shape == (0, 4)
-    assert found.image_size == (60, 62)
+def test_no_detections_are_an_empty_list():
+    detections = run(outputs())
+    assert len(detections) == 0
+    assert detections.boxes.shape == (0, 4)
+    assert detections.image_size == (60, 62)
 
 
 def test_score_is_the_root_of_class_and_centerness_and_boxes_are_clipped():
     predicted = outputs()
     predicted.cls_logits[0][0, 2, 0, 1] = 1.0
     predicted.centerness[0][0, 0, 0, 1] = -2.0
-    found = run(predicted)
-    assert found.labels.tolist() == [3]
-    assert found.scores.item() == pytest.approx(
+    detections = run(predicted)
+    assert detections.labels.tolist() == [3]
+    assert detections.scores.item() == pytest.approx(
         (torch.sigmoid(torch.tensor(1.0)) * torch.sigmoid(torch.tensor(-2.0))).sqrt().item()
     )
     # The anchor of 32 px around (12, 4), clipped at the border.
-    assert found.boxes.tolist() == [[0.0, 0.0, 27.5, 19.5]]
+    assert detections.boxes.tolist() == [[0.0, 0.0, 27.5, 19.5]]
 
 
 def test_threshold_is_for_the_class_probability_alone():
@@ -48,9 +48,9 @@ def test_threshold_is_for_the_class_probability_alone():
     predicted.cls_logits[0][0, 0, 0, 0] = torch.logit(torch.tensor(0.049))
     for level in predicted.centerness:
         level[:] = -5.0
-    found = run(predicted)
-    assert len(found) == 1
-    assert found.scores.item() < 0.05
+    detections = run(predicted)
+    assert len(detections) == 1
+    assert detections.scores.item() < 0.05
 
 
 def test_nms_is_within_a_class():
@@ -82,7 +82,7 @@ def test_ties_with_the_last_detection_stay():
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0])
-def test_a_threshold_of_zero_or_less_leaves_nms_out(threshold):
+def test_threshold_of_zero_or_less_disables_nms(threshold):
     predicted = outputs()
     predicted.cls_logits[0][0, 0] = 3.0
     assert len(run(predicted, nms_threshold=0.6)) < 64
@@ -94,34 +94,36 @@ def test_images_of_a_batch_do_not_mix():
     predicted[0].cls_logits[0][0, 0, 4, 4] = 2.0
     predicted[2].cls_logits[0][0, 1, 2:6, 2:6] = 1.0
     sizes = [(60, 62), (64, 64), (40, 50)]
-    process = PostProcessor(BoxCoder())
+    process = PostProcessor(GENERATOR, BoxCoder())
     batch = HeadOutputs(
         *(
             [torch.cat(level) for level in zip(*levels, strict=True)]
-            for levels in zip(*((p.cls_logits, p.box_codes, p.centerness) for p in predicted), strict=True)
+            for levels in zip(
+                *((p.cls_logits, p.encoded_boxes, p.centerness) for p in predicted), strict=True
+            )
         )
     )
-    together = process(batch, GENERATOR(GRIDS), sizes)
-    assert [len(found) for found in together][:2] == [1, 0]
-    for found, alone, size in zip(together, predicted, sizes, strict=True):
-        (expected,) = process(alone, GENERATOR(GRIDS), [size])
-        assert found.image_size == size
-        assert torch.equal(found.boxes, expected.boxes)
-        assert torch.equal(found.scores, expected.scores)
-        assert torch.equal(found.labels, expected.labels)
+    together = process(batch, sizes)
+    assert [len(one) for one in together][:2] == [1, 0]
+    for one, alone, size in zip(together, predicted, sizes, strict=True):
+        (expected,) = process(alone, [size])
+        assert one.image_size == size
+        assert torch.equal(one.boxes, expected.boxes)
+        assert torch.equal(one.scores, expected.scores)
+        assert torch.equal(one.labels, expected.labels)
 
 
 def without_centerness(predicted):
-    return HeadOutputs(predicted.cls_logits, predicted.box_codes, None)
+    return HeadOutputs(predicted.cls_logits, predicted.encoded_boxes, None)
 
 
 def test_score_without_centerness_is_the_class_probability():
     predicted = outputs()
     predicted.cls_logits[0][0, 2, 0, 1] = 1.0
     predicted.cls_logits[1][0, 0, 2, 2] = -1.0
-    found = run(without_centerness(predicted))
-    assert found.labels.tolist() == [3, 1]
-    assert torch.equal(found.scores, torch.sigmoid(torch.tensor([1.0, -1.0])))
+    detections = run(without_centerness(predicted))
+    assert detections.labels.tolist() == [3, 1]
+    assert torch.equal(detections.scores, torch.sigmoid(torch.tensor([1.0, -1.0])))
 
 
 def test_without_centerness_the_most_probable_enter_the_nms():
@@ -129,16 +131,16 @@ def test_without_centerness_the_most_probable_enter_the_nms():
     logits = torch.linspace(1, 2, 64).view(8, 8)
     predicted.cls_logits[0][0, 0] = logits
     predicted.cls_logits[0][0, 1] = -10.0
-    found = run(predicted, nms_threshold=1.0, pre_nms_top_n=5)
-    assert torch.equal(found.scores, logits.sigmoid().flatten().flip(0)[:5])
+    detections = run(predicted, nms_threshold=1.0, pre_nms_top_n=5)
+    assert torch.equal(detections.scores, logits.sigmoid().flatten().flip(0)[:5])
     assert len(run(predicted, nms_threshold=1.0, score_threshold=0.99)) == 0
 
 
-def test_candidates_without_centerness_mark_what_is_none():
+def test_candidates_without_centerness_mark_padding():
     predicted = without_centerness(outputs())
     predicted.cls_logits[1][0, 1, 0, 0] = 0.0
-    process = PostProcessor(BoxCoder())
-    _, scores, labels = process.candidates(predicted, GENERATOR(GRIDS), [(60, 62)])
+    process = PostProcessor(GENERATOR, BoxCoder())
+    _, scores, labels = process.candidates(predicted, [(60, 62)])
     assert scores[scores >= 0].tolist() == [0.5]
     assert labels[scores >= 0].tolist() == [2]
     assert (scores[scores < 0] == -1).all()

@@ -1,4 +1,4 @@
-"""The published models, number by number."""
+"""The published models against their golden numbers."""
 
 import numpy as np
 import pytest
@@ -51,12 +51,12 @@ def test_forward_and_detections(name):
     with torch.inference_mode():
         features = model.backbone(images.tensors)
         outputs = model.rpn.head(features)
-        detections = model.detect(outputs, images.image_sizes)
+        detections = model.postprocess(outputs, images.image_sizes)
     for level in range(5):
         for key, value in (
             (f"P{level + 3}", features[level]),
             (f"cls{level}", outputs.cls_logits[level]),
-            (f"reg{level}", outputs.box_codes[level]),
+            (f"reg{level}", outputs.encoded_boxes[level]),
             (f"ctr{level}", outputs.centerness[level]),
         ):
             assert list(value.shape) == expected[f"{key}/shape"].tolist()
@@ -77,8 +77,8 @@ def test_forward_and_detections(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_gradients(name):
     expected = golden.arrays(f"loss_{name}")
-    body, positives, regression = name.split("_")[:3]
-    config = "atss_dcnv2_R_50_FPN_1x" if body.startswith("dcn") else "atss_R_50_FPN_1x"
+    backbone, positives, regression = name.split("_")[:3]
+    config = "atss_dcnv2_R_50_FPN_1x" if backbone.startswith("dcn") else "atss_R_50_FPN_1x"
     model = golden.detector(config, POSITIVE_TYPE=positives, REGRESSION_TYPE=regression).train()
     images = golden.images()
     losses = model(images, golden.targets(expected, images.image_sizes))
@@ -107,6 +107,6 @@ def test_numbers_of_positives_and_ignored(name):
     model = golden.detector("atss_R_50_FPN_1x", POSITIVE_TYPE=positives, REGRESSION_TYPE=regression)
     images = golden.images()
     anchors = model.rpn.anchor_generator([(36, 44), (18, 22), (9, 11), (5, 6), (3, 3)])
-    wanted = model.rpn.loss.targets(anchors, golden.targets(expected, images.image_sizes))
-    assert wanted.is_positive.sum(dim=1).tolist() == expected["num_pos"].tolist()
-    assert (wanted.labels == -1).sum(dim=1).tolist() == expected["num_ignored"].tolist()
+    matched = model.criterion.match(anchors, golden.targets(expected, images.image_sizes))
+    assert matched.is_positive.sum(dim=1).tolist() == expected["num_pos"].tolist()
+    assert (matched.labels == -1).sum(dim=1).tolist() == expected["num_ignored"].tolist()

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from atss_core.modeling.anchors import Anchors
-from atss_core.modeling.assigners import Candidates
+from atss_core.modeling.assigners.atss import Candidates
 from atss_core.structures import BoxList
 from atss_core.structures import boxes as box_ops
 from atss_core.visualization.boxes import class_color

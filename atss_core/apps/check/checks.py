@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ from atss_core.evaluation.matching import MAX_DETECTIONS
 from atss_core.modeling.build import build_anchor_generator, build_assigner
 from atss_core.utils.logging import progress
 from atss_core.utils.text import printable
+
+logger = logging.getLogger(__name__)
 
 # A box may reach out of its image by this many pixels without a report: whole numbers are rounded.
 TOLERANCE = 1.0
@@ -74,6 +77,29 @@ def quick_defects(cfg: CfgNode, dataset: DetectionDataset, num_headers: int = NU
         *_unfit_objects(cfg, dataset),
         *crowded_images(cfg, dataset),
     ]
+
+
+def check_dataset(cfg: CfgNode, dataset: DetectionDataset) -> None:
+    """Log the defects of a dataset that show in annotations, file names and some image headers.
+
+    Raises:
+        ValueError: for a defect with which training must not start.
+    """
+    defects = quick_defects(cfg, dataset)
+    refuse_fatal(dataset.name, defects, skip_corrupt=cfg.DATALOADER.SKIP_CORRUPT)
+    for defect in defects:
+        logger.warning("%s: %s", dataset.name, defect.message)
+
+
+def limits_of_metrics(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
+    """Find what limits the metrics of a dataset: crowded images, grey values that use few bits."""
+    return [*crowded_images(cfg, dataset), *unused_ranges(dataset)]
+
+
+def log_limits(cfg: CfgNode, dataset: DetectionDataset) -> None:
+    """Log what limits the metrics of a dataset."""
+    for defect in limits_of_metrics(cfg, dataset):
+        logger.warning("%s: %s", dataset.name, defect.message)
 
 
 def quick_check(dataset: DetectionDataset) -> list[Defect]:
@@ -170,8 +196,8 @@ def _is_repeated(values: np.ndarray) -> np.ndarray:
 
 
 def _box_defects(dataset: DetectionDataset) -> Iterator[Defect]:
-    rows, images, owners = dataset.annotations, dataset.coco_dict["images"], image_indices(dataset)
-    image_sizes = np.array([(i["width"], i["height"]) for i in images], dtype=np.float64)[owners]
+    rows, images, image_idx = dataset.annotations, dataset.coco_dict["images"], image_indices(dataset)
+    image_sizes = np.array([(i["width"], i["height"]) for i in images], dtype=np.float64)[image_idx]
     first, last = rows.boxes[:, :2], rows.boxes[:, :2] + rows.boxes[:, 2:]
     inside = np.minimum(last, image_sizes) - np.maximum(first, 0)
     is_outside = (inside <= 0).any(axis=1)
@@ -211,7 +237,7 @@ def _box_defects(dataset: DetectionDataset) -> Iterator[Defect]:
         selected = np.flatnonzero(severity)
         selected = selected[np.argsort(-severity[selected].astype(float), kind="stable")]
         if len(selected):
-            cases = tuple(dict.fromkeys(owners[selected].tolist()))
+            cases = tuple(dict.fromkeys(image_idx[selected].tolist()))
             where = f"annotation(s) {some(rows.ids[selected])} in {_file_names(dataset, cases)}"
             yield Defect(kind, f"{len(selected)} {text} ({where})", cases, tuple(selected.tolist()))
 
@@ -315,10 +341,10 @@ def crowded_images(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
     """Report images with more objects than detections count: even a perfect detector misses some."""
     rows, images = dataset.annotations, dataset.coco_dict["images"]
     is_object = ~rows.is_crowd & rows.has_area
-    owners = image_indices(dataset)[is_object]
-    pairs = np.column_stack([owners, rows.category_ids[is_object]])
+    image_idx = image_indices(dataset)[is_object]
+    pairs = np.column_stack([image_idx, rows.category_ids[is_object]])
     pairs, per_class = np.unique(pairs, axis=0, return_counts=True)
-    in_image = np.arange(len(images)), np.bincount(owners, minlength=len(images))
+    in_image = np.arange(len(images)), np.bincount(image_idx, minlength=len(images))
     per_image = cfg.TEST.DETECTIONS_PER_IMG or np.inf
     defects = []
     for limit, (index, counts), text in (

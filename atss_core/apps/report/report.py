@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from yacs.config import CfgNode
 
 from atss_core.apps.report.analysis import CORRECT, IGNORED, Analysis, analyze, score_curves
 from atss_core.apps.report.charts import (
@@ -18,6 +22,7 @@ from atss_core.apps.report.charts import (
     draw_thresholds,
 )
 from atss_core.apps.report.images import COLORS, ImageSource, show_examples
+from atss_core.engine.evaluate import Evaluated
 from atss_core.evaluation.backends import AREAS, IOU_50, IOU_75, Measured
 from atss_core.evaluation.coco import CocoEvaluator
 from atss_core.evaluation.metrics import UNDEFINED, CocoMetrics, mean_defined, percent
@@ -53,6 +58,41 @@ class ReportInput:
     facts: Mapping[str, str] = field(default_factory=dict)
     configuration: str = ""
     warnings: Sequence[str] = ()
+
+
+def report_evaluation(
+    cfg: CfgNode, facts: Mapping[str, str], evaluated: Evaluated, warnings: Sequence[str] = ()
+) -> str:
+    """Build the report of an evaluated dataset.
+
+    Args:
+        cfg: the configuration.
+        facts: of the run, such as the software, by name.
+        evaluated: the dataset with its metrics.
+    """
+    dataset = evaluated.dataset
+    indices = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
+    names = {i: str(dataset.image_info(index)["file_name"]) for i, index in indices.items()}
+    program, *arguments = sys.argv
+    start = ["python", program] if program.endswith(".py") else [Path(program).name]
+    return build_report(
+        ReportInput(
+            dataset.name,
+            evaluated.evaluator,
+            evaluated.metrics,
+            ImageSource(lambda image_id: dataset.load_image(indices[image_id]), names),
+            evaluated.voc_metrics,
+            facts={
+                "command": shlex.join([*start, *arguments]),
+                **facts,
+                "time": str(evaluated.timing),
+                "data": f"{dataset.path} ({dataset.layout} layout)",
+                "date": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+            },
+            configuration=cfg.dump(),
+            warnings=warnings,
+        )
+    )
 
 
 def build_report(given: ReportInput) -> str:

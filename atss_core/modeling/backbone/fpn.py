@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from atss_core.modeling.backbone.resnet import Norm
+
 
 class TopBlocks(nn.Module):
-    """P6 and P7 by strided 3x3 convolutions.
-
-    Args:
-        in_channels: channels of the map that P6 is computed from.
-        out_channels: channels of P6 and P7.
-    """
+    """P6 and P7 by strided 3x3 convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -37,7 +34,7 @@ class FPN(nn.Module):
         in_channels: channels of C3, C4, C5.
         out_channels: channels of every output level.
         norm: builds a normalisation layer; None uses convolutions with bias instead.
-        use_relu: whether a ReLU follows each convolution.
+        use_relu: add a ReLU after each convolution.
         extra_from_c5: compute P6 from C5 if true, else from P5.
     """
 
@@ -46,15 +43,15 @@ class FPN(nn.Module):
         in_channels: Sequence[int],
         out_channels: int,
         *,
-        norm: Callable[[int], nn.Module] | None = None,
+        norm: Norm | None = None,
         use_relu: bool = False,
         extra_from_c5: bool = False,
     ) -> None:
         super().__init__()
-        # The published files count stages from 1 (C2), so C3 to C5 carry the numbers 2 to 4.
+        # The published checkpoints count stages from 1 (C2), so C3 to C5 have the numbers 2 to 4.
         for number, channels in enumerate(in_channels, start=2):
-            self.add_module(f"fpn_inner{number}", conv_block(channels, out_channels, 1, norm, use_relu))
-            self.add_module(f"fpn_layer{number}", conv_block(out_channels, out_channels, 3, norm, use_relu))
+            self.add_module(f"fpn_inner{number}", _conv_block(channels, out_channels, 1, norm, use_relu))
+            self.add_module(f"fpn_layer{number}", _conv_block(out_channels, out_channels, 3, norm, use_relu))
         self.numbers = range(2, 2 + len(in_channels))
         self.extra_from_c5 = extra_from_c5
         self.top_blocks = TopBlocks(in_channels[-1] if extra_from_c5 else out_channels, out_channels)
@@ -70,21 +67,13 @@ class FPN(nn.Module):
         return levels + self.top_blocks(features[-1] if self.extra_from_c5 else levels[-1])
 
 
-def conv_block(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    norm: Callable[[int], nn.Module] | None,
-    use_relu: bool,
+def _conv_block(
+    in_channels: int, out_channels: int, kernel_size: int, norm: Norm | None, use_relu: bool
 ) -> nn.Module:
-    """Build a convolution with what follows it; a bare one keeps the published, unnested key names."""
+    """Build convolution, norm and ReLU; a bare convolution keeps the published, unnested key names."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-    layers: list[nn.Module] = [conv]
-    if norm is not None:
-        layers.append(norm(out_channels))
-    if use_relu:
-        layers.append(nn.ReLU())
+    layers = [conv, *([norm(out_channels)] if norm else []), *([nn.ReLU()] if use_relu else [])]
     return nn.Sequential(*layers) if len(layers) > 1 else conv

@@ -1,4 +1,4 @@
-"""The training loop with stand-ins for all that it calls."""
+"""The training loop with stand-ins for step, checkpoints and evaluation."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from atss_core.engine.trainer import train
+from atss_core.engine.train import train
+from atss_core.engine.training_log import TrainingLog
 from tests.golden import ROOT
 
 
@@ -42,7 +43,7 @@ def run(folder, monkeypatch, start_iter=0):
     optimizer = SGD(model.parameters(), 0.1)
 
     class Step(StandIn):
-        def __call__(self, parts):
+        def __call__(self, micro_batches):
             return clock.takes(1.0, {"loss_cls": torch.tensor(1.0)})()
 
     class Evaluation(StandIn):
@@ -50,17 +51,15 @@ def run(folder, monkeypatch, start_iter=0):
         __call__ = staticmethod(clock.takes(1000.0))
 
     batch = StandIn(image_ids=[1], skipped=[], to=lambda *arguments, **options: None)
+    cpu = torch.device("cpu")
+    scheduler = LambdaLR(optimizer, lambda iteration: 1.0)
     train(
-        Step(model=model, optimizer=optimizer, device=torch.device("cpu")),
+        Step(model=model, optimizer=optimizer, device=cpu),
         [batch] * (10 - start_iter),
-        LambdaLR(optimizer, lambda iteration: 1.0),
-        StandIn(save=clock.takes(100.0)),
-        start_iter=start_iter,
-        max_iter=10,
+        StandIn(save=clock.takes(100.0), scheduler=scheduler),
+        TrainingLog(folder, start_iter=start_iter, max_iter=10, period=4, device=cpu),
         checkpoint_period=3,
-        log_period=4,
-        metrics_file=folder / "metrics.jsonl",
-        periodic_evaluation=Evaluation(),
+        evaluation=Evaluation(),
     )
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -92,11 +91,12 @@ from pathlib import Path
 dist.start_process_group(torch.device("cpu"))
 ids = [[2**40, 7], [8]][dist.rank()]
 for losses in sys.argv[2:]:
-    log = TrainingLog(Path(sys.argv[1]), start_iter=0, max_iter=9, period=9, device=torch.device("cpu"))
+    folder = Path(sys.argv[1])
+    log = TrainingLog(folder, start_iter=0, max_iter=9, period=9, device=torch.device("cpu"))
     try:
         log.add(1, {"loss_cls": torch.tensor(float(losses.split(",")[dist.rank()]))}, ids)
     except NonFiniteLossError as error:
-        with open(f"{sys.argv[1]}.{losses}.{dist.rank()}", "w") as file:
+        with open(folder / f"{losses}.{dist.rank()}", "w") as file:
             file.write(str(error))
 dist.barrier()
 dist.stop_process_group()
@@ -109,7 +109,7 @@ def test_the_images_of_the_process_whose_loss_is_not_finite_are_named(tmp_path):
     cases = {"1,nan": [8], "inf,1": [2**40, 7], "3e38,3e38": [2**40, 7, 8]}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), str(tmp_path / "metrics.jsonl"), *cases],
+        [*launch, str(tmp_path / "script.py"), str(tmp_path), *cases],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -117,6 +117,6 @@ def test_the_images_of_the_process_whose_loss_is_not_finite_are_named(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for losses, images in cases.items():
-        messages = [(tmp_path / f"metrics.jsonl.{losses}.{rank}").read_text() for rank in (0, 1)]
-        found = [message.split("; ")[1].split(". Nothing")[0] for message in messages]
-        assert sorted(found) == [f"images {images}", "the main process names the images"]
+        messages = [(tmp_path / f"{losses}.{rank}").read_text() for rank in (0, 1)]
+        named = [message.split("; ")[1].split(". Nothing")[0] for message in messages]
+        assert sorted(named) == [f"images {images}", "the main process names the images"]

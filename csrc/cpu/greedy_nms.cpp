@@ -1,4 +1,4 @@
-#include "overlaps.h"
+#include "greedy_nms.h"
 
 #include <algorithm>
 #include <array>
@@ -87,13 +87,13 @@ struct KeptBoxes {
   }
 };
 
-void find_owners_among_few(const Box* boxes, const int32_t* order, int64_t count, float limit, int32_t* owner) {
+void greedy_nms_pairwise(const Box* boxes, const int32_t* order, int64_t count, float limit, int32_t* suppressor) {
   KeptBoxes kept(count);
   int64_t num_kept = 0;
   for (int32_t i = 0; i < count; ++i) {
     const Box& box = boxes[order[i]];
     const int64_t hit = kept.find(0, num_kept, box, limit);
-    owner[i] = hit < 0 ? i : kept.positions[hit];
+    suppressor[i] = hit < 0 ? i : kept.positions[hit];
     if (hit < 0) kept.fill(num_kept++, box, i);
   }
 }
@@ -104,7 +104,7 @@ bool has_area(const Box& box) {
   return width > 0 && height > 0 && std::isfinite(width) && std::isfinite(height);
 }
 
-// Boxes by size and place. An IoU above t needs sides within a factor t of each other and centres near each other:
+// A hash grid of boxes by size and position. An IoU above t needs sides within a factor t of each other and centres near each other:
 // with widths v and w, an overlap of width at least t * max(v, w) leaves the centres at most
 // (v + w) / 2 - t * max(v, w) apart. So boxes are binned by the powers of two of their sides, and in each bin by cells
 // twice as large as its largest box. Kept boxes of a bin overlap little, hence a cell holds few, and a box is compared with
@@ -138,14 +138,14 @@ class Grid {
     }
   }
 
-  // Returns the position of a kept box that overlaps this one by more than the limit (with Owner::kBest the smallest
+  // Returns the position of a kept box that overlaps this one by more than the limit (with Suppressor::kHighestScore the smallest
   // position), or -1. The box, at `position`, must have an area.
-  int32_t find(const Box& box, int64_t position, Owner which) const {
+  int32_t find(const Box& box, int64_t position, Suppressor choice) const {
     int32_t best = -1;
     const auto visit = [&](int32_t cell) {
       const int64_t slot = kept_.find(cells_[cell].begin, cells_[cell].end, box, limit_);
       if (slot >= 0 && (best < 0 || kept_.positions[slot] < best)) best = kept_.positions[slot];
-      return best >= 0 && which == Owner::kAny;
+      return best >= 0 && choice == Suppressor::kAny;
     };
     if (visit(cell_of_[position])) return best;  // where most duplicates are
     const Query query(box, margin_);
@@ -197,9 +197,9 @@ class Grid {
           first_level(level_of(side * limit)),
           last_level(level_of(side / limit)) {}
 
-    static int64_t cell(int cell_level, double place) {
+    static int64_t cell(int cell_level, double position) {
       constexpr double kFarthest = int64_t{1} << 52;
-      const double scaled = std::clamp(place * power_of_two(-cell_level - 2), -kFarthest, kFarthest);
+      const double scaled = std::clamp(position * power_of_two(-cell_level - 2), -kFarthest, kFarthest);
       const auto truncated = static_cast<int64_t>(scaled);
       return truncated - (scaled < truncated);
     }
@@ -249,29 +249,29 @@ class Grid {
   bool occupied_[256][256] = {};  // which levels have boxes
 };
 
-void find_owners_among_many(
-    const Box* boxes, const int32_t* order, int64_t count, float limit, Owner which, int32_t* owner) {
+void greedy_nms_grid(
+    const Box* boxes, const int32_t* order, int64_t count, float limit, Suppressor choice, int32_t* suppressor) {
   Grid grid(boxes, order, count, limit);
   for (int32_t i = 0; i < count; ++i) {
     const Box& box = boxes[order[i]];
-    owner[i] = i;
+    suppressor[i] = i;
     if (!has_area(box)) continue;
-    const int32_t hit = grid.find(box, i, which);
+    const int32_t hit = grid.find(box, i, choice);
     if (hit < 0)
       grid.keep(box, i);
     else
-      owner[i] = hit;
+      suppressor[i] = hit;
   }
 }
 
 } // namespace
 
-void find_owners(
-    const Box* boxes, const int32_t* order, int64_t count, float limit, Owner which, int32_t* owner) {
+void greedy_nms(
+    const Box* boxes, const int32_t* order, int64_t count, float limit, Suppressor choice, int32_t* suppressor) {
   if (count <= kSmall || limit < kSmallestLimitForGrid)
-    find_owners_among_few(boxes, order, count, limit, owner);
+    greedy_nms_pairwise(boxes, order, count, limit, suppressor);
   else
-    find_owners_among_many(boxes, order, count, limit, which, owner);
+    greedy_nms_grid(boxes, order, count, limit, choice, suppressor);
 }
 
 } // namespace atss

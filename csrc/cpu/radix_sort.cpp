@@ -1,4 +1,4 @@
-#include "order.h"
+#include "radix_sort.h"
 
 #include <algorithm>
 #include <array>
@@ -35,7 +35,7 @@ uint32_t falling_key(float score) {
 
 } // namespace
 
-std::vector<int32_t> by_falling_score(const float* scores, int64_t count) {
+std::vector<int32_t> argsort_descending(const float* scores, int64_t count) {
   std::vector<int32_t> order(count), spare;
   std::iota(order.begin(), order.end(), 0);
   std::vector<uint32_t> keys(count);
@@ -44,7 +44,7 @@ std::vector<int32_t> by_falling_score(const float* scores, int64_t count) {
   return order;
 }
 
-std::vector<int64_t> group_by_label(std::vector<int32_t>& order, const int64_t* labels) {
+std::vector<int64_t> sort_by_label(std::vector<int32_t>& order, const int64_t* labels) {
   const int64_t count = order.size();
   if (order.empty()) return {0};
   uint64_t differing = 0;  // bits in which labels differ

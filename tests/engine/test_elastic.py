@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from atss_core.engine.termination import TerminatedError, Termination
+from atss_core.engine.elastic import TerminatedError, Termination
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 

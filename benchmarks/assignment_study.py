@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from atss_core.cli.common import run
 from atss_core.config import load_cfg
-from atss_core.config.catalog import parse_place
+from atss_core.config.catalog import parse_dataset_path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/quick/atss_R_18_own_data.yaml"
@@ -38,7 +38,7 @@ def train_and_test(config, place, positive_type, seed, opts):
     settings = hashlib.sha256("\n".join([Path(config).read_text(), place, *opts]).encode()).hexdigest()[:8]
     folder = FOLDER / f"{Path(config).stem}_{settings}" / f"{positive_type}_{seed}"
     test_set = f"{place}@test"
-    name = parse_place(test_set).name
+    name = parse_dataset_path(test_set).name
     metrics = folder / "inference" / name / "metrics.json"
     if not metrics.is_file():
         words = ["DATASETS.TRAIN", f"{place}@trainval", "DATASETS.TEST", test_set, *opts]

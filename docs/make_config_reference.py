@@ -1,13 +1,14 @@
 """Write config.md, the reference of all configuration keys, from the comments of defaults.py.
 
-python docs/make_config_reference.py            # writes it
-python docs/make_config_reference.py --check    # fails if it is not current
+python docs/make_config_reference.py            # write it
+python docs/make_config_reference.py --check    # fail if it is not current
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import io
 import re
 import tokenize
 from collections.abc import Iterator
@@ -24,28 +25,27 @@ HEADER = """<!-- Written by make_config_reference.py from the comments of defaul
 
 # Configuration keys
 
-Each key with its default and what it means. Keys marked **new** are not in the published implementation; all
-others have its names and defaults. Sizes are in pixels unless a line says otherwise.
+All keys with default, allowed range and meaning. Keys marked **new** are not in the published implementation;
+all others have its names and defaults. Sizes are in pixels unless a line says otherwise.
 
-A key is set in a YAML file, or behind the flags of a command, which goes over the file:
+Set a key in a YAML file, or after the flags of a command, which overrides the file:
 
     atss train --config-file atss_R_18_shapes SOLVER.BASE_LR 0.05 OUTPUT_DIR training_dir/slower
 
-Values are Python literals; lists and tuples go in quotes (`SOLVER.STEPS "(400, 600)"`). A wrong key is
-answered with the nearest that exist, and a value of another type or beyond its range is refused with the key
-and the file; in a list the range holds for every number. `_BASE_: other.yaml` in a file
-reads that file first. A run writes all that it used to `OUTPUT_DIR/config.yml`, which is a configuration file
-again.
+Values are Python literals; quote lists and tuples (`SOLVER.STEPS "(400, 600)"`). The error for an unknown key
+lists the nearest valid keys. A value of another type or outside its range is an error that names the key and
+the file; for a list the range applies to every number. `_BASE_: other.yaml` in a file reads that file first.
+Each run writes its complete configuration to `OUTPUT_DIR/config.yml`, which is itself a configuration file.
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Keys that one comment explains, a row of the reference.
+    """A row of the reference: keys that share a comment.
 
     Attributes:
-        section: such as "MODEL.ATSS", empty for keys of the top level.
-        keys: the names of the keys and their defaults, as they are written in the source.
+        section: such as "MODEL.ATSS", empty for the top level.
+        keys: key names -> defaults as in the source.
         meaning: the comment.
     """
 
@@ -55,15 +55,17 @@ class Entry:
 
 
 def read_entries(source: str) -> list[Entry]:
-    """Return what ``get_cfg`` makes, in the order of the source."""
-    functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
-    return list(_entries_of(_returned(functions["get_cfg"]), "", functions, _comments(source)))
+    """Return the keys of ``_DEFAULTS`` in the order of the source."""
+    for node in ast.parse(source).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="_DEFAULTS")], value=ast.Dict() as defaults):
+                return list(_entries_of(defaults, "", _comments(source)))
+    raise ValueError(f"{SOURCE.name}: expected an assignment _DEFAULTS = {{...}}, got none. Restore it.")
 
 
 def _comments(source: str) -> dict[int, str]:
-    """Return the comments that have a line of their own, by its number."""
-    lines = iter(source.splitlines(keepends=True))
-    tokens = tokenize.generate_tokens(lambda: next(lines, ""))
+    """Return the comments that have a line of their own, by line number."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {
         token.start[0]: token.string.removeprefix("#").strip()
         for token in tokens
@@ -71,74 +73,45 @@ def _comments(source: str) -> dict[int, str]:
     }
 
 
-def _returned(function: ast.FunctionDef) -> ast.expr:
-    value = next(node.value for node in function.body if isinstance(node, ast.Return))
-    if value is None:
-        raise ValueError(f"{function.name} must return a Node")
-    return value
-
-
-def _entries_of(
-    node: ast.expr,
-    section: str,
-    functions: dict[str, ast.FunctionDef],
-    comments: dict[int, str],
-    meaning: str = "",
-) -> Iterator[Entry]:
-    """Walk through ``Node({...})``, with the comment that stands above all of it."""
+def _entries_of(node: ast.Dict, section: str, comments: dict[int, str], meaning: str = "") -> Iterator[Entry]:
+    """Yield the entries of a section, whose first keys get the comment above the section."""
     entry = Entry(section, {}, meaning)
-    for key, value in _items(node, functions):
-        name, above = str(key.value), _comment_above(key.lineno, comments)
-        if above or _is_section(value):
+    for key, value in zip(node.keys, node.values, strict=True):
+        assert isinstance(key, ast.Constant)
+        is_section = isinstance(value, ast.Dict) and bool(value.keys)  # REGISTER is empty, so it is a key
+        above = _comment_above(key.lineno, comments)
+        if above or is_section:
             if entry.keys:
                 yield entry
             entry = Entry(section, {}, above)
-        if _is_section(value):
-            yield from _entries_of(value, f"{section}.{name}".lstrip("."), functions, comments, above)
+        if is_section:
+            yield from _entries_of(value, f"{section}.{key.value}".lstrip("."), comments, above)
             entry = Entry(section, {}, "")
         else:
-            entry.keys[name] = "{}" if isinstance(value, ast.Call) else ast.unparse(value)
+            entry.keys[str(key.value)] = ast.unparse(value)
     if entry.keys:
         yield entry
 
 
-def _items(node: ast.expr, functions: dict[str, ast.FunctionDef]) -> list[tuple[ast.Constant, ast.expr]]:
-    """Return keys and values of ``Node({...})``, or of the function that is called there."""
-    match node:
-        case ast.Call(func=ast.Name(id=name)) if name in functions:
-            return _items(_returned(functions[name]), functions)
-        case ast.Call(func=ast.Name(id="Node" | "Config"), args=[ast.Dict(keys, values)]):
-            pairs = zip(keys, values, strict=True)
-            return [(key, value) for key, value in pairs if isinstance(key, ast.Constant)]
-    raise ValueError(
-        f"{SOURCE.name} must be made of Node({{...}}) and functions that return one, got {ast.unparse(node)}"
-    )
-
-
-def _is_section(value: ast.expr) -> bool:
-    """Tell whether a value is a section with keys; REGISTER is empty and thereby a key itself."""
-    return isinstance(value, ast.Call) and (bool(value.args) or ast.unparse(value.func) != "Node")
-
-
 def _comment_above(line: int, comments: dict[int, str]) -> str:
-    """Take the comment above a line, so that nothing else there gets it as well."""
-    words: list[str] = []
+    """Remove and return the comment above a line."""
+    lines: list[str] = []
     while (line := line - 1) in comments:
-        words.insert(0, comments.pop(line))
-    return " ".join(words)
+        lines.insert(0, comments.pop(line))
+    return " ".join(lines)
 
 
 def make_reference(source: str) -> str:
     """Return the text of the reference."""
     entries = read_entries(source)
     leaves = {name for entry in entries for name in entry.keys}
-    parts = [HEADER]
+    sections = [HEADER]
     for section in dict.fromkeys(entry.section for entry in entries):
         rows = [_row(entry, leaves) for entry in entries if entry.section == section]
         title = f'## {section or "Top level"}\n\n<div class="keys" markdown>\n'
         head = ["| key | default | range | meaning |", "|---|---|---|---|"]
-        parts.append("\n".join([title, *head, *rows, "\n</div>\n"]))
-    return "\n".join(parts)
+        sections.append("\n".join([title, *head, *rows, "\n</div>\n"]))
+    return "\n".join(sections)
 
 
 def _row(entry: Entry, leaves: set[str]) -> str:
@@ -153,16 +126,16 @@ def _range(key: str) -> str:
 
 
 def _markdown(comment: str, leaves: set[str]) -> str:
-    """Mark keys and literals as code, and what is new in bold."""
+    """Format keys and literals as code, and the mark of new keys in bold."""
     comment = comment.replace("|", "\\|").replace("<", "&lt;").replace("(new)", "**new**")
-    words = r'"[^"\s]+"|(?<![\w/.])[A-Z][A-Z_.\d]*[A-Z\d](?![\w/])|\w+://[\w.]+\w'
+    pattern = r'"[^"\s]+"|(?<![\w/.])[A-Z][A-Z_.\d]*[A-Z\d](?![\w/])|\w+://[\w.]+\w'
 
     def mark(match: re.Match[str]) -> str:
         word = match[0]
         is_code = not word[0].isupper() or word.rpartition(".")[2] in leaves
         return f"`{word}`" if is_code else word
 
-    return re.sub(words, mark, comment)
+    return re.sub(pattern, mark, comment)
 
 
 def main() -> None:

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 from atss_core import __version__
 from atss_core.checkpoint.download import cache_root
 from atss_core.config import get_cfg
-from atss_core.config.catalog import DATASETS, find_dataset
-from atss_core.config.shipped import shipped_configs
+from atss_core.config.catalog import DATASETS, find_dataset, shipped_configs
 from atss_core.utils.extras import EXTRAS, has
 
 torch: Any = None

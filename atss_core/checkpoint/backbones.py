@@ -21,7 +21,7 @@ from torchvision.models import get_model_weights
 from atss_core.checkpoint.download import fetch, how_to_get_again, is_url, locate, without_secrets
 from atss_core.checkpoint.formats import read_caffe2, read_checkpoint
 from atss_core.config.catalog import TIMM_URL, TORCHVISION_BACKBONES, find_weights
-from atss_core.utils.pixels import CAFFE2_PIXELS, TORCHVISION_PIXELS, PixelFormat
+from atss_core.structures.pixel_format import CAFFE2_PIXELS, TORCHVISION_PIXELS, PixelFormat
 
 logger = logging.getLogger(__name__)
 

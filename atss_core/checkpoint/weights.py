@@ -23,7 +23,7 @@ from atss_core.checkpoint.backbones import (
 from atss_core.checkpoint.download import locate, without_secrets
 from atss_core.checkpoint.formats import read_checkpoint
 from atss_core.config.catalog import COCO_CLASSES
-from atss_core.utils.pixels import PixelFormat
+from atss_core.structures.pixel_format import PixelFormat
 from atss_core.utils.text import printable, shorten
 
 logger = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from yacs.config import CfgNode
 
 from atss_core.apps.check.checks import limits_of_metrics
 from atss_core.apps.report.report import report_evaluation
+from atss_core.cli.console import console
 from atss_core.cli.parser import CommandParser
 from atss_core.config import load_cfg
 from atss_core.engine import TerminatedError
 from atss_core.engine.evaluate import Evaluated
 from atss_core.utils import dist
-from atss_core.utils.console import console
 from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)

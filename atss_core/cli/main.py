@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from atss_core import __version__
+from atss_core.cli.console import console
 from atss_core.cli.parser import did_you_mean
-from atss_core.utils.console import console
 from atss_core.utils.text import printable
 
 # command -> (module in atss_core.cli, purpose). Imported when needed: PyTorch takes seconds.

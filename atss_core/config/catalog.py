@@ -1,4 +1,4 @@
-"""Data sets and ImageNet weights: names, and where they are."""
+"""Names of data sets, ImageNet weights and shipped configurations, and where to find them."""
 
 from __future__ import annotations
 
@@ -9,32 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from atss_core.config.reading import shorten
+from atss_core.config.reading import check_regular, shorten
 
-# Bytes of the name of a data set; file systems take 255.
-_MAX_NAME = 200
+_MAX_NAME = 200  # bytes of the name of a data set; file systems allow 255
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a checkout, of an installed wheel
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """Where a data set is; ``data/formats.py`` reads it.
+    """Paths of a data set, which ``data/datasets`` reads."""
 
-    Attributes:
-        name: for messages and for the folder of its results.
-        images: the folder with the images of a COCO file; None where the layout tells it (VOC, YOLO).
-        annotations: a COCO JSON file, the folder of a VOC or YOLO data set, or a ``data.yaml``.
-        split: the part of a VOC or YOLO data set, such as "train"; empty for all of it.
-        class_names: the classes in the order of their labels; empty if the data set tells them.
-    """
-
-    name: str
-    images: Path | None
-    annotations: Path
-    split: str = ""
-    class_names: tuple[str, ...] = ()
+    name: str  # used in messages and as the folder of its results
+    images: Path | None  # image folder of a COCO file; None for VOC and YOLO, whose format defines it
+    annotations: Path  # a COCO JSON file, the folder of a VOC or YOLO data set, or a ``data.yaml``
+    split: str = ""  # of a VOC or YOLO data set, such as "train"; empty for all images
+    class_names: tuple[str, ...] = ()  # in the order of the labels; empty if the data set lists them
 
 
-# name -> place under DATASETS.DATA_DIR, in the form that ``parse_place`` reads
+# name -> dataset path relative to DATASETS.DATA_DIR; see ``parse_dataset_path``
 DATASETS = {
     "coco_2017_train": "coco/annotations/instances_train2017.json@coco/train2017",
     "coco_2017_val": "coco/annotations/instances_val2017.json@coco/val2017",
@@ -53,29 +46,24 @@ DATASETS = {
         f"voc_{year}_{split}_cocostyle": (
             f"voc/VOC{year}/Annotations/pascal_{split}{year}.json@voc/VOC{year}/JPEGImages"
         )
-        for year, split in (
-            *(("2007", "train"), ("2007", "val"), ("2007", "test")),
-            *(("2012", "train"), ("2012", "val")),
-        )
+        for year, splits in (("2007", ("train", "val", "test")), ("2012", ("train", "val")))
+        for split in splits
     },
     "shapes_train": "shapes/annotations/train.json@shapes/train",
     "shapes_val": "shapes/annotations/val.json@shapes/val",
 }
 
-_IMAGENET_ROOT = "https://dl.fbaipublicfiles.com/detectron/"
-
-# catalog://NAME -> URL of ImageNet weights in the Caffe2 layout of Detectron. Their publisher gives no sums.
+# catalog://NAME -> URL of ImageNet weights in Detectron's Caffe2 format, published without checksums
 WEIGHTS = {
-    "ImageNetPretrained/MSRA/R-50": _IMAGENET_ROOT + "ImageNetPretrained/MSRA/R-50.pkl",
-    "ImageNetPretrained/MSRA/R-50-GN": _IMAGENET_ROOT + "ImageNetPretrained/47261647/R-50-GN.pkl",
-    "ImageNetPretrained/MSRA/R-101": _IMAGENET_ROOT + "ImageNetPretrained/MSRA/R-101.pkl",
-    "ImageNetPretrained/MSRA/R-101-GN": _IMAGENET_ROOT + "ImageNetPretrained/47592356/R-101-GN.pkl",
-    "ImageNetPretrained/FAIR/20171220/X-101-32x8d": (
-        _IMAGENET_ROOT + "ImageNetPretrained/20171220/X-101-32x8d.pkl"
-    ),
-    "ImageNetPretrained/FAIR/20171220/X-101-64x4d": (
-        _IMAGENET_ROOT + "ImageNetPretrained/20171220/X-101-64x4d.pkl"
-    ),
+    f"ImageNetPretrained/{name}": f"https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/{file}"
+    for name, file in (
+        ("MSRA/R-50", "MSRA/R-50.pkl"),
+        ("MSRA/R-50-GN", "47261647/R-50-GN.pkl"),
+        ("MSRA/R-101", "MSRA/R-101.pkl"),
+        ("MSRA/R-101-GN", "47592356/R-101-GN.pkl"),
+        ("FAIR/20171220/X-101-32x8d", "20171220/X-101-32x8d.pkl"),
+        ("FAIR/20171220/X-101-64x4d", "20171220/X-101-64x4d.pkl"),
+    )
 }
 
 # torchvision://NAME: the models of torchvision that are plain ResNet or ResNeXt backbones
@@ -89,110 +77,105 @@ TIMM_URL = "https://huggingface.co/timm/{name}/resolve/main/{file}"
 
 
 def find_dataset(name: str, data_dir: str | Path, register: Mapping[str, str] | None = None) -> DatasetEntry:
-    """Return where a data set is.
+    """Return the paths of a data set.
 
     Args:
-        name: a key of ``register`` or ``DATASETS``, or a place itself; see ``parse_place``.
-        data_dir: the folder that the paths of ``DATASETS`` start from.
-        register: name -> place, of the user.
+        name: a key of ``register`` or ``DATASETS``, or a dataset path; see ``parse_dataset_path``.
+        data_dir: folder that the paths of ``DATASETS`` are relative to.
+        register: name -> dataset path, from DATASETS.REGISTER.
 
     Raises:
-        ValueError: if it is neither; the nearest names are listed.
+        ValueError: if the name is unknown; the message lists the nearest names.
     """
     own = dict(register or {})
     if name in own:
         check_dataset_name(name, "DATASETS.REGISTER")
-        return parse_place(own[name], name=name)
+        return parse_dataset_path(own[name], name=name)
     if name in DATASETS:
         is_voc = name.startswith("voc_") and not name.endswith("cocostyle")
-        return parse_place(
-            DATASETS[name], name=name, root=Path(data_dir), class_names=VOC_CLASSES if is_voc else ()
-        )
-    looks_like_path = "@" in name or "/" in name or name.endswith((".json", ".yaml", ".yml"))
-    if looks_like_path or os.path.exists(os.path.expanduser(name)):
-        return parse_place(name)
+        class_names = VOC_CLASSES if is_voc else ()
+        return parse_dataset_path(DATASETS[name], name=name, root=Path(data_dir), class_names=class_names)
+    is_path = "@" in name or "/" in name or name.endswith((".json", ".yaml", ".yml"))
+    if is_path or os.path.exists(os.path.expanduser(name)):
+        return parse_dataset_path(name)
     raise ValueError(
-        f"unknown data set {shorten(name)}; {_nearest(name, {**DATASETS, **own})} For your own data give "
-        f"its place, such as path/to/train.json@path/to/images"
+        f"unknown data set {shorten(name)}; {_nearest(name, {**DATASETS, **own})} For your own data give a "
+        f"dataset path, such as path/to/train.json@path/to/images"
     )
 
 
 def check_dataset_name(name: str, source: str) -> None:
-    """Refuse a name that cannot be the name of a folder, which the results of the data set get.
+    """Refuse a name of a data set that cannot be the name of the folder of its results.
 
     Raises:
-        ValueError: beginning with ``source``.
+        ValueError: with ``source`` in front.
     """
     is_printable = name.isprintable() and bool(name.strip(" ."))
-    if is_printable and len(name.encode()) <= _MAX_NAME and not {"/", "\\"} & set(name):
-        return
-    raise ValueError(
-        f"{source}: the name of a data set becomes that of a folder: expected at most {_MAX_NAME} characters "
-        f"without / and \\, got {shorten(name)}; rename it"
-    )
+    if not is_printable or len(name.encode()) > _MAX_NAME or {"/", "\\"} & set(name):
+        raise ValueError(
+            f"{source}: the name of a data set becomes that of a folder: expected at most {_MAX_NAME} "
+            f"characters without / and \\, got {shorten(name)}; rename it"
+        )
 
 
-def parse_place(
-    place: str, *, name: str = "", root: Path | None = None, class_names: tuple[str, ...] = ()
+def parse_dataset_path(
+    text: str, *, name: str = "", root: Path | None = None, class_names: tuple[str, ...] = ()
 ) -> DatasetEntry:
-    """Read where a data set is.
+    """Parse a dataset path.
 
     Args:
-        place: ``annotations.json@images`` for COCO (without ``@images`` they are beside the file),
+        text: ``annotations.json@images`` for COCO (without ``@images``, images are next to the file),
             ``folder@split`` for VOC and YOLO, ``data.yaml@split`` for YOLO.
-        name: of the data set; by default made of the last parts of the path.
-        root: what the paths start from, by default the current folder.
+        name: of the data set; by default the end of the path.
+        root: folder that the paths are relative to, by default the current one.
         class_names: see ``DatasetEntry``.
 
     Raises:
-        ValueError: if there is no path in it.
+        ValueError: if it has no path.
     """
-    text, part = _split_place(place, root or Path())
-    if not text:
+    root = root or Path()
+    annotations, suffix = _split_dataset_path(text, root)
+    if not annotations:
         raise ValueError(
-            f"{shorten(place)} is not the place of a data set: expected annotations.json@images, "
-            f"folder@split or data.yaml@split"
+            f"{shorten(text)} is not a dataset path: expected annotations.json@images, folder@split or "
+            f"data.yaml@split"
         )
-    path = (root or Path()) / os.path.expanduser(text)
+    path = root / os.path.expanduser(annotations)
     if path.suffix.lower() == ".json":
-        images = (root or Path()) / os.path.expanduser(part) if part else path.parent
+        images = root / os.path.expanduser(suffix) if suffix else path.parent
         return DatasetEntry(name or _name_of(path, ""), images, path, class_names=class_names)
-    return DatasetEntry(name or _name_of(path, part), None, path, part, class_names)
+    return DatasetEntry(name or _name_of(path, suffix), None, path, suffix, class_names)
 
 
-def _split_place(place: str, root: Path) -> tuple[str, str]:
-    """Split at the "@" behind a path; a path may have some of its own."""
-    if os.path.exists(root / os.path.expanduser(place)):
-        return place, ""
-    cuts = [i for i, letter in enumerate(place) if letter == "@"][::-1]
+def _split_dataset_path(text: str, root: Path) -> tuple[str, str]:
+    """Split at the "@" after the annotations, which may contain others."""
+    if os.path.exists(root / os.path.expanduser(text)):
+        return text, ""
+    cuts = [i for i, letter in enumerate(text) if letter == "@"][::-1]
     for i in cuts:
-        path = place[:i]
-        is_file = path.lower().endswith((".json", ".yaml", ".yml"))
-        if is_file or os.path.exists(root / os.path.expanduser(path)):
-            return path, place[i + 1 :]
-    return (place[: cuts[0]], place[cuts[0] + 1 :]) if cuts else (place, "")
+        is_file = text[:i].lower().endswith((".json", ".yaml", ".yml"))
+        if is_file or os.path.exists(root / os.path.expanduser(text[:i])):
+            return text[:i], text[i + 1 :]
+    return (text[: cuts[0]], text[cuts[0] + 1 :]) if cuts else (text, "")
 
 
 def _name_of(path: Path, split: str) -> str:
-    """Make a name of the last two parts of a path, or of the last and the split."""
+    """Build a name from the last two names of a path, or from the last one and the split."""
     path = Path(os.path.abspath(path))  # without ".."
     suffix = path.suffix.lower()
     if suffix == ".json":
-        parts = [path.parent.name, path.stem]
+        names = [path.parent.name, path.stem]
     else:
-        parts = [path.parent.name if suffix in (".yaml", ".yml") else path.name, split]
-    name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, parts))).strip("_.")
+        names = [path.parent.name if suffix in (".yaml", ".yml") else path.name, split]
+    name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, names))).strip("_.")
     return name.encode()[-_MAX_NAME:].decode(errors="ignore").strip("_.") or "dataset"
 
 
 def find_weights(name: str) -> str:
-    """Return the URL of ImageNet weights.
-
-    Args:
-        name: a key of ``WEIGHTS``, without ``catalog://``.
+    """Return the URL of the ImageNet weights ``catalog://NAME``.
 
     Raises:
-        ValueError: if there is no such name; the nearest names are listed.
+        ValueError: if the name is unknown; the message lists the nearest names.
     """
     if name not in WEIGHTS:
         raise ValueError(f"unknown weights catalog://{name}; {_nearest(name, WEIGHTS)}")
@@ -204,7 +187,39 @@ def _nearest(name: str, names: dict) -> str:
     return f"did you mean {' or '.join(near)}?"
 
 
-# Names of COCO's 80 categories by rising id: label i is COCO_CLASSES[i - 1].
+def find_config(file: str | Path) -> Path:
+    """Return the path of a configuration file.
+
+    Args:
+        file: a path; or the name of a shipped configuration, such as "atss_R_50_FPN_1x"; or its path in the
+            repository, "configs/atss/atss_R_50_FPN_1x.yaml", from any current folder.
+
+    Raises:
+        FileNotFoundError: if there is none; the message lists the nearest names.
+        ValueError: if it is a folder, pipe or device.
+    """
+    path = Path(os.path.expanduser(file))
+    if os.path.isfile(path):
+        return path
+    shipped = shipped_configs()
+    stem = path.name.removesuffix(".yaml")
+    config = shipped.get(stem)
+    if config is not None and path.parts in ((stem,), (path.name,), ("configs", *config.parts[-2:])):
+        return config
+    if os.path.lexists(path):
+        check_regular(path)
+    near = difflib.get_close_matches(stem[:100], shipped, n=2)
+    proposal = f"did you mean {' or '.join(near)}?" if near else "the shipped ones are in configs/"
+    raise FileNotFoundError(f"no configuration file {file!s:.400}; {proposal}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the shipped configurations by name."""
+    folder = next((each for each in _CONFIG_FOLDERS if (each / "atss").is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*/*.yaml"))}
+
+
+# COCO's 80 categories in ascending order of their ids: label i is COCO_CLASSES[i - 1].
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
@@ -217,7 +232,7 @@ COCO_CLASSES = (
     "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 
-# Names of Pascal VOC's 20 classes: label i is VOC_CLASSES[i - 1].
+# Pascal VOC's 20 classes: label i is VOC_CLASSES[i - 1].
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",

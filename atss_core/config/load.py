@@ -1,101 +1,101 @@
-"""Load a configuration, with errors that name the key, the nearest valid keys and the file."""
+"""Load a configuration; errors name the key, the nearest valid keys and the file."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode as Node
 
-from atss_core.config.catalog import check_dataset_name
+from atss_core.config.catalog import check_dataset_name, find_config
 from atss_core.config.defaults import get_cfg
 from atss_core.config.reading import read_yaml, shorten
-from atss_core.config.shipped import find_config
 from atss_core.config.values import check_value, leaves
 
 _BASE = "_BASE_"
 _MAX_BASES = 20
 _GIVEN = "__given__"
-# A section whose keys are the user's own.
-_OPEN_SECTION = "DATASETS.REGISTER"
+_OPEN_SECTION = "DATASETS.REGISTER"  # its keys are chosen by the user
+_LEAVES = dict(leaves(get_cfg()))
+_SECTIONS = {_OPEN_SECTION, *(key[:i] for key in _LEAVES for i, letter in enumerate(key) if letter == ".")}
 
 
 def load_cfg(file: str | Path | None = None, opts: Sequence[str] = ()) -> Node:
-    """Read a YAML file and overrides over the defaults.
+    """Load the defaults, then a YAML file, then overrides.
 
-    A file may begin with ``_BASE_: other.yaml``, a path from its own folder: that file is read first, and the
-    keys of this one go over it.
+    A file may contain ``_BASE_: other.yaml``, a path relative to its own folder. That file is read first, and
+    this one overrides its keys.
 
     Args:
-        file: a YAML file, or the name of a shipped one (``find_config``), or None for the defaults alone.
-        opts: overrides in pairs, as on the command line: ``["SOLVER.BASE_LR", "0.02", ...]``. Values are
-            Python literals; what is not one is taken as a string.
+        file: a YAML file, the name of a shipped one (``find_config``), or None for the defaults only.
+        opts: keys and values, as on the command line: ``["SOLVER.BASE_LR", "0.02", ...]``. Values are Python
+            literals, or else strings.
 
     Returns:
         A frozen configuration; ``is_given`` tells which keys were set.
 
     Raises:
-        ValueError: for an unknown key, a value that its key must not have (``config/values.py``), bad YAML or
-            an odd number of ``opts``.
+        ValueError: for an unknown key, an invalid value (``config/values.py``), invalid YAML or an odd number
+            of ``opts``.
         FileNotFoundError: if there is no such file.
     """
-    node, defaults = get_cfg(), get_cfg()
-    given = set()
+    node = get_cfg()
+    given: set[str] = set()
     for source, tree in _read_with_bases(find_config(file)) if file is not None else ():
-        pairs = list(_flatten(tree, str(source)))
-        for key, count in Counter(key for key, _ in pairs).items():
-            if count > 1:  # once with dots, "SOLVER.BASE_LR: 1"; the reader refuses the same text twice
+        keys = set()
+        for key, value in _flatten(tree, str(source)):
+            if key in keys:  # one is "SOLVER.BASE_LR: 1", with dots; ``read_yaml`` refuses equal keys
                 raise ValueError(f"{source}: {_shown(key)} is given twice, with and without dots; remove one")
-        for key, value in pairs:
-            _set(node, key, value, defaults, source=str(source))
-            given.add(key)
+            _set(node, key, value, source=str(source))
+            keys.add(key)
+        given |= keys
     if len(opts) % 2:
         raise ValueError(
-            f"overrides come in pairs KEY VALUE, but there are {len(opts)} words, the last is "
+            f"overrides come in pairs KEY VALUE, but there are {len(opts)} arguments, the last is "
             f"{shorten(opts[-1])}"
         )
     for key, text in zip(opts[::2], opts[1::2], strict=True):
-        _set(node, key, _literal(text), defaults, source="the command line")
+        _set(node, key, _literal(text), source="the command line")
         given.add(key)
-    node.__dict__[_GIVEN] = frozenset(given)  # beside the keys, where yacs keeps whether a node is frozen
-    node.freeze()
-    return node
+    return _frozen(node, given)
 
 
 def is_given(cfg: Node, key: str) -> bool:
-    """Tell whether a file, the command line or a program has set a key, such as "MODEL.ATSS.NUM_CLASSES"."""
-    value, default = cfg, get_cfg()
-    for name in key.split("."):
-        value, default = value[name], default[name]
-    return key in cfg.__dict__.get(_GIVEN, ()) or value != default
+    """Tell whether a file, the command line or a program set a key, such as "MODEL.ATSS.NUM_CLASSES"."""
+    return key in cfg.__dict__.get(_GIVEN, ()) or reduce(getitem, key.split("."), cfg) != _LEAVES[key]
 
 
 def key_names() -> list[str]:
     """Return all keys, such as "SOLVER.BASE_LR"."""
-    return [key for key, _ in leaves(get_cfg())]
+    return list(_LEAVES)
 
 
 def override(cfg: Node, key: str, value: Any) -> Node:
-    """Return a copy of a configuration in which one more key is given.
+    """Return a frozen copy of a configuration with another value of a key.
 
     Raises:
-        ValueError: if there is no such key, or it must not have that value.
+        ValueError: if the key is unknown or the value invalid.
     """
     node = cfg.clone()
     node.defrost()
-    _set(node, key, value, get_cfg(), source="the program")
-    node.__dict__[_GIVEN] = frozenset({*cfg.__dict__.get(_GIVEN, ()), key})
+    _set(node, key, value, source="the program")
+    return _frozen(node, {*cfg.__dict__.get(_GIVEN, ()), key})
+
+
+def _frozen(node: Node, given: set[str]) -> Node:
+    node.__dict__[_GIVEN] = frozenset(given)  # an attribute, like yacs's mark of frozen nodes
     node.freeze()
     return node
 
 
 def _read_with_bases(file: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Return a file and those it builds on, the lowest first."""
+    """Return the contents of a file and its chain of bases, starting with the last base."""
     chain: list[tuple[Path, dict[str, Any]]] = []
     base: Path | None = file
     while base is not None:
@@ -118,7 +118,7 @@ def _flatten(tree: dict[str, Any], source: str, prefix: str = "") -> Iterator[tu
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict):
-            if not value and key != _OPEN_SECTION:  # which every config.yml has
+            if not value and key != _OPEN_SECTION:  # is empty in most files that ``dump`` writes
                 raise ValueError(f"{source}: section {_shown(key)} is empty")
             yield from _flatten(value, source, f"{key}.")
         else:
@@ -129,12 +129,12 @@ def _literal(text: str) -> Any:
     """Read "(1, 2)" as a tuple and "0.01" as a float, and leave names as strings."""
     try:
         return ast.literal_eval(text)
-    # The last three are for a list as a key of a mapping, and for thousands of brackets or signs.
+    # TypeError: a list as a key of a dict. The last two: thousands of brackets or signs.
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
-def _set(node: Node, key: str, value: Any, defaults: Node, source: str) -> None:
+def _set(node: Node, key: str, value: Any, source: str) -> None:
     if key == _OPEN_SECTION and value in (None, ""):
         return
     if key.startswith(f"{_OPEN_SECTION}."):
@@ -142,35 +142,24 @@ def _set(node: Node, key: str, value: Any, defaults: Node, source: str) -> None:
         check_dataset_name(own, f"{source}: {_OPEN_SECTION}")
         node.DATASETS.REGISTER[own] = check_value(value, "path/to/train.json@path/to/images", key, source)
         return
+    if key in _SECTIONS:
+        example = next((f", such as {name}" for name in _LEAVES if name.startswith(f"{key}.")), "")
+        raise ValueError(f"{source}: {key} is a section, give one of its keys{example}")
+    if key not in _LEAVES:
+        raise ValueError(f"{source}: unknown key {_shown(key)}; {_nearest(key[:100])}")
     *sections, leaf = key.split(".")
-    parent, default = node, defaults
-    for section in sections:
-        parent = parent.get(section) if isinstance(parent, Node) else None
-        default = default.get(section) if isinstance(default, Node) else None
-    if not isinstance(parent, Node) or leaf not in parent:
-        raise ValueError(f"{source}: unknown key {_shown(key)}{_nearest(node, key[:100])}")
-    if isinstance(parent[leaf], Node):
-        raise ValueError(
-            f"{source}: {key} is a section, give one of its keys"
-            f"{''.join(f', such as {name}' for name, _ in list(leaves(parent[leaf], key))[:1])}"
-        )
-    parent[leaf] = check_value(value, default[leaf], key, source)
+    reduce(getitem, sections, node)[leaf] = check_value(value, _LEAVES[key], key, source)
 
 
 def _shown(key: str) -> str:
     return key if len(key) <= 120 and key.isprintable() else shorten(key)
 
 
-def _nearest(node: Node, key: str) -> str:
-    """Propose the valid keys that look like ``key``, or end like it in another section."""
-    keys = [name for name, _ in leaves(node)]
-    leaf = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.75)
-    by_leaf = {k: k.rsplit(".", 1)[-1] for k in keys}
-    for name in difflib.get_close_matches(leaf, sorted(set(by_leaf.values())), n=2, cutoff=0.75):
-        near += [k for k, last in by_leaf.items() if last == name and k not in near]
-    return (
-        f"; did you mean {' or '.join(near[:3])}?"
-        if near
-        else "; atss_core/config/defaults.py lists all keys"
-    )
+def _nearest(key: str) -> str:
+    """Return a hint with the valid keys that resemble ``key``, or end with a name that resembles its last."""
+    near = difflib.get_close_matches(key, _LEAVES, n=3, cutoff=0.75)
+    last_names = {name: name.rsplit(".", 1)[-1] for name in _LEAVES}
+    last = key.rsplit(".", 1)[-1]
+    for match in difflib.get_close_matches(last, sorted(set(last_names.values())), n=2, cutoff=0.75):
+        near += [name for name, last in last_names.items() if last == match and name not in near]
+    return f"did you mean {' or '.join(near[:3])}?" if near else "atss_core/config/defaults.py lists all keys"

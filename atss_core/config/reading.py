@@ -1,4 +1,4 @@
-"""Read text and YAML files that may be anything: each fault is one line that names the file."""
+"""Read text and YAML files from users: each error is one line that names the file."""
 
 from __future__ import annotations
 
@@ -10,54 +10,45 @@ from typing import Any
 
 import yaml
 
-# A hand-written file is far below these. Aliases count with all that they repeat, which is how a few lines
-# become gigabytes.
+# Far above what people write. Aliases of aliases can turn a few lines into gigabytes.
 MAX_DEPTH = 50
 MAX_REPEATED = 10_000
 
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 _SHORT.maxlevel = 3
 
 
 def shorten(value: object) -> str:
-    """Return the ``repr`` of a value, cut to what fits into an error message."""
+    """Return the ``repr`` of a value, cut to a length that suits an error message."""
     try:
         return _SHORT.repr(value)
-    except ValueError:  # Python refuses to write whole numbers of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         return f"a value of type {type(value).__name__} with very many digits"
 
 
 def check_regular(path: Path) -> None:
-    """Refuse to open what is no plain file: reading a pipe or a device may never end.
+    """Check that a path is a regular file: reading a pipe or a device may never end.
 
     Raises:
-        FileNotFoundError: if there is nothing, or a link that leads nowhere or to itself.
+        FileNotFoundError: if there is none, such as for a broken or circular link.
         ValueError: for a folder, pipe, device or socket.
     """
     try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # such as a loop of links
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError as error:  # ELOOP and ENAMETOOLONG as well
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
-    if not stat.S_ISREG(mode):
-        kinds = {
-            stat.S_IFDIR: "a folder",
-            stat.S_IFIFO: "a pipe",
-            stat.S_IFSOCK: "a socket",
-            stat.S_IFCHR: "a device",
-            stat.S_IFBLK: "a device",
-        }
-        raise ValueError(f"{path}: expected a file, got {kinds.get(stat.S_IFMT(mode), 'something else')}")
+    if kind != stat.S_IFREG:
+        raise ValueError(f"{path}: expected a file, got {_KINDS.get(kind, 'a device')}")
 
 
 def read_text(file: Path) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is in another encoding, or no plain file.
+        ValueError: if it has another encoding or is no regular file.
     """
     check_regular(file)
     try:
@@ -67,15 +58,11 @@ def read_text(file: Path) -> str:
 
 
 def read_yaml(file: Path, example: str) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Args:
-        file: to read.
-        example: keys that it could hold, for the message.
+    """Read a YAML file that holds a mapping, described by ``example`` in the error message.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is no such file, gives a key twice, nests too deeply or repeats too much by aliases.
+        ValueError: if it is no such file, has a key twice, is nested too deeply or has too many aliases.
     """
     text = read_text(file)
     try:
@@ -83,7 +70,7 @@ def read_yaml(file: Path, example: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{file} is not valid YAML: {_one_line(error.problem)}{line}") from error
-    # What PyYAML raises for a day 32, a control character, a number of 5,000 digits or "!!bool maybe".
+    # PyYAML raises these for a day 32, a control character, a number of 5,000 digits and "!!bool maybe".
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(tree, dict):
@@ -96,12 +83,12 @@ def _one_line(error: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which itself keeps the last of equal keys and follows aliases without end."""
+    """PyYAML's safe loader with limits for depth and aliases, and without duplicate keys."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._count = self._repeated = 0
-        self._sizes: dict[int, int] = {}  # nodes that are complete, with all in them
+        self._sizes: dict[int, int] = {}  # id of a complete node -> number of nodes in it
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -113,7 +100,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._sizes:
-                raise _fault(f"alias *{event.anchor} repeats what it is in", event.start_mark)
+                raise _fault(f"alias *{event.anchor} repeats the node around it", event.start_mark)
             self._count += self._sizes[id(node)]
             self._repeated += self._sizes[id(node)]
             if self._repeated > MAX_REPEATED:
@@ -131,10 +118,8 @@ class _Loader(yaml.SafeLoader):
                 continue
             name, line = self.construct_object(key), key.start_mark.line + 1
             if name in lines:
-                raise _fault(
-                    f"{shorten(key.value)} is given twice, in lines {lines[name]} and {line}; remove one",
-                    None,
-                )
+                problem = f"{shorten(key.value)} is given twice, in lines {lines[name]} and {line}"
+                raise _fault(f"{problem}; remove one", None)
             lines[name] = line
         return node
 

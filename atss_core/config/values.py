@@ -1,10 +1,11 @@
-"""Which values the keys may have: the type of the default, and the limits of the table at the end."""
+"""Check configuration values: the type of the default, and the limits of the table at the end."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from yacs.config import CfgNode
@@ -14,23 +15,13 @@ from atss_core.config.reading import shorten
 
 @dataclass(frozen=True)
 class Limit:
-    """What a value may be, or every number and string in a list. Infinities and NaN are in no interval.
-
-    Attributes:
-        low: the smallest number.
-        high: the largest number; where it is not above ``low``, there is no interval.
-        ends: of the interval, such as "[)".
-        choices: other values that are allowed; for strings the only ones.
-        length: of a list; None for any.
-        may_be_empty: whether a list may have no elements.
-        is_rising: whether the numbers of a list must not fall.
-    """
+    """Allowed values of a key, or of each element of a list. NaN and infinities are in no interval."""
 
     low: float = 0
-    high: float = 0
+    high: float = 0  # the interval is empty unless this is above ``low``
     ends: str = "[]"
-    choices: tuple[Any, ...] = ()
-    length: int | None = None
+    choices: tuple[Any, ...] = ()  # further allowed values; for strings the only ones
+    length: int | None = None  # of a list; None for any
     may_be_empty: bool = False
     is_rising: bool = False
 
@@ -58,21 +49,17 @@ class Limit:
 
     def __str__(self) -> str:
         count = f"{self.length} values " if self.length else "rising, " if self.is_rising else ""
-        interval = f"in {self.ends[0]}{_short(self.low)}, {_short(self.high)}{self.ends[1]}"
+        interval = f"in {self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}".replace("e+0", "e")
         choices = f"{'one of ' if len(self.choices) > 1 else ''}{', '.join(map(repr, self.choices))}"
-        parts = [interval] * (self.low < self.high) + [choices] * bool(self.choices)
-        return (count + " or ".join(parts)).strip()
-
-
-def _short(number: float) -> str:
-    return f"{number:g}".replace("e+0", "e")
+        allowed = [interval] * (self.low < self.high) + [choices] * bool(self.choices)
+        return (count + " or ".join(allowed)).strip()
 
 
 def check_value(value: Any, default: Any, key: str, source: str) -> Any:
-    """Bring the value of a key to the type of its default, and a path from ``~`` to the home folder.
+    """Return a value of a key converted to the type of its default, with ``~`` expanded in paths.
 
     Raises:
-        ValueError: for a value of another type, or beyond the limits of the key.
+        ValueError: if the value has another type or is outside the limits of the key.
     """
     if value is None and isinstance(default, str):
         value = ""
@@ -85,23 +72,21 @@ def check_value(value: Any, default: Any, key: str, source: str) -> Any:
 
 
 def check_node(node: CfgNode, defaults: CfgNode, source: str) -> None:
-    """Check all values of a configuration that is not frozen, and bring them to the form of loaded ones.
+    """Check and convert all values of a configuration that is not frozen, in place.
 
     Raises:
         ValueError: as ``check_value``, and if a key is missing.
     """
     for key, default in leaves(defaults):
         *sections, leaf = key.split(".")
-        parent: Any = node
-        for section in sections:
-            parent = parent.get(section, {})
+        parent: Any = reduce(lambda section, name: section.get(name, {}), sections, node)
         if leaf not in parent:
             raise ValueError(f"{source}: expected the key {key}, got none. Start from get_cfg().")
         parent[leaf] = check_value(parent[leaf], default, key, source)
 
 
 def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield keys, such as "SOLVER.BASE_LR", and their values."""
+    """Yield all keys, such as "SOLVER.BASE_LR", with their values."""
     for name, value in node.items():
         key = f"{prefix}.{name}" if prefix else name
         if isinstance(value, CfgNode):
@@ -111,16 +96,16 @@ def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
-    """Lists and tuples are one, a whole number may be a float."""
+    """Convert between lists and tuples, and whole numbers to float where the default is one."""
     if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
         example = _ELEMENTS.get(key, default[0] if default else None)
         return type(default)(
             _coerce_element(item, example, f"{key}[{i}]", source, is_nested=key in _NESTED)
             for i, item in enumerate(value)
         )
-    if type(default) is float and type(value) is int and abs(value) < 1e300:  # more is no float
+    if type(default) is float and type(value) is int and abs(value) < 1e300:  # larger ones overflow
         return float(value)
-    # In Python a bool is an int and a whole default may be half of a pair of numbers (BIAS_LR_FACTOR 1.5).
+    # ``type``, because a bool is an instance of int.
     is_number = type(default) is int and type(value) is float and key in _NUMBERS
     if (type(value) is type(default) or is_number) and "\0" not in (value if isinstance(value, str) else ""):
         return value
@@ -136,7 +121,7 @@ def _coerce_element(item: Any, example: Any, key: str, source: str, is_nested: b
         return _coerce(item, example, key, source)
     if not isinstance(item, (list, tuple)) or len(item) != len(example):
         raise ValueError(f"{source}: {key} must be like {example}, got {shorten(item)}")
-    return type(item)(_coerce(each, part, key, source) for each, part in zip(item, example, strict=True))
+    return type(item)(_coerce(each, like, key, source) for each, like in zip(item, example, strict=True))
 
 
 def _describe(default: Any, key: str) -> str:
@@ -146,19 +131,15 @@ def _describe(default: Any, key: str) -> str:
     return f"{names[type(default)]}, such as {default!r}"
 
 
-# Keys whose elements may be lists themselves: several anchor sizes on a level.
+# Keys whose elements may be lists: several anchor sizes per level.
 _NESTED = ("MODEL.ATSS.ANCHOR_SIZES",)
-
 # Lists that may be given as their only element.
 _ONE_OR_MORE = ("DATASETS.TRAIN", "DATASETS.TEST")
-
 # Keys whose published default is a whole number although any number makes sense.
 _NUMBERS = ("SOLVER.BIAS_LR_FACTOR", "SOLVER.WEIGHT_DECAY_BIAS", "TEST.EXPECTED_RESULTS_SIGMA_TOL")
-
-# Paths; those of data sets have two parts and are expanded where these are split (``catalog.parse_place``).
+# File system paths; ``catalog.parse_dataset_path`` expands dataset paths.
 _PATHS = ("OUTPUT_DIR", "DATASETS.DATA_DIR", "MODEL.WEIGHT")
-
-# An element of each list that is empty by default.
+# An example element of each list that is empty by default.
 _ELEMENTS: dict[str, Any] = {
     "DATASETS.TRAIN": "coco_2017_train",
     "DATASETS.TEST": "coco_2017_val",
@@ -175,8 +156,8 @@ _FACTOR = Limit(0, 1000)
 _CHANNELS = Limit(1, 1e5)
 _PIXELS = Limit(1, 1e5)
 
-# Every key with a number has a row. The ends keep out what means nothing; a value within them may still not
-# fit the other keys, which the builders check. Registries have the names that a user can add to.
+# Every numeric key has a row, which excludes meaningless values; the builders check combinations of keys.
+# Names that a registry holds have none, because users can add to it.
 LIMITS = {
     "MODEL.META_ARCHITECTURE": Limit(choices=("GeneralizedRCNN",)),
     "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": Limit(0, 5),

@@ -25,7 +25,7 @@ from atss_core.data.dataset import DetectionDataset
 from atss_core.data.loader import WatchedLoader
 from atss_core.data.samplers import EvalBatchSampler, SampleKey, TrainBatchSampler
 from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, Step, to_pixels
-from atss_core.utils.pixels import PixelFormat
+from atss_core.structures.pixel_format import PixelFormat
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from atss_core.utils.files import check_regular, files_below
+from atss_core.data.folders import files_below
+from atss_core.utils.files import check_regular
 from atss_core.utils.text import printable
 
 

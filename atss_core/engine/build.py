@@ -39,6 +39,7 @@ from atss_core.data import (
 )
 from atss_core.engine.evaluate import Evaluated, Evaluation, PeriodicEvaluation
 from atss_core.engine.inference import Inference, SingleScale
+from atss_core.engine.lock import lock_folder
 from atss_core.engine.step import TrainingStep
 from atss_core.engine.train import parallelize, train
 from atss_core.engine.training_log import TrainingLog
@@ -50,7 +51,6 @@ from atss_core.solver import build_ema, build_optimizer, build_scheduler
 from atss_core.structures import BoxList
 from atss_core.utils import dist, env
 from atss_core.utils.files import atomic_write, refuse_overwriting
-from atss_core.utils.lock import lock_folder
 from atss_core.utils.logging import setup_logging
 
 logger = logging.getLogger(__name__)

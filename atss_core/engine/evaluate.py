@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from atss_core.checkpoint.checkpointer import Checkpointer
 from atss_core.data import DetectionDataset, EvalBatchSampler
 from atss_core.engine.inference import Inference, Timing, gather_detections, run_inference
+from atss_core.engine.lock import lock_folder
 from atss_core.engine.training_log import TrainingLog
 from atss_core.evaluation import (
     CocoEvaluator,
@@ -34,7 +35,6 @@ from atss_core.utils.files import (
     read_records,
     remove_leftovers,
 )
-from atss_core.utils.lock import lock_folder
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from atss_core.export.graph import DetectorGraph
 from atss_core.export.parity import ParityCheck
 from atss_core.export.targets import Description
 from atss_core.modeling import Detector
-from atss_core.utils.pixels import PixelFormat
+from atss_core.structures.pixel_format import PixelFormat
 
 
 def check_exportable(cfg: CfgNode) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from atss_core.layers import batched_nms_mask
 from atss_core.modeling import Detector
 from atss_core.structures import boxes as box_ops
-from atss_core.utils.pixels import PixelFormat
+from atss_core.structures.pixel_format import PixelFormat
 
 INPUTS = ("images", "image_sizes")
 CANDIDATES = ("boxes", "scores", "labels")

@@ -1,9 +1,10 @@
-"""Process groups: start one, ask for rank and size, average and gather."""
+"""Process groups: start and stop, rank and world size, sums and gathering."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import socket
 import threading
@@ -17,29 +18,28 @@ from torch import Tensor, distributed, nn
 
 from atss_core import PARENT
 
-# What goes through the CPU, such as detections and "all done", never waits for a GPU nor takes its memory.
+# CPU tensors, such as detections, go through gloo: they neither wait for a GPU nor use its memory.
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
-# A process that stalls holds the GPUs of all others for so long.
+# How long a stalled process blocks the GPUs of the others.
 TIMEOUT = timedelta(minutes=10)
-# Only at a barrier, where the main process evaluates a large data set or writes, and others wait on the CPU.
-BARRIER_TIMEOUT = timedelta(hours=2)
-
+# For barriers: the main process may evaluate a large data set while the others wait on the CPU.
+_BARRIER_TIMEOUT = timedelta(hours=2)
 _barrier_group: Any = None
 
 
 def start_process_group(device: torch.device) -> torch.device:
-    """Join the job that a launcher describes in the environment, if there is one.
+    """Join the job that a launcher such as torchrun describes in the environment, if there is one.
+
+    The process leaves the job before the interpreter ends, also after an error.
 
     Args:
-        device: what the configuration asks for. CUDA talks through NCCL, anything else through gloo.
-
-    Whatever ends this process, it leaves the job before the interpreter ends.
+        device: of the configuration; CUDA communicates through NCCL, other devices through gloo.
 
     Returns:
-        The device of this process: with several on CUDA, the one of its local rank.
+        The device of this process: with several CUDA devices, the one of its local rank.
 
     Raises:
-        ValueError: if there are fewer GPUs than processes on this machine.
+        ValueError: if this machine has fewer GPUs than processes.
     """
     global _barrier_group
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -51,40 +51,33 @@ def start_process_group(device: torch.device) -> torch.device:
         restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
         if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            store = store_of_this_attempt(rank)
+            store = _fresh_store(rank)
         else:
-            rank, size, store = -1, -1, None  # all in the environment
+            rank, size, store = -1, -1, None  # PyTorch reads the environment
         distributed.init_process_group(
             BACKENDS.get(device.type, "gloo"), timeout=TIMEOUT, store=store, rank=rank, world_size=size
         )
         atexit.register(_abandon_process_group)
-        _barrier_group = distributed.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
+        _barrier_group = distributed.new_group(backend="gloo", timeout=_BARRIER_TIMEOUT)
     return device
 
 
 def _end_with_launcher() -> None:
-    """Send SIGTERM to this process once torchrun has died.
-
-    Nothing else would end it, and it would hold the folder of the run and its GPU against the next start.
-    """
+    """Send SIGTERM to this process when torchrun dies; else it would keep its GPU and the lock of the run."""
     while os.getppid() == PARENT:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def store_of_this_attempt(rank: int, patience: float = 300.0) -> distributed.TCPStore:
-    """Return a store for the processes to find each other in, which those of earlier attempts never saw.
+def _fresh_store(rank: int, patience: float = 300.0) -> distributed.TCPStore:
+    """Return a fresh rendezvous store for this restart attempt.
 
-    The launcher's own store serves all attempts of a job that it may restart, so the addresses of killed
-    processes are still in it (PyTorch 2.15). The first process therefore opens a store of its own and leaves
-    its port in the launcher's; a port of an earlier attempt leads nowhere, and the others look again.
-
-    Args:
-        rank: of this process.
-        patience: seconds to look for the first process.
+    The launcher's store serves all attempts, so it still holds the addresses of killed processes (PyTorch
+    2.15). Therefore rank 0 opens a store and publishes its port in the launcher's. The port of an earlier
+    attempt refuses the connection, and the other ranks look again, for ``patience`` seconds.
 
     Raises:
-        OSError: if it does not come.
+        OSError: if rank 0 does not open it.
     """
     address = os.environ["MASTER_ADDR"]
     launcher = distributed.TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False)
@@ -96,31 +89,29 @@ def store_of_this_attempt(rank: int, patience: float = 300.0) -> distributed.TCP
     while time.monotonic() < deadline:
         port = int(launcher.get("atss/port"))
         try:
-            socket.create_connection((address, port), timeout=2).close()  # fails without PyTorch's long log
+            socket.create_connection((address, port), timeout=2).close()  # a failing TCPStore logs a lot
             own = distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
         except (OSError, distributed.DistError):
             time.sleep(0.2)
         else:
             own.set_timeout(timedelta(minutes=5))
             return own
-    raise OSError(f"the first process of the job did not come within {patience:.0f} s; look for its error")
+    raise OSError(f"the first process of the job did not start within {patience:.0f} s; look for its error")
 
 
-def choose_gpu(process: int, num_gpus: int) -> torch.device:
-    """Return the GPU of the process with this local rank.
-
-    A process that sees a single GPU takes that, if it was given to it alone by CUDA_VISIBLE_DEVICES.
+def choose_gpu(local_rank: int, num_gpus: int) -> torch.device:
+    """Return the GPU of a local rank; CUDA_VISIBLE_DEVICES may give each process one GPU, number 0.
 
     Raises:
         ValueError: if there are fewer GPUs than processes.
     """
-    if process < num_gpus:
-        return torch.device("cuda", process)
+    if local_rank < num_gpus:
+        return torch.device("cuda", local_rank)
     if num_gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
         return torch.device("cuda", 0)
     raise ValueError(
-        f"process {process + 1} of this machine needs a GPU of its own, but there are {num_gpus}; start at "
-        f"most {num_gpus} with --nproc_per_node"
+        f"process {local_rank + 1} of this machine needs a GPU of its own, but there are {num_gpus}; start "
+        f"at most {num_gpus} with --nproc_per_node"
     )
 
 
@@ -133,11 +124,11 @@ def stop_process_group() -> None:
 
 
 def _abandon_process_group() -> None:
-    """Leave the job after an error, without which the threads of gloo may end the process with status 134."""
+    """Leave the job after an error, or else gloo's threads may abort the process with status 134."""
     if (group := distributed.group.WORLD) is not None:
-        with suppress(RuntimeError):  # NCCL would wait for the other processes
+        with suppress(RuntimeError):  # so that NCCL does not wait for the other processes
             group.abort()
-        with suppress(RuntimeError):  # the error has been told
+        with suppress(RuntimeError):  # the first error has been reported
             stop_process_group()
 
 
@@ -162,16 +153,13 @@ def is_main() -> bool:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Tell whether an error means that another process of the job has ended, or stalls."""
-    words = (
-        *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
-        "Timed out waiting",
-    )
-    return world_size() > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    """Tell whether an error means that another process of the job has ended or stalls."""
+    messages = "Connection (closed|reset) by peer|Broken pipe|remote process exited|Timed out waiting"
+    return world_size() > 1 and isinstance(error, RuntimeError) and bool(re.search(messages, str(error)))
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give all processes the batch-norm statistics of the first; other buffers never differ."""
+    """Copy the batch-norm statistics of rank 0 to all processes; other buffers never differ."""
     if world_size() > 1:
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -180,13 +168,13 @@ def share_buffers(module: nn.Module) -> None:
 
 
 def barrier() -> None:
-    """Wait for all processes, long enough for the main one to evaluate."""
+    """Wait for all processes, for up to two hours."""
     if world_size() > 1:
         distributed.all_reduce(torch.zeros(1), group=_barrier_group)
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """Add a tensor without gradient over all processes; each gets the same result."""
+    """Return the sum of a tensor over all processes, without gradient."""
     total = value.detach().clone()
     if world_size() > 1:
         distributed.all_reduce(total)
@@ -194,12 +182,12 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Average a tensor without gradient over all processes; each gets the same result."""
+    """Return the mean of a tensor over all processes, without gradient."""
     return sum_over_processes(value) / world_size()
 
 
 def disagree(number: int) -> bool:
-    """Tell whether the processes have different numbers; each gets the same answer."""
+    """Tell on all processes whether their numbers differ."""
     if world_size() == 1:
         return False
     extremes = torch.tensor([number, -number])
@@ -208,17 +196,13 @@ def disagree(number: int) -> bool:
 
 
 def gather(value: Tensor) -> list[Tensor]:
-    """Gather a tensor of every process on the main process; the others get an empty list.
-
-    Args:
-        value: on the CPU; its first dimension may differ between the processes, the others not.
-    """
+    """Gather the CPU tensors of all processes, which may differ in length, on the main one; others get []."""
     if world_size() == 1:
         return [value]
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     distributed.all_gather(lengths, torch.tensor([len(value)]))
     padded = value.new_zeros(max(int(length) for length in lengths), *value.shape[1:])
     padded[: len(value)] = value
-    parts = [torch.empty_like(padded) for _ in lengths] if is_main() else None
-    distributed.gather(padded, parts)
-    return [part[: int(length)] for part, length in zip(parts or [], lengths, strict=bool(parts))]
+    gathered = [torch.empty_like(padded) for _ in lengths] if is_main() else []
+    distributed.gather(padded, gathered or None)
+    return [values[: int(length)] for values, length in zip(gathered, lengths, strict=False)]

@@ -1,4 +1,4 @@
-"""Where a run happens: device, versions, seeds."""
+"""Environment of a run: device, seeds, memory, versions."""
 
 from __future__ import annotations
 
@@ -16,24 +16,21 @@ from atss_core.utils.text import shorten
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that MODEL.DEVICE names.
-
-    Args:
-        name: "auto" takes CUDA, else MPS, else the CPU; otherwise a PyTorch device.
+    """Return the device of MODEL.DEVICE: a PyTorch device, or "auto" for CUDA, else MPS, else the CPU.
 
     Raises:
-        ValueError: if the device is unknown or not there; the message names the remedy.
+        ValueError: if the device is unknown or not available; the message names the remedy.
     """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(device for device, is_there in has.items() if is_there)
+        name = next(device for device, is_available in available.items() if is_available)
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(
             f"MODEL.DEVICE must be auto, cpu, cuda, cuda:N or mps, got {shorten(name)}"
         ) from error
-    if not has.get(device.type, False):
+    if not available.get(device.type, False):
         raise ValueError(
             f"MODEL.DEVICE is {name!r}, but PyTorch {torch.__version__} finds no such device; "
             f"use MODEL.DEVICE auto or cpu, or check the driver and that this PyTorch was built for it"
@@ -51,7 +48,7 @@ def seed_everything(seed: int) -> None:
 
 
 def use_deterministic_algorithms() -> None:
-    """Make PyTorch take algorithms that give the same bits in every run, or raise where there is none."""
+    """Make PyTorch use algorithms that give the same bits in every run, or raise if there is none."""
     # cuBLAS reads this when it starts; without it PyTorch refuses matrix products.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
@@ -59,11 +56,7 @@ def use_deterministic_algorithms() -> None:
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Return the most memory in MiB that this process has had so far.
-
-    On CUDA that is what PyTorch has allocated there; elsewhere the memory of the process, as Linux counts it,
-    and None on other systems.
-    """
+    """Return the peak memory in MiB: of PyTorch on CUDA, else of the process, which only Linux reports."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
@@ -74,7 +67,7 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 def environment_report(device: torch.device) -> str:
-    """Describe in a line what decides the speed and the last digits of a run."""
+    """Return one line with the versions and hardware that determine speed and rounding."""
     lines = [
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"torchvision {torchvision.__version__}",

@@ -1,4 +1,4 @@
-"""Packages that only some commands need, and how to get them."""
+"""Optional packages, and how to install them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ from typing import NamedTuple
 
 
 class Extra(NamedTuple):
-    """An optional package.
+    """An optional package."""
 
-    Attributes:
-        package: its name for pip.
-        extra: of pyproject.toml that installs it.
-        purpose: what it is needed for.
-    """
-
-    package: str
-    extra: str
+    package: str  # name for pip
+    extra: str  # of pyproject.toml
     purpose: str
 
 
-# by the name under which it is imported
+# import name -> package
 EXTRAS = {
     "onnx": Extra("onnx", "export", "export to ONNX"),
     "onnxscript": Extra("onnxscript", "export", "export to ONNX"),
@@ -40,10 +34,10 @@ def has(module: str) -> bool:
 
 
 def require(module: str) -> ModuleType:
-    """Import an optional package of ``EXTRAS``, or a module of one, such as "onnxruntime".
+    """Import an optional package of ``EXTRAS`` or one of its modules, such as "onnxruntime.quantization".
 
     Raises:
-        ValueError: if it is not installed; the message has the command that installs it.
+        ValueError: if it is not installed; the message contains the command that installs it.
     """
     name = module.split(".", 1)[0]
     if not has(name):

@@ -1,4 +1,4 @@
-"""Write files so that an interruption never leaves half of one."""
+"""Write files atomically, append to logs, and clean up after killed processes."""
 
 from __future__ import annotations
 
@@ -10,35 +10,18 @@ import secrets
 import shutil
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from atss_core.config.reading import check_regular, read_text
+from atss_core.config.reading import check_regular as check_regular
+from atss_core.config.reading import read_text as read_text
 from atss_core.utils import dist
-
-__all__ = [
-    "append",
-    "append_json",
-    "atomic_write",
-    "auxiliary",
-    "check_regular",
-    "draft_folder",
-    "files_below",
-    "keep_lines",
-    "on_main_process",
-    "read_records",
-    "read_text",
-    "refuse_overwriting",
-    "remove_leftovers",
-]
 
 logger = logging.getLogger(__name__)
 
-
-# What ``_temporary`` names: .NAME.HOST.PID.RANDOM.tmp
+# Names of ``_temporary``: .NAME.HOST.PID.RANDOM.tmp
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _START = time.time()  # of this process
 _failed: set[Path] = set()  # auxiliary files whose failure has been reported
@@ -46,9 +29,9 @@ _failed: set[Path] = set()  # auxiliary files whose failure has been reported
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a temporary sibling of ``path`` and rename it to ``path`` once it is written and flushed.
+    """Open a temporary file in the same folder, and rename it to ``path`` at the end of the block.
 
-    On an exception the temporary file is removed and an existing ``path`` stays as it was.
+    An exception removes it and leaves an existing ``path`` unchanged.
 
     Raises:
         OSError: if it cannot be written, such as on a full disk.
@@ -56,8 +39,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # "x": a file of that name, or a link to another, is never written through.
-        # A lone surrogate, which UTF-8 lacks, is escaped as JSON escapes it.
+        # "x" never follows an existing link. Lone surrogates, which UTF-8 lacks, are escaped as in JSON.
         encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
         with open(temporary, mode.replace("w", "x"), encoding=encoding, errors=errors) as file:
             yield file
@@ -65,9 +47,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with suppress(OSError):  # where there is no folder, there is no such file
+        with suppress(OSError):  # without a folder there is no file
             temporary.unlink()
-        # PyTorch hides the error of the disk behind one of its own.
+        # PyTorch raises a RuntimeError on top of the error of the disk.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
             raise OSError(
@@ -79,7 +61,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
 
 @contextmanager
 def draft_folder(path: Path) -> Iterator[Path]:
-    """Make a temporary folder beside ``path``, and remove it at the end with what is still in it."""
+    """Create a temporary folder next to ``path``, and remove it with its content at the end."""
     folder = _temporary(path)
     try:
         folder.mkdir(parents=True)
@@ -89,14 +71,14 @@ def draft_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, *, is_locked: bool = True) -> None:
-    """Remove what killed processes had begun with ``atomic_write`` or ``draft_folder`` in a folder.
+    """Remove temporary files that killed processes left with ``atomic_write`` or ``draft_folder``.
 
-    What belongs to a process that still runs on this host stays, and so does every other name.
+    Keeps those of processes that still run on this host, and all files with other names.
 
     Args:
-        folder: where to look.
-        is_locked: whether this process holds its lock, so that no process of another host is writing;
-            otherwise what other hosts have written stays.
+        folder: to clean.
+        is_locked: whether this process holds the lock of the folder, so that no other host writes to it;
+            otherwise the files of other hosts are kept too.
     """
     for file in folder.glob(".*.tmp"):
         with auxiliary(file):
@@ -124,11 +106,11 @@ def _host() -> str:
 
 
 def _is_writing(pid: int, file: Path) -> bool:
-    """Tell whether a process that runs on this host may still be writing a file."""
-    if pid == os.getpid():  # perhaps that of an earlier run: in containers each run has the same one
+    """Tell whether a process of this host may still be writing a file."""
+    if pid == os.getpid():  # or of an earlier run: in containers each run has the same process id
         return file.stat().st_mtime >= _START
     if os.name == "nt":
-        return True  # there os.kill ends the process
+        return True  # on Windows os.kill ends the process
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -138,37 +120,13 @@ def _is_writing(pid: int, file: Path) -> bool:
     return True
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files in and below a folder, through links to folders as well.
-
-    Each folder is listed once, so loops of links end: under its own name if it has one there, else under that
-    of the first link.
-    """
-    pending, seen = deque([folder]), set()
-    while pending:
-        current = pending.popleft()
-        status = current.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(current) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-        for entry in ordered:  # os.path.isdir also takes a link to itself, for which is_dir raises
-            if not (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()):
-                yield current / entry.name
-            elif entry.is_symlink():
-                pending.append(current / entry.name)
-            else:
-                pending.appendleft(current / entry.name)
-
-
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[str | Path], remedy: str) -> None:
-    """Refuse outputs that are inputs, by whatever names and links they are reached.
+    """Refuse outputs of a command that are its inputs, also under other names and through links.
 
     Args:
-        outputs: files that a command is about to write or remove.
-        inputs: files that it reads.
-        remedy: one sentence.
+        outputs: files to write or remove.
+        inputs: files to read.
+        remedy: last sentence of the error.
 
     Raises:
         ValueError: if an output is an input.
@@ -185,7 +143,7 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[str | Path], re
 
 
 def _file_id(path: Path) -> tuple[int, int] | None:
-    """Return what is the same for all names of a file, None if there is none."""
+    """Return the device and inode of a file, None if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -194,7 +152,7 @@ def _file_id(path: Path) -> tuple[int, int] | None:
 
 
 def on_main_process(write: Callable[[], None]) -> None:
-    """Let only the main process write, and the others wait for it."""
+    """Write on the main process only; the others wait."""
     if dist.is_main():
         write()
     dist.barrier()
@@ -202,15 +160,15 @@ def on_main_process(write: Callable[[], None]) -> None:
 
 @contextmanager
 def auxiliary(file: Path) -> Iterator[None]:
-    """Write what a run can do without: a failure is a warning, once per file until it succeeds again.
+    """Write a file that a run does not need: an OSError or ValueError becomes a warning.
 
-    Only errors of files and data count. Others, such as SIGTERM in an evaluation, pass.
+    The warning appears once per file until writing succeeds again.
     """
     try:
         yield
     except (OSError, ValueError) as error:
         if file not in _failed:
-            cause = error.__cause__ or error  # of ``atomic_write``, which names the file itself
+            cause = error.__cause__ or error  # ``atomic_write`` adds the name of the file
             reason = getattr(cause, "strerror", None) or cause
             logger.warning("%s: cannot be written (%s); the run goes on without it", file, reason)
             logger.debug("the reason", exc_info=True)
@@ -220,14 +178,14 @@ def auxiliary(file: Path) -> Iterator[None]:
 
 
 def append(file: Path, content: bytes) -> None:
-    """Append to an ``auxiliary`` file all of the content or, on a full disk, nothing."""
+    """Append to an ``auxiliary`` file: all of the content or, on a full disk, nothing."""
     with auxiliary(file):
         size = file.stat().st_size if file.exists() else 0
         try:
             with open(file, "ab") as stream:
                 stream.write(content)
         except OSError:
-            with suppress(OSError):  # where there is no file, there is nothing to cut
+            with suppress(OSError):  # without a file there is nothing to truncate
                 os.truncate(file, size)
             raise
 
@@ -238,10 +196,7 @@ def append_json(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(file: Path, last_iteration: int) -> list[dict[str, Any]]:
-    """Read the JSON lines up to an "iteration"; nothing if there is no file.
-
-    A line that a killed run left half-written is skipped with a warning.
-    """
+    """Read the JSON lines up to an "iteration", none if there is no file; broken lines are a warning."""
     records = []
     for line in file.read_bytes().splitlines() if file.is_file() else ():
         try:
@@ -254,7 +209,7 @@ def read_records(file: Path, last_iteration: int) -> list[dict[str, Any]]:
 
 
 def keep_lines(file: Path, last_iteration: int) -> None:
-    """Keep the JSON lines up to an "iteration", so that a resumed run goes on after its checkpoint."""
+    """Remove the JSON lines after an "iteration", which a resumed run will write again."""
     with auxiliary(file):
         content = "".join(json.dumps(record) + "\n" for record in read_records(file, last_iteration))
         if file.is_file() and file.read_bytes() != content.encode():

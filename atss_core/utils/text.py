@@ -1,24 +1,22 @@
-"""Text from files and users, made safe to print, log and draw."""
+"""Make text from files and users safe to print, log and draw."""
 
 from __future__ import annotations
 
 import unicodedata
 
-from atss_core.config.reading import shorten
+from atss_core.config.reading import shorten as shorten
 
-__all__ = ["printable", "shorten"]
-
-# Unicode categories that change the text around them: control characters (newline, escape), format marks
+# Unicode categories that change the text around them: control characters (newline, escape), format characters
 # (direction, zero width), surrogates, line and paragraph separators.
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Escape control characters, direction marks and lone surrogates, ESC as ``x1b`` behind a backslash.
+    r"""Escape control characters, direction marks and lone surrogates, for example ESC as ``\x1b``.
 
     Args:
         text: such as a class name or a file name.
-        keep: characters that stay, such as a newline.
+        keep: characters to leave as they are, such as a newline.
     """
     if text.isprintable():
         return text

@@ -10,7 +10,7 @@ from torch import nn
 
 from atss_core.checkpoint.weights import load_initial_weights
 from atss_core.config.catalog import TIMM_URL
-from atss_core.utils.pixels import CAFFE2_PIXELS, TORCHVISION_PIXELS, PixelFormat
+from atss_core.structures.pixel_format import CAFFE2_PIXELS, TORCHVISION_PIXELS, PixelFormat
 from tests.checkpoint.backbones import Model, assert_same, make_classifier, stages
 
 BACKBONE_NAMES = {

@@ -16,7 +16,7 @@ from atss_core.checkpoint.backbones import backbone_key
 from atss_core.checkpoint.formats import read_caffe2
 from atss_core.checkpoint.weights import load_initial_weights
 from atss_core.layers import group_norm
-from atss_core.utils.pixels import CAFFE2_PIXELS, TORCHVISION_PIXELS, PixelFormat
+from atss_core.structures.pixel_format import CAFFE2_PIXELS, TORCHVISION_PIXELS, PixelFormat
 from tests.checkpoint.backbones import THIN, Model, assert_same, randomise_norms
 
 BLOBS = {

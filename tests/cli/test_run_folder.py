@@ -14,10 +14,10 @@ from atss_core.cli.common import run
 from atss_core.config import load_cfg
 from atss_core.engine import build
 from atss_core.engine.evaluate import Evaluation
+from atss_core.engine.lock import lock_folder
 from atss_core.engine.training_log import TrainingLog
 from atss_core.evaluation import CocoMetrics
 from atss_core.utils.extras import has
-from atss_core.utils.lock import lock_folder
 from tests.conftest import QUICK
 
 EVALUATED = ["TEST.EVAL_PERIOD", "2", "TEST.REPORT", "False"]

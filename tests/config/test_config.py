@@ -6,7 +6,7 @@ from atss_core.config.catalog import find_dataset, find_weights
 from tests.golden import ROOT, numbers
 
 CONFIGS = numbers("configs")
-# Where our default differs on purpose: the published code always asks for CUDA.
+# Defaults that differ on purpose: the published code always uses CUDA.
 OWN_DEFAULTS = {"MODEL.DEVICE": "auto"}
 
 
@@ -25,12 +25,12 @@ def value_of(node, key):
 
 
 @pytest.mark.parametrize(("key", "value"), list(flatten(CONFIGS["defaults"])))
-def test_default_is_the_published_one(key, value):
+def test_defaults_equal_the_published_ones(key, value):
     assert value_of(get_cfg(), key) == OWN_DEFAULTS.get(key, value)
 
 
 @pytest.mark.parametrize("name", CONFIGS["configs"])
-def test_published_yaml_sets_the_published_values(name):
+def test_published_yaml_files_load_with_their_values(name):
     file = ROOT / "configs" / "atss" / name
     assert yaml.safe_load(file.read_text()) == CONFIGS["configs"][name]
     cfg = load_cfg(file)
@@ -38,7 +38,7 @@ def test_published_yaml_sets_the_published_values(name):
         assert value_of(cfg, key) == value
 
 
-def test_configurations_share_nothing():
+def test_two_configurations_share_no_values():
     first, second = get_cfg(), get_cfg()
     first.INPUT.PIXEL_MEAN[0] = 0.0
     first.MODEL.ATSS.TOPK = 1
@@ -46,12 +46,12 @@ def test_configurations_share_nothing():
     assert second.MODEL.ATSS.TOPK == 9
 
 
-def test_loaded_configuration_is_frozen():
+def test_a_loaded_configuration_is_frozen():
     with pytest.raises(AttributeError, match="immutable"):
         load_cfg().SEED = 1
 
 
-def test_values_take_the_type_of_the_default():
+def test_values_are_converted_to_the_type_of_the_default():
     cfg = load_cfg(opts=["SOLVER.BASE_LR", "1", "INPUT.MIN_SIZE_TRAIN", "[640, 800]", "OUTPUT_DIR", "here"])
     assert cfg.SOLVER.BASE_LR == 1.0
     assert isinstance(cfg.SOLVER.BASE_LR, float)
@@ -74,7 +74,7 @@ def test_a_level_may_have_several_anchor_sizes():
             "the command line: unknown key SOLVER.BASE_RL; did you mean SOLVER.BASE_LR",
         ),
         (["MODEL.TOPK", "9"], "did you mean MODEL.ATSS.TOPK"),
-        (["SOLVER.BASE_LR"], "in pairs KEY VALUE, but there are 1 words, the last is 'SOLVER.BASE_LR'"),
+        (["SOLVER.BASE_LR"], "in pairs KEY VALUE, but there are 1 arguments, the last is 'SOLVER.BASE_LR'"),
         (["MODEL.ATSS", "3"], "MODEL.ATSS is a section"),
         (["MODEL.ATSS.TOPK", "9.5"], r"MODEL.ATSS.TOPK must be a whole number, such as 9, got 9.5 \(float\)"),
         (["MODEL.ATSS.TOPK", "True"], "must be a whole number"),
@@ -83,7 +83,7 @@ def test_a_level_may_have_several_anchor_sizes():
         (["INPUT.MIN_SIZE_TRAIN", "(1, 'a')"], r"INPUT.MIN_SIZE_TRAIN\[1\] must be a whole number"),
     ],
 )
-def test_wrong_override_is_explained(opts, message):
+def test_an_invalid_override_is_an_error_with_a_remedy(opts, message):
     with pytest.raises(ValueError, match=message):
         load_cfg(opts=opts)
 
@@ -100,19 +100,19 @@ def test_wrong_override_is_explained(opts, message):
         ("- 1\n", "must hold sections"),
     ],
 )
-def test_wrong_file_is_explained(tmp_path, text, message):
+def test_an_invalid_file_is_an_error_that_names_it(tmp_path, text, message):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_cfg(file)
 
 
-def test_missing_file_is_explained(tmp_path):
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no configuration file .*none.yaml"):
         load_cfg(tmp_path / "none.yaml")
 
 
-def test_catalog_finds_paths_and_proposes_names():
+def test_the_catalog_finds_paths_and_suggests_names():
     assert find_dataset("coco_2017_val", "data").annotations.as_posix() == (
         "data/coco/annotations/instances_val2017.json"
     )

@@ -1,4 +1,4 @@
-"""The configurations of the paper's tables: all there, the paper's numbers, an index that is current."""
+"""Configurations of the paper's tables: completeness, published numbers and a current index."""
 
 import importlib.util
 import re
@@ -30,12 +30,12 @@ make_index = load_module()
 ENTRIES = make_index.read_entries()
 
 
-def plain(words):
-    return re.sub(r'[",()]', "", words)
+def plain(text):
+    return re.sub(r'[",()]', "", text)
 
 
 def published_rows():
-    """(table, row) -> (what the row says, its numbers), read from the transcript of the paper."""
+    """(table, row) -> (label, numbers), read from the transcript of the paper."""
     rows = {}
     for section in re.split(r"\n(?=\*\*Table )", TABLES.read_text(encoding="utf-8")):
         table = re.match(r"\*\*Table (\d)\*\*", section)
@@ -43,7 +43,7 @@ def published_rows():
             continue
         section = section.split("\n**Released")[0]
         lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
-        if not lines:  # "name number, name number, ..." behind the title
+        if not lines:  # "name number, name number, ..." after the title
             pairs = re.findall(r"([\w ]+?) (\d\d\.\d)", section.split("**", 2)[2])
             lines = [list(pair) for pair in pairs]
         for number, (name, *cells) in enumerate(lines, start=1):
@@ -52,7 +52,7 @@ def published_rows():
     return rows
 
 
-def test_every_row_is_there_once():
+def test_every_row_has_one_entry():
     rows = [(entry.table, entry.row) for entry in ENTRIES]
     assert rows == [(table, row) for table, count in NUM_ROWS.items() for row in range(1, count + 1)]
     assert len(FILES) == 41
@@ -60,7 +60,7 @@ def test_every_row_is_there_once():
     assert {entry.file for entry in ENTRIES} == set(FILES)
 
 
-def test_rows_that_coincide_are_one_file():
+def test_equal_rows_share_a_file():
     loaded = {}
     for file in FILES:
         cfg = load_cfg(file).clone()
@@ -77,7 +77,7 @@ def test_index_is_current():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_file_says_what_it_is(file):
+def test_each_file_has_its_row_output_folder_and_results(file):
     lines = file.read_text(encoding="utf-8").splitlines()
     assert make_index.ROW.match(lines[0])
     assert max(map(len, lines)) <= 110
@@ -90,7 +90,7 @@ def test_file_says_what_it_is(file):
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"table{entry.table}_row{entry.row}")
-def test_schedule_is_that_of_the_table(entry):
+def test_the_schedule_matches_the_table(entry):
     cfg = load_cfg(entry.file)
     is_long = entry.table == 8
     iterations, steps = (180000, (120000, 160000)) if is_long else (90000, (60000, 80000))
@@ -108,12 +108,12 @@ def test_schedule_is_that_of_the_table(entry):
     atss = cfg.MODEL.ATSS
     assert (atss.INFERENCE_TH, atss.PRE_NMS_TOP_N, atss.NMS_TH) == (0.05, 1000, 0.6)
     assert cfg.TEST.DETECTIONS_PER_IMG == 100
-    # Only the first row of Table 1 is older than that choice.
+    # Only the first row of Table 1 computes P6 from C5.
     assert (entry.file.stem == "retinanet_1anchor") == cfg.MODEL.RETINANET.USE_C5
     assert {"GIoU": 2.0, "SmoothL1": 1.0}[atss.REG_LOSS_TYPE] == atss.REG_LOSS_WEIGHT
 
 
-def test_each_step_from_retinanet_to_fcos_changes_what_it_says():
+def test_each_step_from_retinanet_to_fcos_changes_its_keys():
     steps = [make_index.differences(entry.file) for entry in ENTRIES if entry.table == 1]
     removed = [set(before) - set(after) for before, after in pairwise(steps[:6])]
     prefix = "MODEL.ATSS."
@@ -128,7 +128,7 @@ def test_each_step_from_retinanet_to_fcos_changes_what_it_says():
     assert steps[6] == {f"{prefix}POSITIVE_TYPE": "SSC", f"{prefix}REGRESSION_TYPE": "POINT"}
 
 
-def test_what_varies_in_a_table_is_what_its_rows_name():
+def test_row_labels_match_the_varied_keys():
     for entry in ENTRIES:
         atss = load_cfg(entry.file).MODEL.ATSS
         if entry.table == 2:
@@ -144,12 +144,12 @@ def test_what_varies_in_a_table_is_what_its_rows_name():
         elif entry.table == 7:
             scales, ratios = map(int, re.search(r"(\d) scales?, (\d) ratios?", entry.label).groups())
             assert (atss.SCALES_PER_OCTAVE, len(atss.ASPECT_RATIOS)) == (scales, ratios)
-            # Three scales begin at half the size, so that the largest is near that of one scale.
+            # Three scales start at half the size, so that the largest is close to that of one scale.
             assert atss.ANCHOR_SIZES[0] == (32 if scales == 3 else 64)
 
 
 @pytest.mark.parametrize("file", MULTI_SCALE, ids=lambda file: file.stem)
-def test_multi_scale_tests_what_the_single_scale_file_trains(file):
+def test_multi_scale_evaluates_the_model_of_the_single_scale_file(file):
     trained = file.with_name(f"{file.stem.removesuffix('_multiscale')}.yaml")
     cfg, plain = load_cfg(file), load_cfg(trained)
     assert f"{plain.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHT
@@ -166,15 +166,15 @@ def test_multi_scale_tests_what_the_single_scale_file_trains(file):
 @pytest.mark.skipif(
     not TABLES.is_file(), reason="needs the transcript of the tables, ../shared/paper_tables.md"
 )
-def test_numbers_are_the_papers():
+def test_expected_results_equal_the_published_ones():
     published = published_rows()
     assert set(published) == {(entry.table, entry.row) for entry in ENTRIES}
     for entry in ENTRIES:
         name, numbers = published[entry.table, entry.row]
         ours = make_index.published_numbers(entry.file)
-        found = [ours[metric] for metric in make_index.METRICS[: len(numbers)]]
+        expected = [ours[metric] for metric in make_index.METRICS[: len(numbers)]]
         assert len(numbers) in (1, 6)
-        assert found == pytest.approx(numbers, abs=1e-9), f"{entry.file.name} as {name}"
+        assert expected == pytest.approx(numbers, abs=1e-9), f"{entry.file.name} as {name}"
         if entry.table in (4, 5, 6):
             assert name in entry.label.split()
         else:  # the rows of Table 7 have their scales and ratios in columns of their own
@@ -185,7 +185,7 @@ def test_numbers_are_the_papers():
 @pytest.mark.skipif(
     not TABLES.is_file(), reason="needs the transcript of the tables, ../shared/paper_tables.md"
 )
-def test_a_file_shows_every_number_of_its_rows():
+def test_each_file_has_all_numbers_of_its_rows():
     published = published_rows()
     for file in FILES:
         rows = [published[entry.table, entry.row][1] for entry in ENTRIES if entry.file == file]

@@ -34,7 +34,7 @@ def bomb(levels=30):
         ("SOLVER:\n  BASE_LR: 1\nSOLVER:\n  STEPS: 2\n", "'SOLVER' is given twice, in lines 1 and 3"),
         ("A: {B: 1}\nC:\n  D: 1\n  E: 2\n  D: 1\n", "'D' is given twice, in lines 3 and 5"),
         ("A: {B: 1, B: 2}\n", "'B' is given twice, in lines 1 and 1"),
-        ("names:\n  1: a\n  0x1: b\n", "'0x1' is given twice, in lines 2 and 3"),  # one key to Python
+        ("names:\n  1: a\n  0x1: b\n", "'0x1' is given twice, in lines 2 and 3"),  # equal keys in Python
         ("A: 2020-99-99\n", "month must be in 1..12"),
         ("A: !!bool maybe\n", "is not valid YAML: 'maybe'"),
         ("A: !!timestamp x\n", "is not valid YAML"),
@@ -43,7 +43,7 @@ def bomb(levels=30):
         ("A: \x00\n", "unacceptable character"),
         ("A: !!python/object:os.system x\n", "could not determine a constructor"),
         ("A: [\n", "line 2"),
-        ("a: &a [*a]\n", r"alias \*a repeats what it is in, line 1"),
+        ("a: &a [*a]\n", r"alias \*a repeats the node around it, line 1"),
         ("a: *b\n", "undefined alias"),
         (f"a: {'[' * 100_000}\n", f"nested more than {MAX_DEPTH} levels deep, line 1"),
         (f"{'- ' * 100_000}\n", f"nested more than {MAX_DEPTH} levels deep, line 1"),
@@ -53,15 +53,15 @@ def bomb(levels=30):
         ("", "must hold sections"),
     ],
 )
-def test_faulty_yaml_is_one_line_with_the_file(tmp_path, text, message):
+def test_invalid_yaml_is_an_error_of_one_line_that_names_the_file(tmp_path, text, message):
     file = write(tmp_path, text)
     for read in (lambda: read_yaml(file, "sections"), lambda: load_cfg(file), lambda: read_yolo(file, "")):
-        found = refusal(read)
-        assert found.startswith(str(file))
-        assert re.search(message.replace("sections", "(sections|keys)"), found)
+        error = refusal(read)
+        assert error.startswith(str(file))
+        assert re.search(message.replace("sections", "(sections|keys)"), error)
 
 
-def test_yaml_as_people_write_it_is_read(tmp_path):
+def test_ordinary_yaml_is_read(tmp_path):
     text = (
         "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]\n"
         + "d:\n"
@@ -73,13 +73,13 @@ def test_yaml_as_people_write_it_is_read(tmp_path):
     assert tree["d"][-1] == "class 19999"
 
 
-def test_a_key_with_and_without_dots_is_given_twice(tmp_path):
+def test_a_key_with_and_without_dots_is_a_duplicate(tmp_path):
     file = write(tmp_path, "SOLVER: {BASE_LR: 1.0}\nSOLVER.BASE_LR: 2.0\n")
     assert refusal(lambda: load_cfg(file)).startswith(f"{file}: SOLVER.BASE_LR is given twice")
     assert load_cfg(write(tmp_path, "SOLVER.BASE_LR: 2.0\n")).SOLVER.BASE_LR == 2.0
 
 
-def test_a_chain_of_bases_ends(tmp_path):
+def test_the_chain_of_bases_is_limited(tmp_path):
     for i in range(100):
         write(tmp_path, f"_BASE_: {i + 1}.yaml\nSEED: {i}\n", f"{i}.yaml")
     write(tmp_path, "SOLVER: {MAX_ITER: 5}\n", "100.yaml")
@@ -90,7 +90,7 @@ def test_a_chain_of_bases_ends(tmp_path):
 
 
 @pytest.mark.parametrize("is_base", [False, True])
-def test_only_files_are_opened(tmp_path, is_base):
+def test_only_regular_files_are_opened(tmp_path, is_base):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
@@ -108,6 +108,6 @@ def test_only_files_are_opened(tmp_path, is_base):
         refusal(lambda name=name: load(name), FileNotFoundError)
 
 
-def test_shortened_values_stay_short():
+def test_shortened_values_are_short():
     for value in ("x" * 10**6, [0] * 10**6, 10**4000, 1 << 10**6, [[[[[["deep"]]]]]]):
         assert len(shorten(value)) < 200

@@ -1,4 +1,4 @@
-"""Nonsense as the value of every key: refused in one line with the key, or allowed here with a reason."""
+"""Invalid values for every key: an error of one line that names the key, or a reason to allow them here."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,7 @@ import yaml
 from yacs.config import CfgNode
 
 from atss_core.config import checked, get_cfg, is_given, load_cfg, override
-from atss_core.config.catalog import check_dataset_name, find_dataset, parse_place
-from atss_core.config.shipped import shipped_configs
+from atss_core.config.catalog import check_dataset_name, find_dataset, parse_dataset_path, shipped_configs
 from atss_core.config.values import LIMITS, check_value, leaves
 from atss_core.engine.build import PRECISIONS
 from atss_core.evaluation import METRIC_NAMES
@@ -18,11 +17,11 @@ from atss_core.modeling import build_detector
 
 DEFAULTS = dict(leaves(get_cfg()))
 FLAGS = {key for key, value in DEFAULTS.items() if isinstance(value, bool)}
-# Names that a user can register, paths and URLs: whoever looks them up refuses what is not there.
+# Registered names, paths and URLs: the code that looks them up refuses unknown ones.
 TEXT = {key for key, value in DEFAULTS.items() if isinstance(value, str) and key not in LIMITS}
 DATA = {"DATASETS.TRAIN", "DATASETS.TEST"}
 
-NONSENSE = {
+INVALID = {
     "nan": math.nan,
     "inf": math.inf,
     "-inf": -math.inf,
@@ -52,33 +51,33 @@ NONSENSE = {
     "object": object(),
 }
 
-# What a key may have of that, and why.
+# Values of INVALID that a key may have, and why.
 ALLOWED = {
     "True": FLAGS,
     "text": TEXT | DATA,
-    "empty text": TEXT | DATA | {"SOLVER.AMP"},  # none, or refused where it is looked up
-    "None": TEXT | {"SOLVER.AMP"},  # an empty value in YAML is an empty text
+    "empty text": TEXT | DATA | {"SOLVER.AMP"},  # none, or an error of the code that looks it up
+    "None": TEXT | {"SOLVER.AMP"},  # an empty value in YAML is an empty string
     "[]": {
         *DATA,  # not every command needs both
-        "SOLVER.STEPS",  # a constant rate
+        "SOLVER.STEPS",  # a constant learning rate
         "TEST.EXPECTED_RESULTS",
         "TEST.BBOX_AUG.SCALES",
         "TEST.BBOX_AUG.SCALE_RANGES",
     },
-    "[[1]]": {"MODEL.ATSS.ANCHOR_SIZES"},  # several sizes on a level; the builder wants as many as strides
+    "[[1]]": {"MODEL.ATSS.ANCHOR_SIZES"},  # several sizes per level; the builder checks their number
     "[0]": {"SOLVER.STEPS"},
     "-1": {
-        "MODEL.GROUP_NORM.DIM_PER_GP",  # the other of the two counts
+        "MODEL.GROUP_NORM.DIM_PER_GP",  # the other of the two keys is used
         "MODEL.GROUP_NORM.NUM_GROUPS",
         "MODEL.ATSS.STRADDLE_THRESH",  # no mark
     },
     "0": {
         "MODEL.BACKBONE.FREEZE_CONV_BODY_AT",  # nothing is frozen
-        "MODEL.GROUP_NORM.DIM_PER_GP",  # as -1
+        "MODEL.GROUP_NORM.DIM_PER_GP",  # like -1
         "MODEL.GROUP_NORM.NUM_GROUPS",
         "MODEL.ATSS.STRADDLE_THRESH",
-        "MODEL.ATSS.NUM_CONVS",  # predictions right on the FPN
-        "MODEL.ATSS.LOSS_ALPHA",  # ends of an interval, and terms or rates that are switched off
+        "MODEL.ATSS.NUM_CONVS",  # predictions directly on the FPN
+        "MODEL.ATSS.LOSS_ALPHA",  # from here on: bounds of intervals, and terms that 0 disables
         "MODEL.ATSS.LOSS_GAMMA",
         "MODEL.ATSS.FG_IOU_THRESHOLD",
         "MODEL.ATSS.BG_IOU_THRESHOLD",
@@ -87,8 +86,8 @@ ALLOWED = {
         "MODEL.ATSS.INFERENCE_TH",
         "MODEL.ATSS.NMS_TH",
         "INPUT.HORIZONTAL_FLIP_PROB_TRAIN",
-        "INPUT.GREY_BITS",  # those of the file
-        "DATALOADER.NUM_WORKERS",  # loads in the main process
+        "INPUT.GREY_BITS",  # the bit depth of the file
+        "DATALOADER.NUM_WORKERS",  # load in the main process
         "DATALOADER.SIZE_DIVISIBILITY",
         "SOLVER.BASE_LR",
         "SOLVER.BIAS_LR_FACTOR",
@@ -112,7 +111,7 @@ ALLOWED = {
 
 
 def refusal(read):
-    """Return the message of a refusal in one line, None where there is none."""
+    """Return the message of a ValueError, which has one line; None without an error."""
     try:
         read()
     except ValueError as error:
@@ -125,9 +124,9 @@ def refusal(read):
 
 
 @pytest.mark.parametrize("key", DEFAULTS)
-def test_nonsense_is_refused_with_the_key(key):
+def test_an_invalid_value_is_an_error_that_names_the_key(key):
     accepted = set()
-    for name, value in NONSENSE.items():
+    for name, value in INVALID.items():
         message = refusal(lambda value=value: check_value(value, DEFAULTS[key], key, "mine.yaml"))
         if message is None:
             accepted.add(name)
@@ -136,7 +135,7 @@ def test_nonsense_is_refused_with_the_key(key):
     assert accepted == {name for name, keys in ALLOWED.items() if key in keys}
 
 
-DOORS = {
+WAYS_TO_SET = {
     "command line": lambda key, value, folder: load_cfg(opts=[key, repr(value)]),
     "file": lambda key, value, folder: load_cfg(write(folder / "my.yaml", key, value)),
     "override": lambda key, value, folder: override(load_cfg(), key, value),
@@ -164,16 +163,16 @@ def changed(key, value):
 
 
 def plain(cfg):
-    """Return the same configuration as yacs has it, without this project's class."""
+    """Return the same configuration as a plain node of yacs."""
     return CfgNode(yaml.safe_load(cfg.dump()))
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("way", WAYS_TO_SET)
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("SOLVER.BASE_LR", -0.1, "SOLVER.BASE_LR must be in [0, 1000], got -0.1"),
-        ("SOLVER.BASE_LR", 1e400, "SOLVER.BASE_LR must be "),  # the command line reads "inf" as a text
+        ("SOLVER.BASE_LR", 1e400, "SOLVER.BASE_LR must be "),  # the command line reads "inf" as a string
         ("SOLVER.MOMENTUM", 1.0, "SOLVER.MOMENTUM must be in [0, 1), got 1.0"),
         ("SOLVER.STEPS", (5, 3), "SOLVER.STEPS must be rising, in [0, 1e9], got (5, 3)"),
         ("SOLVER.AMP", "half", "SOLVER.AMP must be one of '', 'bfloat16', 'float16', got 'half'"),
@@ -199,24 +198,24 @@ def plain(cfg):
         ),
     ],
 )
-def test_every_door_refuses(door, key, value, message, tmp_path):
-    found = refusal(lambda: DOORS[door](key, value, tmp_path))
-    assert message in found
-    source = {"command line": "the command line", "file": str(tmp_path / "my.yaml")}.get(door, "the program")
-    assert found.startswith(f"{source}: {key.split('.')[0]}")
+def test_every_entry_point_refuses_invalid_values(way, key, value, message, tmp_path):
+    error = refusal(lambda: WAYS_TO_SET[way](key, value, tmp_path))
+    assert message in error
+    source = {"command line": "the command line", "file": str(tmp_path / "my.yaml")}.get(way, "the program")
+    assert error.startswith(f"{source}: {key.split('.')[0]}")
 
 
 LITERALS = ["1e400", "-1e400", "9" * 5000, "(" * 100_000, "-" * 100_000 + "1", "{[]: 1}"]
 
 
 @pytest.mark.parametrize("text", LITERALS, ids=range(len(LITERALS)))
-def test_odd_literals_are_refused_in_one_line(text):
+def test_invalid_literals_are_an_error_of_one_line(text):
     message = refusal(lambda: load_cfg(opts=["SOLVER.BASE_LR", text]))
     assert message.startswith("the command line: SOLVER.BASE_LR must be ")
     assert "unknown key" in refusal(lambda: load_cfg(opts=[f"A.{text}\n", "1"]))
 
 
-def test_every_number_has_a_row_and_every_default_is_allowed():
+def test_every_numeric_key_has_limits_that_allow_its_default():
     def has_numbers(value):
         if isinstance(value, (list, tuple)):
             return any(map(has_numbers, value))
@@ -228,13 +227,13 @@ def test_every_number_has_a_row_and_every_default_is_allowed():
         assert limit.allows(DEFAULTS[key]), key
 
 
-def test_choices_are_those_of_the_code():
+def test_choices_equal_those_of_the_code():
     assert LIMITS["TEST.BEST_METRIC"].choices == METRIC_NAMES
     assert set(LIMITS["TEST.COCO_EVAL"].choices) == {AUTO, *BACKENDS}
     assert LIMITS["SOLVER.AMP"].choices == tuple(PRECISIONS)
 
 
-def test_all_shipped_configurations_load_and_so_does_what_they_write(tmp_path):
+def test_shipped_configurations_and_their_dumps_load(tmp_path):
     assert len(shipped_configs()) == 54
     for file in shipped_configs().values():
         cfg = load_cfg(file)
@@ -243,7 +242,7 @@ def test_all_shipped_configurations_load_and_so_does_what_they_write(tmp_path):
         assert load_cfg(written).dump() == cfg.dump()
 
 
-def test_paths_start_from_the_home_folder(monkeypatch, tmp_path):
+def test_loading_expands_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     register = "DATASETS: {REGISTER: {mine: ~/a.json@~/images}}"
     (tmp_path / "base.yaml").write_text(f"OUTPUT_DIR: ~/runs\n{register}\n")
@@ -258,7 +257,7 @@ def test_paths_start_from_the_home_folder(monkeypatch, tmp_path):
     assert load_cfg(opts=["OUTPUT_DIR", "~nobody_of_that_name/x"]).OUTPUT_DIR == "~nobody_of_that_name/x"
 
 
-def test_paths_that_a_program_sets_start_from_the_home_folder(monkeypatch, tmp_path):
+def test_freezing_and_checking_expand_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for make in (get_cfg, lambda: plain(get_cfg())):
         cfg = make()
@@ -266,18 +265,18 @@ def test_paths_that_a_program_sets_start_from_the_home_folder(monkeypatch, tmp_p
         cfg.merge_from_list(["SOLVER.BASE_LR", 1.0])
         for node in (cfg, cfg.clone()):
             node.freeze()
-            found = checked(node)
-            assert found.is_frozen() == node.is_frozen()
-            assert f"{tmp_path}/runs" == found.OUTPUT_DIR
-            assert f"{tmp_path}/w.pth" == found.MODEL.WEIGHT
-            assert f"{tmp_path}/data" == found.DATASETS.DATA_DIR
+            copy = checked(node)
+            assert copy.is_frozen() == node.is_frozen()
+            assert f"{tmp_path}/runs" == copy.OUTPUT_DIR
+            assert f"{tmp_path}/w.pth" == copy.MODEL.WEIGHT
+            assert f"{tmp_path}/data" == copy.DATASETS.DATA_DIR
     cfg = get_cfg()
     cfg.OUTPUT_DIR = "~/runs"
     cfg.freeze()
     assert f"{tmp_path}/runs" == cfg.OUTPUT_DIR
 
 
-def test_plain_nodes_keep_what_was_given_and_need_every_key():
+def test_plain_nodes_remember_given_keys_and_need_every_key():
     assert is_given(checked(load_cfg(opts=["MODEL.ATSS.NUM_CLASSES", "81"])), "MODEL.ATSS.NUM_CLASSES")
     cfg = plain(get_cfg())
     del cfg.SOLVER["BASE_LR"]
@@ -292,7 +291,7 @@ NAMES = ["", " ", ".", "..", "../x", "a/b", "a\\b", "/a", "a\nb", "a\x1b[0m", "\
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
-def test_names_that_cannot_be_folders_are_refused(name):
+def test_dataset_names_that_cannot_be_folders_are_refused(name):
     with pytest.raises(ValueError, match=r"^here: the name of a data set becomes that of a folder"):
         check_dataset_name(name, "here")
     with pytest.raises(ValueError, match=r"^DATASETS\.REGISTER: the name"):
@@ -302,7 +301,7 @@ def test_names_that_cannot_be_folders_are_refused(name):
 
 
 @pytest.mark.parametrize(
-    ("place", "name"),
+    ("path", "name"),
     [
         ("/data/cells/train.json@/data/images", "cells_train"),
         ("/data/../cells/x/..@train", "cells_train"),
@@ -313,8 +312,8 @@ def test_names_that_cannot_be_folders_are_refused(name):
         (f"/{'ß' * 120}/val.json", f"{'ß' * 98}_val"),
     ],
 )
-def test_a_place_gives_a_name_for_a_folder(place, name):
-    entry = parse_place(place)
+def test_the_default_name_of_a_dataset_path_suits_a_folder(path, name):
+    entry = parse_dataset_path(path)
     assert entry.name == name
     check_dataset_name(entry.name, "here")
     assert (Path("results") / entry.name).parent == Path("results")

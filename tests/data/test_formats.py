@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from atss_core.config.catalog import DATASETS, VOC_CLASSES, find_dataset, parse_place
+from atss_core.config.catalog import DATASETS, VOC_CLASSES, find_dataset, parse_dataset_path
 from atss_core.data import Compose, DetectionDataset, Normalize, Resize
 from tests.layouts import CONTENT, coco_tree, write_coco, write_images, write_voc, write_yolo
 
@@ -24,7 +24,7 @@ WRITERS = {"COCO": write_coco, "VOC": write_voc, "YOLO": write_yolo}
 
 def open_place(place, training=False, **options):
     transform = Compose([Resize([48], 64)], Normalize([0, 0, 0], [1, 1, 1], True))
-    return DetectionDataset(parse_place(place), transform=transform, training=training, **options)
+    return DetectionDataset(parse_dataset_path(place), transform=transform, training=training, **options)
 
 
 @pytest.mark.parametrize("content", [CONTENT, ODD_NAMES], ids=["plain", "odd"])
@@ -584,7 +584,7 @@ def test_yolo_boxes_belong_to_the_upright_image(tmp_path):
     ],
 )
 def test_place(place, images, annotations, split, name):
-    entry = parse_place(place)
+    entry = parse_dataset_path(place)
     assert (entry.images and entry.images.as_posix(), entry.annotations.as_posix()) == (images, annotations)
     assert (entry.split, entry.name) == (split, name)
 

@@ -7,7 +7,7 @@ from atss_core.export.graph import DetectorGraph, clip_boxes, top_k
 from atss_core.layers import batched_nms_mask, batched_nms_padded
 from atss_core.structures import ImageList
 from atss_core.structures import boxes as box_ops
-from atss_core.utils.pixels import CAFFE2_PIXELS, TORCHVISION_PIXELS
+from atss_core.structures.pixel_format import CAFFE2_PIXELS, TORCHVISION_PIXELS
 from tests.export.conftest import IMAGES
 
 

@@ -4,7 +4,7 @@ import torch
 from atss_core.utils.dist import choose_gpu
 
 
-def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+def test_each_process_gets_its_own_gpu(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert choose_gpu(3, 8) == torch.device("cuda", 3)
     with pytest.raises(ValueError, match="process 2 of this machine needs a GPU of its own, but there are 1"):

@@ -15,7 +15,6 @@ from atss_core.utils.files import (
     atomic_write,
     check_regular,
     draft_folder,
-    files_below,
     keep_lines,
     read_text,
     refuse_overwriting,
@@ -23,7 +22,7 @@ from atss_core.utils.files import (
 )
 
 
-def test_atomic_write_leaves_the_old_file_and_no_temporary_one_on_an_error(tmp_path):
+def test_an_error_during_atomic_write_leaves_only_the_old_file(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("old")
 
@@ -46,23 +45,7 @@ def test_two_writers_use_two_temporary_files(tmp_path):
     assert (tmp_path / "a").read_text() == "1"  # the outer block ends last
 
 
-def test_files_below_goes_through_links_and_lists_each_folder_once(tmp_path):
-    root = tmp_path / "root"
-    for folder in (root / "b", tmp_path / "other" / "deep"):
-        folder.mkdir(parents=True)
-        (folder / "file").touch()
-    (root / "a").symlink_to(root / "b")  # the own name counts, though the link comes first
-    (root / "c").symlink_to(tmp_path / "other")
-    (root / "d").symlink_to(tmp_path / "other" / "deep")
-    (tmp_path / "other" / "up").symlink_to(root)
-    (root / "itself").symlink_to("itself")
-    (root / "nowhere").symlink_to("missing")
-    (root / "linked").symlink_to(root / "b" / "file")
-    found = [path.relative_to(root).as_posix() for path in files_below(root)]
-    assert sorted(found) == ["b/file", "c/deep/file", "itself", "linked", "nowhere"]
-
-
-def test_only_plain_files_are_opened(tmp_path):
+def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "gone").symlink_to("nothing")
@@ -83,7 +66,7 @@ def test_only_plain_files_are_opened(tmp_path):
         read_text(tmp_path / "pipe")
 
 
-def test_an_input_is_no_output_under_any_name(tmp_path):
+def test_outputs_must_not_be_inputs_under_any_name(tmp_path):
     (tmp_path / "in").mkdir()
     file = tmp_path / "in" / "a.png"
     file.write_bytes(b"a")
@@ -98,7 +81,7 @@ def test_an_input_is_no_output_under_any_name(tmp_path):
     refuse_overwriting([tmp_path / "new", tmp_path / "in" / "b.png"], [file, "https://a.org/a.png"], "")
 
 
-def test_an_auxiliary_file_is_reported_once_and_written_again_when_it_can_be(tmp_path, caplog):
+def test_a_failing_auxiliary_file_is_reported_once_and_retried(tmp_path, caplog):
     folder = tmp_path / "run"
     folder.mkdir()
     append_json(folder / "a.jsonl", {"iteration": 1})
@@ -124,7 +107,7 @@ def test_a_full_disk_is_a_warning(tmp_path, caplog):
     assert "a.jsonl: cannot be written (No space left on device)" in caplog.text
 
 
-def test_a_line_that_does_not_fit_leaves_no_half(tmp_path, caplog):
+def test_a_line_that_does_not_fit_is_not_written_in_part(tmp_path, caplog):
     file = tmp_path / "a.jsonl"
     append(file, b"1\n")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -158,7 +141,7 @@ def test_lines_up_to_an_iteration_are_kept_and_broken_ones_dropped(tmp_path):
     assert file.stat().st_ino == inode, "an unchanged file is not written"
 
 
-def test_a_leftover_with_the_process_id_of_this_run_is_removed_if_it_is_older(tmp_path):
+def test_an_old_temporary_file_with_the_own_process_id_is_removed(tmp_path):
     """In a container each run has the same process id."""
     names = [f".bbox.json.{files._host()}.{os.getpid()}.{i:08d}.tmp" for i in (0, 1)]
     for name in names:
@@ -168,7 +151,7 @@ def test_a_leftover_with_the_process_id_of_this_run_is_removed_if_it_is_older(tm
     assert os.listdir(tmp_path) == names[1:]
 
 
-def test_drafts_of_killed_processes_are_removed(tmp_path):
+def test_draft_folders_of_killed_processes_are_removed(tmp_path):
     with draft_folder(tmp_path / "net.xml") as own:
         pattern = own.name.replace(f".{os.getpid()}.", ".{}.")
         dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -191,7 +174,7 @@ def test_drafts_of_killed_processes_are_removed(tmp_path):
     assert set(os.listdir(tmp_path)) == {*others, "kept"}
 
 
-def test_on_windows_no_process_is_asked_for_since_that_ends_it(tmp_path, monkeypatch):
+def test_windows_does_not_call_os_kill_which_ends_processes(tmp_path, monkeypatch):
     def kill(*arguments):
         raise AssertionError("os.kill ends a process on Windows")
 

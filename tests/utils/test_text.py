@@ -22,23 +22,23 @@ from atss_core.visualization.page import render
         ("a\u2028b\u200bc\x7f", "a\\u2028b\\u200bc\\x7f"),
     ],
 )
-def test_characters_that_change_their_surroundings_are_escaped(text, shown):
+def test_characters_that_affect_the_surrounding_text_are_escaped(text, shown):
     assert printable(text) == shown
     shown.encode("utf-8")  # can be written anywhere
 
 
-def test_kept_characters_stay():
+def test_characters_to_keep_are_not_escaped():
     assert printable("two\nlines\r", keep="\n") == "two\nlines\\r"
 
 
-def test_long_values_are_cut():
+def test_long_values_are_shortened():
     assert shorten("bolt") == "'bolt'"
     for value in ("x" * 10_000, 10**3000, {"a": list(range(10_000))}, [[[[[[1]]]]]] * 50):
         assert len(shorten(value)) < 200
 
 
 @pytest.mark.parametrize("name", ["$x_1$", "5 $", r"\$ $", "_hidden", "a_b^c"])
-def test_charts_show_names_as_they_are(name):
+def test_charts_show_names_literally(name):
     axes = Figure().subplots()
     axes.plot([1], label=SPACE + name)
     legend = axes.legend()
@@ -49,7 +49,7 @@ def test_charts_show_names_as_they_are(name):
     assert not is_math
 
 
-def test_curves_of_runs_with_any_names(tmp_path):
+def test_curves_accept_any_names_of_runs(tmp_path):
     names = ["$\\frac$", "_first", "esc\x1b\n\ud800\u202e"]
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps({"iteration": i, "loss": 1.0, "lr": 0.1}) + "\n" for i in (1, 2)))
@@ -60,7 +60,7 @@ def test_curves_of_runs_with_any_names(tmp_path):
     assert r"esc\x1b\n\ud800\u202e" in comments
 
 
-def test_pages_and_files_hold_any_names(tmp_path):
+def test_pages_and_files_accept_any_names(tmp_path):
     name = "<b>\x1b[1m\u202e\ud800"
     template = tmp_path / "template.html"
     template.write_text('{% extends "base.html" %}{% block body %}<pre>{{ title }}\n</pre>{% endblock %}')

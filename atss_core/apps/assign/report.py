@@ -38,7 +38,7 @@ from atss_core.modeling.build import build_anchor_generator
 from atss_core.structures import BoxList
 from atss_core.structures.boxes import area
 from atss_core.utils.files import atomic_write
-from atss_core.utils.progress import progress
+from atss_core.utils.logging import progress
 from atss_core.utils.text import printable
 from atss_core.visualization.boxes import draw_boxes, image_grid, save_image
 from atss_core.visualization.page import render

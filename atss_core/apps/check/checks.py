@@ -23,7 +23,7 @@ from atss_core.data.datasets.coco import some
 from atss_core.data.images import describe_unused_range, has_ambiguous_orientation, has_grey_bits
 from atss_core.evaluation.matching import MAX_DETECTIONS
 from atss_core.modeling.build import build_anchor_generator, build_assigner
-from atss_core.utils.progress import progress
+from atss_core.utils.logging import progress
 from atss_core.utils.text import printable
 
 logger = logging.getLogger(__name__)

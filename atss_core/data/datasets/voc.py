@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 
 from atss_core.data.datasets.coco import some
 from atss_core.data.images import SUFFIXES, UnreadableImageError, list_images, image_size
-from atss_core.utils.files import files_below, read_text
-from atss_core.utils.progress import progress
+from atss_core.data.folders import files_below
+from atss_core.utils.files import read_text
+from atss_core.utils.logging import progress
 from atss_core.utils.text import shorten
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")

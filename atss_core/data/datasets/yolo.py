@@ -15,7 +15,7 @@ from atss_core.data.datasets.coco import some
 from atss_core.data.images import SUFFIXES, list_images
 from atss_core.data.datasets.voc import read_class_file, size_or_error
 from atss_core.utils.files import read_text
-from atss_core.utils.progress import progress
+from atss_core.utils.logging import progress
 from atss_core.utils.text import shorten
 
 DESCRIPTIONS = ("data.yaml", "dataset.yaml", "data.yml")

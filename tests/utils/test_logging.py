@@ -1,95 +1,34 @@
-"""What commands print: to consoles of any encoding, that are closed, full or read by nobody."""
+"""The log on the console and in a file: full disks, deleted folders and forged lines."""
 
 import logging
 import shutil
-import subprocess
 import sys
 
 import pytest
 
-from atss_core.utils.console import console
+from atss_core.cli.console import console
 from atss_core.utils.logging import setup_logging
-from tests.golden import ROOT
 
-TEXT = "кот \ud800 \x1b[31m"
-PROGRAM = """
-import sys
-from atss_core.utils.console import console
-with console(), console():
-    print("1: кот \\ud800 \\x1b[31m")
-    {}
-    print("2", file=sys.stderr)
-    print("3" * 100_000)
-"""
 needs_dev_full = pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 
 
-def shell(redirection, line="", **environment):
-    """Run the program in a shell."""
-    return subprocess.run(
-        ["bash", "-c", f'"$0" -c "$1" {redirection}', sys.executable, PROGRAM.format(line)],
-        capture_output=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), **environment},
-        check=False,
-    )
-
-
-@pytest.mark.parametrize(
-    ("encoding", "shown"),
-    [
-        ("ascii", rb"1: \u043a\u043e\u0442 \ud800 \x1b[31m"),
-        ("cp1252", rb"1: \u043a\u043e\u0442 \ud800 \x1b[31m"),
-        ("utf-8", "1: кот".encode() + rb" \ud800 \x1b[31m"),
-    ],
-)
-def test_what_an_encoding_lacks_is_escaped(encoding, shown):
-    done = shell("", PYTHONIOENCODING=encoding)
-    assert done.stdout.splitlines() == [shown, b"3" * 100_000]
-    assert done.stderr == b"2\n"
-    assert done.returncode == 0
+def test_the_log_goes_to_console_and_file(tmp_path, capsys):
+    setup_logging(tmp_path)
+    logging.getLogger("atss_core.somewhere").info("hello")
+    setup_logging()
+    assert "INFO: hello" in capsys.readouterr().out
+    assert "INFO: hello" in (tmp_path / "log.txt").read_text()
 
 
 @needs_dev_full
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize(
-    ("redirection", "line", "code", "error"),
-    [
-        (">/dev/full", "", 2, b"error: standard output cannot be written to (No space left on device)\n"),
-        (">/dev/full", "sys.exit(0)", 2, b"error: standard output cannot be written to"),
-        (">/dev/full 2>/dev/full", "", 2, b""),
-        (">&-", "", 0, b"2\n"),
-        (">&- 2>&-", "", 0, b""),
-        ("2>/dev/full", "", 0, b""),
-        ("2>/dev/full", "sys.exit(3)", 3, b""),
-        ("| true; exit ${PIPESTATUS[0]}", "", 141, b""),
-        ("2>/dev/null", "raise OSError('another')", 1, b""),
-    ],
-)
-def test_console_that_is_gone(redirection, line, code, error, unbuffered):
-    done = shell(redirection, line, PYTHONUNBUFFERED=unbuffered)
-    assert done.returncode == code
-    assert b"Traceback" not in done.stderr
-    assert b"Exception ignored" not in done.stderr
-    assert error in done.stderr
-
-
-def test_errors_of_a_command_and_the_streams_are_left_alone():
-    before = sys.stdout, sys.stderr
-    with pytest.raises(OSError, match="another"), console():
-        raise OSError("another")
-    assert (sys.stdout, sys.stderr) == before
-
-
-@needs_dev_full
-def test_log_outlives_the_console(tmp_path, monkeypatch):
+def test_the_log_file_continues_after_the_console_breaks(tmp_path, monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         with console():
             setup_logging(tmp_path)
             for number in range(3):
                 logging.getLogger("atss_core.test").info("line %d", number)
-            print("for nobody")
+            print("discarded")
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split(": ", 1)[1] for line in lines] == [
         "standard output cannot be written to (No space left on device); the run goes on",
@@ -98,7 +37,7 @@ def test_log_outlives_the_console(tmp_path, monkeypatch):
 
 
 @needs_dev_full
-def test_log_file_on_a_full_disk_is_reported_once(tmp_path, capsys):
+def test_a_full_disk_is_reported_once(tmp_path, capsys):
     (tmp_path / "log.txt").symlink_to("/dev/full")
     setup_logging(tmp_path)
     for number in range(3):
@@ -120,7 +59,7 @@ def test_log_file_on_a_full_disk_is_reported_once(tmp_path, capsys):
         (lambda file: file.symlink_to("gone/log.txt"), "No such file or directory"),
     ],
 )
-def test_log_file_that_cannot_be_opened_is_reported_once(spoil, reason, tmp_path, capsys):
+def test_a_log_file_that_cannot_be_opened_is_reported_once(spoil, reason, tmp_path, capsys):
     spoil(tmp_path / "log.txt")
     setup_logging(tmp_path)
     for number in range(3):
@@ -134,7 +73,7 @@ def test_log_file_that_cannot_be_opened_is_reported_once(spoil, reason, tmp_path
     assert shown.err == ""
 
 
-def test_log_file_goes_on_in_a_folder_that_is_deleted_and_made_anew(tmp_path, capsys):
+def test_the_log_file_is_created_again_in_a_recreated_folder(tmp_path, capsys):
     folder = tmp_path / "run"
     for number in range(6):
         if number == 0:
@@ -154,7 +93,7 @@ def test_log_file_goes_on_in_a_folder_that_is_deleted_and_made_anew(tmp_path, ca
     assert shown.err == ""
 
 
-def test_no_name_forges_a_log_line(tmp_path, capsys):
+def test_names_cannot_forge_log_lines(tmp_path, capsys):
     setup_logging(tmp_path)
     name = "cat\n2026-01-01 00:00:00 INFO: forged\r\x1b[2K\u202e\ud800"
     logging.getLogger("atss_core.test").info("class %s", name)

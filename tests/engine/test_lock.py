@@ -1,4 +1,4 @@
-"""Locks of folders, held by other processes that live, fork and die."""
+"""Folder locks that other processes hold while they live, fork and die."""
 
 import errno
 import logging
@@ -8,20 +8,20 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
-from atss_core.utils import lock
-from atss_core.utils.lock import LOCK, lock_folder
+from atss_core.engine.lock import LOCK, lock_folder
 
-pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="needs flock")
+fcntl = pytest.importorskip("fcntl")
 
 
 def hold(folder, then):
-    """Start a process that holds the lock of a folder and runs some lines with it; returns when it does."""
+    """Start a process that locks a folder and then runs a line; returns after its first output."""
     lines = f"""
         import os, pathlib, sys, time
-        from atss_core.utils.lock import lock_folder
+        from atss_core.engine.lock import lock_folder
         with lock_folder(pathlib.Path({str(folder)!r})):
             {then}
     """
@@ -33,11 +33,11 @@ def hold(folder, then):
 
 
 HOLD = "print(os.getpid(), flush=True); sys.stdin.read()"  # until its input is closed
-# The worker tells its number and, as its parent, goes on for long.
+# The worker prints its process id; worker and parent then run for long.
 FORK = "os.fork() or print(os.getpid(), flush=True); time.sleep(600)"
 
 
-def test_another_process_is_named_and_the_lock_is_free_after_it(tmp_path):
+def test_the_error_names_the_other_process_and_its_end_frees_the_lock(tmp_path):
     holder = hold(tmp_path, HOLD)
     before = (tmp_path / LOCK).read_bytes()
     host = socket.gethostname()
@@ -55,10 +55,10 @@ def test_another_process_is_named_and_the_lock_is_free_after_it(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_a_process_that_ends_a_moment_later_is_waited_for(tmp_path, monkeypatch, caplog):
+def test_the_lock_waits_for_a_process_that_is_about_to_end(tmp_path, monkeypatch, caplog):
     holder = hold(tmp_path, HOLD)
-    # The first wait ends the holder, so that no test depends on how fast it dies.
-    monkeypatch.setattr(lock.time, "sleep", lambda seconds: holder.communicate())
+    # The first wait ends the holder, so the test does not depend on timing.
+    monkeypatch.setattr(time, "sleep", lambda seconds: holder.communicate())
     with caplog.at_level(logging.INFO), lock_folder(tmp_path, patience=60):
         assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
     assert [record.message.split(" (")[0] for record in caplog.records] == [
@@ -66,7 +66,7 @@ def test_a_process_that_ends_a_moment_later_is_waited_for(tmp_path, monkeypatch,
     ]
 
 
-def test_a_killed_process_holds_nothing_and_neither_does_its_forked_worker(tmp_path):
+def test_neither_a_killed_process_nor_its_forked_worker_keeps_the_lock(tmp_path):
     holder = hold(tmp_path, FORK)
     holder.kill()
     holder.wait()
@@ -80,16 +80,25 @@ def test_a_killed_process_holds_nothing_and_neither_does_its_forked_worker(tmp_p
 
 
 def test_a_forked_process_leaves_the_lock_to_its_parent(tmp_path):
-    with lock_folder(tmp_path, patience=0):
-        worker = os.fork()
-        if worker == 0:
-            os._exit(lock._held != set())
-        assert os.waitpid(worker, 0)[1] == 0
-        with pytest.raises(ValueError, match="no other run"), lock_folder(tmp_path, patience=0):
-            pytest.fail("the child has released it")
+    held = lock_folder(tmp_path, patience=0)
+    held.__enter__()
+    worker = os.fork()
+    if worker == 0:
+        status = 1
+        try:
+            held.__exit__(None, None, None)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(worker, 0)[1] == 0
+    assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
+    with pytest.raises(ValueError, match="no other run"), lock_folder(tmp_path, patience=0):
+        pytest.fail("the child has released it")
+    held.__exit__(None, None, None)
+    assert not os.listdir(tmp_path)
 
 
-def test_where_it_is_not_required_the_work_goes_on(tmp_path, caplog):
+def test_an_optional_lock_that_is_held_is_a_warning(tmp_path, caplog):
     with lock_folder(tmp_path, patience=0):
         before = (tmp_path / LOCK).read_bytes()
         with lock_folder(tmp_path, patience=0, required=False):
@@ -99,12 +108,12 @@ def test_where_it_is_not_required_the_work_goes_on(tmp_path, caplog):
         assert (tmp_path / LOCK).read_bytes() == before
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_file_system_without_locks_is_told(code, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_a_warning(code, tmp_path, monkeypatch, caplog):
     def refuse(file, operation):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with lock_folder(tmp_path):
         (record,) = caplog.records
         assert record.message == (
@@ -113,19 +122,13 @@ def test_file_system_without_locks_is_told(code, tmp_path, monkeypatch, caplog):
         )
 
 
-def test_operating_system_without_locks(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "fcntl", None)
-    with lock_folder(tmp_path):
-        assert not os.listdir(tmp_path)
-
-
-def test_a_folder_that_cannot_be_written_to(tmp_path):
+def test_a_folder_that_is_not_writable_is_an_error(tmp_path):
     (tmp_path / "file").write_text("content")
     with pytest.raises(OSError, match=r"file: expected a folder that you may write to, got File exists"):
         lock_folder(tmp_path / "file").__enter__()
 
 
-def test_a_folder_that_is_removed_and_made_anew_belongs_to_the_new_run(tmp_path):
+def test_a_recreated_folder_belongs_to_the_new_run(tmp_path):
     old, new = lock_folder(tmp_path), lock_folder(tmp_path, patience=0)
     old.__enter__()
     (tmp_path / LOCK).unlink()

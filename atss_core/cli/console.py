@@ -1,4 +1,4 @@
-"""The console: a run outlives it, its encoding never fails, and text of files does not steer it."""
+"""Robust standard streams: closed and full ones, any encoding, and escaped control characters."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from atss_core.utils.text import printable
 
 
 class _Stream:
-    """A standard stream that fails at most once: later text goes nowhere.
+    """A standard stream that fails at most once and then discards its text.
 
     Args:
-        stream: what it writes to.
-        is_output: standard output, which raises that one error, and escapes control characters.
-            Standard error does neither, because progress bars move the cursor, and nothing may fail on it.
+        stream: to write to.
+        is_output: whether it is standard output, which raises its error and escapes control characters.
+            Standard error does neither: progress bars move the cursor, and it must never stop a command.
     """
 
     def __init__(self, stream: TextIO, is_output: bool) -> None:
@@ -31,17 +31,17 @@ class _Stream:
 
     def write(self, text: str) -> int:
         """Write text; returns its length."""
-        with self._lost_at_most_once():
+        with self._failing_once():
             self._stream.write(printable(text, keep="\n\t") if self._is_output else text)
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered."""
-        with self._lost_at_most_once():
+        """Write the buffer."""
+        with self._failing_once():
             self._stream.flush()
 
     @contextmanager
-    def _lost_at_most_once(self) -> Iterator[None]:
+    def _failing_once(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -56,9 +56,9 @@ class _Stream:
 def console() -> Iterator[None]:
     """Make the standard streams safe to write to while a command runs.
 
-    What their encoding lacks is escaped; a closed stream, or standard error that cannot be written to, loses
-    its text. If standard output cannot be written to, the process ends as command line tools do: with the
-    status of SIGPIPE if its reader has gone, such as ``head``, else with an error.
+    Characters that their encoding lacks are escaped. The text of a closed stream, and of a broken standard
+    error, is discarded. If standard output breaks, the process exits like other command-line tools: with the
+    status of SIGPIPE if its reader, such as ``head``, has ended, else with an error.
     """
     if isinstance(sys.stdout, _Stream):  # a command inside of ``atss``
         yield
@@ -75,7 +75,7 @@ def console() -> Iterator[None]:
             yield
         except SystemExit as stop:
             output.flush()
-            if output.error is not None and not stop.code:  # argparse hides it
+            if output.error is not None and not stop.code:  # argparse suppresses the error
                 raise output.error from None
             raise
         output.flush()

@@ -232,7 +232,7 @@ def write_results(
         return None
     metrics = evaluator.evaluate()
     voc_metrics = None
-    if dataset.layout == "VOC":
+    if dataset.format == "VOC":
         tested = [a for a in dataset.coco_dict["annotations"] if a["image_id"] in results]
         voc_metrics = evaluate_voc(tested, evaluator.results, dataset.category_ids, dataset.class_names)
     with attempt(folder / "metrics.json"):
@@ -267,7 +267,7 @@ def write_report(
             voc_metrics,
             facts={
                 **facts,
-                "data": f"{dataset.path} ({dataset.layout} layout)",
+                "data": f"{dataset.path} ({dataset.format} format)",
                 "date": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
             },
             configuration=about["configuration"],

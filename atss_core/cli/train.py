@@ -28,8 +28,8 @@ from atss_core.cli.evaluate import test_detector
 from atss_core.cli.parser import CommandParser
 from atss_core.config import checked
 from atss_core.data import (
+    ConcatDetectionDataset,
     DetectionDataset,
-    JoinedDataset,
     build_pixel_format,
     build_test_loaders,
     build_train_dataset,
@@ -212,7 +212,7 @@ def _train(cfg: CfgNode, device: torch.device, will_test: bool) -> Trained:
     return Trained(tested, device, periodic_evaluation is not None, cfg)
 
 
-def check_data(cfg: CfgNode, dataset: JoinedDataset, tested: bool) -> list[DetectionDataset]:
+def check_data(cfg: CfgNode, dataset: ConcatDetectionDataset, tested: bool) -> list[DetectionDataset]:
     """Find what is wrong with the data before hours of training; small defects are logged.
 
     Args:

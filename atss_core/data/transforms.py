@@ -1,7 +1,7 @@
-"""From an image and its boxes to what the network takes.
+"""Image transforms: resize, flip, normalise.
 
-A transform is called with the image, its target (None for an image without one) and a random generator,
-from which all its chance comes.
+A transform is called with the image, its target (None for an image without one) and the random generator of
+the sample, its only source of randomness.
 """
 
 from __future__ import annotations
@@ -19,18 +19,13 @@ from atss_core.structures import BoxList
 Transform = Callable[[Image.Image, BoxList | None, random.Random], tuple[Tensor, BoxList | None]]
 Step = Callable[[Image.Image, BoxList | None, random.Random], tuple[Image.Image, BoxList | None]]
 
-# Of the long side over its cap, in pixels. The published excess is at most half the ratio of long to short
-# side, so sizes are as published up to a ratio of 32; an image of one row would keep any length.
-EXCESS = 16
+# Pixels by which the long side may exceed its cap. The published excess is at most half the ratio of long to
+# short side, so sizes are as published up to a ratio of 32; an image of one row would keep any length.
+_EXCESS = 16
 
 
 class Compose:
-    """Change an image step by step, then turn it into a tensor.
-
-    Args:
-        steps: called one after the other.
-        to_tensor: makes the tensor (3, h, w).
-    """
+    """Apply ``steps`` to an image one after the other, then ``to_tensor``, which returns (3, h, w)."""
 
     def __init__(self, steps: Sequence[Step], to_tensor: Callable[[Image.Image], Tensor]) -> None:
         self.steps = list(steps)
@@ -74,11 +69,7 @@ class Resize:
 
 
 class RandomHorizontalFlip:
-    """Mirror left to right.
-
-    Args:
-        probability: in [0, 1].
-    """
+    """Flip left to right with a probability in [0, 1]."""
 
     def __init__(self, probability: float) -> None:
         if not 0 <= probability <= 1:
@@ -88,7 +79,7 @@ class RandomHorizontalFlip:
     def __call__(
         self, image: Image.Image, target: BoxList | None, rng: random.Random
     ) -> tuple[Image.Image, BoxList | None]:
-        """Return image and target, both flipped or both as they are."""
+        """Return image and target, both flipped or both unchanged."""
         if rng.random() >= self.probability:
             return image, target
         flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -96,26 +87,26 @@ class RandomHorizontalFlip:
 
 
 def resize_size(image_size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """Return the (height, width) that the published code resizes an image to.
+    """Return the (height, width) to which the published code resizes an image of (height, width).
 
     The cap of the long side lowers the short side, which is rounded; the long side follows by truncation and
-    so can exceed the cap by a few pixels, here by at most ``EXCESS``.
+    so can exceed the cap by a few pixels, here by at most ``_EXCESS``.
 
     Args:
         image_size: (height, width) of the image.
-        min_size: wanted short side in pixels.
+        min_size: short side in pixels.
         max_size: cap of the long side in pixels.
     """
     short, long = sorted(image_size)
     size = min_size
     if long / short * size > max_size:
         size = max(round(max_size * short / long), 1)
-    scaled_long = min(max(int(size * long / short), 1), max_size + EXCESS)
+    scaled_long = min(max(int(size * long / short), 1), max_size + _EXCESS)
     return (size, scaled_long) if image_size[0] <= image_size[1] else (scaled_long, size)
 
 
 class Normalize:
-    """Turn an RGB image into the tensor that the network takes.
+    """Turn an RGB image into the input tensor of the network.
 
     Args:
         mean: subtracted from the channels.
@@ -139,7 +130,7 @@ class Normalize:
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the normalised image, shape (3, h, w)."""
         # The published code divides by 255 and multiplies again, which moves some pixels by 1.5e-5. Here one
-        # pass a channel converts and subtracts: normalising used to cost more time than decoding.
+        # pass per channel converts and subtracts: normalising used to cost more time than decoding.
         values = np.empty((3, image.height, image.width), dtype=np.float32)
         channels = image.split()[::-1] if self.to_bgr255 else image.split()
         for i, (offset, divisor) in enumerate(zip(self._offsets, self._divisors, strict=True)):
@@ -150,7 +141,7 @@ class Normalize:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return an RGB image as it is, uint8, shape (3, h, w)."""
+    """Return the pixels of an RGB image, uint8, shape (3, h, w)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

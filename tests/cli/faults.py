@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from tests.layouts import voc_xml, write_coco, write_voc, write_yolo
+from tests.dataset_formats import voc_xml, write_coco, write_voc, write_yolo
 
 # Every function spoils a data set and returns the overrides that go with it, if there are any.
 

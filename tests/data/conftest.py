@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from atss_core.config.catalog import DatasetEntry
-from atss_core.data import Compose, DetectionDataset, Normalize, Resize
+from atss_core.data import DetectionDataset
+from atss_core.data.transforms import Compose, Normalize, Resize
 
 
 class CocoFolder:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from atss_core.data import SampleKey, UnreadableImageError, collate
+from atss_core.data import UnreadableImageError, collate
+from atss_core.data.samplers import SampleKey
 
 BOX = [10, 5, 20, 8]
 

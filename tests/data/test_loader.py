@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from atss_core.data.loader import WatchedLoader, _find_dead, _log_pinning
+from atss_core.data.loader import WatchedLoader, _find_dead, _log_pinning_error
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills worker processes")
 
@@ -116,7 +116,7 @@ def test_pinning_thread_leaves_the_report_to_the_loader(capsys):
         raise KeyError("told as usual")
 
     before = threading.excepthook
-    threading.excepthook = _log_pinning
+    threading.excepthook = _log_pinning_error
     try:
         for target in (_pin_memory_loop, other):
             thread = threading.Thread(target=target)

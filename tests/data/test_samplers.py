@@ -4,7 +4,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from atss_core.data import EvalBatchSampler, TrainBatchSampler
+from atss_core.data.samplers import EvalBatchSampler, TrainBatchSampler
 
 GROUPS = [0] * 13 + [1] * 24
 

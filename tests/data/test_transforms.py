@@ -8,15 +8,8 @@ from PIL import Image
 
 from atss_core.config import get_cfg
 from atss_core.config.catalog import DatasetEntry
-from atss_core.data import (
-    Compose,
-    DetectionDataset,
-    Normalize,
-    RandomHorizontalFlip,
-    Resize,
-    build_transform,
-    resize_size,
-)
+from atss_core.data import DetectionDataset, build_transform, resize_size
+from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize
 from atss_core.structures import BoxList
 from tests.golden import SHARED, arrays, needs_coco_tiny
 

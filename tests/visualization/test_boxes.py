@@ -4,9 +4,9 @@ import threading
 import numpy as np
 import pytest
 import torch
+from atss_core.apps.check.charts import plot_objects
 from PIL import Image, ImageFont
 
-from atss_core.apps.check.charts import plot_objects
 from atss_core.data.images import SUFFIXES, read_image
 from atss_core.structures import BoxList
 from atss_core.visualization.boxes import (

@@ -115,16 +115,7 @@ def fill_num_classes(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
 
 
 def check_same_classes(dataset: DetectionDataset, class_names: Sequence[str], source: str) -> None:
-    """Check that a dataset has certain classes, in the same order of labels.
-
-    Args:
-        dataset: to be evaluated on.
-        class_names: those of the detector.
-        source: where these names are from, for the message.
-
-    Raises:
-        ValueError: if its classes differ.
-    """
+    """Raise ValueError unless a dataset has these classes, in the order of labels, of ``source``."""
     if list(class_names) != dataset.class_names:
         raise ValueError(
             f"data set {dataset.name} must have the classes of {source}, in the same order of ids, "
@@ -148,15 +139,7 @@ def build_train_loader(
 ) -> DataLoader[Sample]:
     """Build the loader of the batches from iteration ``start_iter`` to SOLVER.MAX_ITER.
 
-    Args:
-        cfg: the configuration.
-        dataset: the training set.
-        start_iter: iterations already trained.
-        rank: of this process.
-        world_size: number of processes, which share SOLVER.IMS_PER_BATCH.
-
-    Returns:
-        A loader of ``Batch``, SOLVER.GRAD_ACCUM_STEPS of them per iteration.
+    It gives SOLVER.GRAD_ACCUM_STEPS objects ``Batch`` per iteration; the processes share IMS_PER_BATCH.
     """
     sampler = TrainBatchSampler(
         _aspect_groups(cfg, dataset),
@@ -174,16 +157,9 @@ def build_train_loader(
 def build_test_loaders(
     cfg: CfgNode, rank: int = 0, world_size: int = 1, datasets: Sequence[DetectionDataset] | None = None
 ) -> list[DataLoader[Sample]]:
-    """Build a loader of ``Batch`` for each ``DetectionDataset`` of DATASETS.TEST.
+    """Build a loader of ``Batch`` for each ``DetectionDataset`` of DATASETS.TEST, or of those given.
 
-    Args:
-        cfg: the configuration.
-        rank: of this process.
-        world_size: number of processes, which share TEST.IMS_PER_BATCH, at least one image each.
-        datasets: those of DATASETS.TEST if they are open already.
-
-    Raises:
-        ValueError: as ``build_datasets``.
+    The processes share TEST.IMS_PER_BATCH, at least one image each. Raises as ``build_datasets``.
     """
     batch_size = max(cfg.TEST.IMS_PER_BATCH // world_size, 1)  # each image comes once in any case
     if cfg.TEST.BBOX_AUG.ENABLED:

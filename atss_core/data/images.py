@@ -1,4 +1,7 @@
-"""List image files, and read them as 8-bit RGB."""
+"""List image files, and read them as 8-bit RGB.
+
+Functions that open a file raise UnreadableImageError if it is missing, damaged or not an image.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +61,6 @@ def read_image(
         apply_exif: turn the image upright as its EXIF data says; else its pixels stay as they are stored.
         max_pixels: larger images are refused.
         grey_bits: as for ``to_rgb``, which converts other modes.
-
-    Raises:
-        UnreadableImageError: if it is missing, is not an image, is damaged or too large.
     """
     with _opened(path) as image:
         if image.width * image.height > max_pixels:
@@ -89,11 +89,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) in pixels of an image turned upright as its EXIF data says, from its header.
-
-    Raises:
-        UnreadableImageError: if it is missing or is not an image.
-    """
+    """Return (height, width) in pixels of an image turned upright as its EXIF data says, from its header."""
     with _opened(path) as image:
         width, height = _stored_size(image)
         return (width, height) if _orientation(image) in _QUARTER_TURNS else (height, width)
@@ -103,9 +99,6 @@ def has_ambiguous_orientation(path: Path) -> bool:
     """Return whether EXIF data turn or flip an image but keep its size, from its header.
 
     Annotations of that size may be for the stored or for the upright image.
-
-    Raises:
-        UnreadableImageError: if it is missing or is not an image.
     """
     with _opened(path) as image:
         width, height = _stored_size(image)
@@ -114,11 +107,7 @@ def has_ambiguous_orientation(path: Path) -> bool:
 
 
 def has_grey_bits(path: Path) -> bool:
-    """Return whether an image has grey values of more than 8 bits, from its header.
-
-    Raises:
-        UnreadableImageError: if it is missing or is not an image.
-    """
+    """Return whether an image has grey values of more than 8 bits, from its header."""
     with _opened(path) as image:
         return image.mode[0] in "IF"
 

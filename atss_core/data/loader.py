@@ -8,10 +8,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -51,7 +51,7 @@ class Batch:
         images: N padded images; N is 0 if all images of an evaluation batch were skipped.
         targets: the objects of each image.
         image_ids: the id of each image in its annotation file.
-        skipped: a message for each unreadable image, for the main process to count and log.
+        skipped: a message for each unreadable image.
     """
 
     images: ImageList
@@ -65,12 +65,12 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Copy all tensors to ``device``."""
         targets = [target.to(device, non_blocking=non_blocking) for target in self.targets]
-        return Batch(self.images.to(device, non_blocking), targets, self.image_ids, self.skipped)
+        return replace(self, images=self.images.to(device, non_blocking), targets=targets)
 
     def pin_memory(self) -> Batch:
         """Copy all tensors to page-locked memory; the data loader calls this."""
         targets = [target.pin_memory() for target in self.targets]
-        return Batch(self.images.pin_memory(), targets, self.image_ids, self.skipped)
+        return replace(self, images=self.images.pin_memory(), targets=targets)
 
 
 def collate(samples: Sequence[Sample], size_divisibility: int) -> Batch:
@@ -78,14 +78,13 @@ def collate(samples: Sequence[Sample], size_divisibility: int) -> Batch:
 
     The padded height and width are multiples of ``size_divisibility``, or those of the largest image for 0.
     """
-    kept = [(s.image, s.target, s.image_id) for s in samples if s.image is not None]
-    images, targets, image_ids = map(list, zip(*kept, strict=True)) if kept else ([], [], [])
-    padded = (
-        ImageList.from_tensors(images, size_divisibility)
-        if images
-        else ImageList(torch.empty(0, 3, 0, 0), [])
-    )
-    return Batch(padded, targets, image_ids, [message for s in samples for message in s.skipped])
+    readable = [sample for sample in samples if sample.image is not None]
+    images = [sample.image for sample in samples if sample.image is not None]
+    skipped = [message for sample in samples for message in sample.skipped]
+    if not images:
+        return Batch(ImageList(torch.empty(0, 3, 0, 0), []), [], [], skipped)
+    padded = ImageList.from_tensors(images, size_divisibility)
+    return Batch(padded, [s.target for s in readable], [s.image_id for s in readable], skipped)
 
 
 class WatchedLoader(DataLoader[Sample]):
@@ -169,18 +168,14 @@ def _worker_death(worker: BaseProcess) -> ChildProcessError:
 
 def init_worker(worker: int) -> None:
     """Let only the main process end a worker; clusters send SIGTERM to all, and the main one saves first."""
-    sys.excepthook = _log_exception
+
+    def wait_for_termination() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            logger.debug("Worker %d leaves SIGTERM to its main process", os.getpid())
+        os._exit(0)
+
+    # Living workers fail when the main process ends because another worker died.
+    sys.excepthook = lambda *error: logger.debug("Error beside the loading of images", exc_info=error)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_wait_for_termination, daemon=True).start()
-
-
-def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Hide the errors of living workers when the main process ends because another worker died."""
-    logger.debug("Error beside the loading of images", exc_info=(kind, error, trace))
-
-
-def _wait_for_termination() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        logger.debug("Worker %d leaves SIGTERM to its main process", os.getpid())
-    os._exit(0)
+        threading.Thread(target=wait_for_termination, daemon=True).start()

@@ -37,9 +37,6 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         rank: of this process, which gets its share of every batch.
         world_size: number of processes.
         num_micro_batches: lists that a share is split into, which come one after the other.
-
-    Raises:
-        ValueError: if there are no images, or the batch cannot be divided evenly.
     """
 
     def __init__(
@@ -101,11 +98,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 class EvalBatchSampler(Sampler[list[SampleKey]]):
     """Every image once over all processes, in fixed order, each batch of one group.
 
-    Args:
-        groups: group of each image.
-        batch_size: images per batch of one process.
-        rank: of this process, which gets every ``world_size``-th batch.
-        world_size: number of processes.
+    ``batch_size`` counts the images of one process, which gets every ``world_size``-th batch.
     """
 
     def __init__(self, groups: Sequence[int], batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:

@@ -6,8 +6,8 @@ the sample, its only source of randomness.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
+from random import Random
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from atss_core.structures import BoxList
 
-Transform = Callable[[Image.Image, BoxList | None, random.Random], tuple[Tensor, BoxList | None]]
-Step = Callable[[Image.Image, BoxList | None, random.Random], tuple[Image.Image, BoxList | None]]
+Target = BoxList | None
+Transform = Callable[[Image.Image, Target, Random], tuple[Tensor, Target]]
+Step = Callable[[Image.Image, Target, Random], tuple[Image.Image, Target]]
 
 # Pixels by which the long side may exceed its cap. The published excess is at most half the ratio of long to
 # short side, so sizes are as published up to a ratio of 32; an image of one row would keep any length.
@@ -31,9 +32,7 @@ class Compose:
         self.steps = list(steps)
         self.to_tensor = to_tensor
 
-    def __call__(
-        self, image: Image.Image, target: BoxList | None, rng: random.Random
-    ) -> tuple[Tensor, BoxList | None]:
+    def __call__(self, image: Image.Image, target: Target, rng: Random) -> tuple[Tensor, Target]:
         """Return the image (3, h, w) and the target in its pixels."""
         for step in self.steps:
             image, target = step(image, target, rng)
@@ -46,9 +45,6 @@ class Resize:
     Args:
         min_sizes: short sides in pixels; one is drawn for each image.
         max_size: cap of the long side in pixels.
-
-    Raises:
-        ValueError: if there is no positive size to choose from.
     """
 
     def __init__(self, min_sizes: Sequence[int], max_size: int) -> None:
@@ -59,9 +55,7 @@ class Resize:
         self.min_sizes = min_sizes
         self.max_size = max_size
 
-    def __call__(
-        self, image: Image.Image, target: BoxList | None, rng: random.Random
-    ) -> tuple[Image.Image, BoxList | None]:
+    def __call__(self, image: Image.Image, target: Target, rng: Random) -> tuple[Image.Image, Target]:
         """Return the image at its new size and the target in its pixels."""
         size = resize_size((image.height, image.width), rng.choice(self.min_sizes), self.max_size)
         resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -76,9 +70,7 @@ class RandomHorizontalFlip:
             raise ValueError(f"a probability must be in [0, 1], got {probability}")
         self.probability = probability
 
-    def __call__(
-        self, image: Image.Image, target: BoxList | None, rng: random.Random
-    ) -> tuple[Image.Image, BoxList | None]:
+    def __call__(self, image: Image.Image, target: Target, rng: Random) -> tuple[Image.Image, Target]:
         """Return image and target, both flipped or both unchanged."""
         if rng.random() >= self.probability:
             return image, target
@@ -91,11 +83,6 @@ def resize_size(image_size: tuple[int, int], min_size: int, max_size: int) -> tu
 
     The cap of the long side lowers the short side, which is rounded; the long side follows by truncation and
     so can exceed the cap by a few pixels, here by at most ``_EXCESS``.
-
-    Args:
-        image_size: (height, width) of the image.
-        min_size: short side in pixels.
-        max_size: cap of the long side in pixels.
     """
     short, long = sorted(image_size)
     size = min_size

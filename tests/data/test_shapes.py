@@ -103,7 +103,7 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("atss_core.data.datasets.shapes._move_into_place", interrupt)
+    monkeypatch.setattr("atss_core.data.datasets.shapes._move", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path / "shapes", **SMALL)
     assert list(tmp_path.iterdir()) == []

@@ -51,11 +51,7 @@ class Annotations:
 
 
 def read_coco_json(name: str, path: Path) -> dict[str, Any]:
-    """Parse an annotation file; ``check_coco_tree`` checks its images and categories.
-
-    Args:
-        name: of the dataset, for messages.
-        path: the JSON file.
+    """Parse the annotation file of dataset ``name``; ``check_coco_tree`` checks its images and categories.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -147,14 +143,10 @@ def check_coco_tree(tree: Any, path: Path) -> None:
 
 
 def parse_annotations(tree: dict[str, Any], path: Path) -> Annotations:
-    """Return the objects of a parsed file.
+    """Return the objects of the tree of a COCO file, none if it has no "annotations".
 
-    Sets what evaluation reads in every annotation of the tree: "iscrowd" to 0 or 1, which is 1 for "ignore"
-    as well, and a missing "area" to that of the box.
-
-    Args:
-        tree: of a COCO file; without "annotations" the result is empty.
-        path: the file, for messages.
+    Prepares every annotation of the tree for evaluation: sets "iscrowd" to 0 or 1, which is 1 for "ignore" as
+    well, and a missing "area" to that of the box.
 
     Raises:
         ValueError: if an annotation is incomplete, has a malformed box, area or flag, or an unknown image or

@@ -155,11 +155,9 @@ class DetectionDataset(Dataset[Sample]):
         )
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
-        """Load and transform an image.
+        """Load and transform an image, with the seed of its augmentation in the key or 0.
 
-        Args:
-            key: the image, and the seed of its augmentation (0 if only an index is given). The sample
-                depends on nothing else, so neither workers nor resuming change it.
+        The sample depends on nothing else, so neither workers nor resuming change it.
 
         Raises:
             ValueError: if the image cannot be read and is not to be skipped.

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from atss_core.data.datasets.coco import summarize
-from atss_core.data.images import SUFFIXES, UnreadableImageError, list_images, image_size
+from atss_core.data.images import SUFFIXES, UnreadableImageError, image_size, list_images
 from atss_core.utils.files import files_below, read_text
 from atss_core.utils.progress import progress
 from atss_core.utils.text import shorten
@@ -58,11 +58,19 @@ def read_voc(
     annotation_folder = folder / "Annotations"
     has_folders = annotation_folder.is_dir()
     if has_folders:
-        image_folder = _find_image_folder(folder)
+        image_folders = [folder / name for name in _IMAGE_FOLDERS if (folder / name).is_dir()]
+        if not image_folders:
+            raise FileNotFoundError(
+                f"{folder} has Annotations as a VOC data set does, but no folder"
+                f" {' or '.join(_IMAGE_FOLDERS)} with the images"
+            )
+        image_folder = image_folders[0]
     else:
         annotation_folder = image_folder = folder / split
         if not _has_xml(image_folder):
-            raise FileNotFoundError(f"VOC data set {folder} has no split {split!r}: no *.xml in {image_folder}")
+            raise FileNotFoundError(
+                f"VOC data set {folder} has no split {split!r}: no *.xml in {image_folder}"
+            )
     xml_files = _xml_below(annotation_folder)
     present = {_stem(file.relative_to(annotation_folder)): file for file in xml_files}
     stems = _read_split(folder, split) if has_folders and split else list(present)
@@ -117,22 +125,12 @@ def read_class_file(file: Path) -> list[str]:
 
 
 def size_or_error(image: Path) -> dict[str, Any]:
-    """Return height and width of an image; if it is unreadable, 1 x 1 pixels and the reason as "unreadable"."""
+    """Return height and width of an image; 1 x 1 pixels and the reason as "unreadable" if it is that."""
     try:
         height, width = image_size(image)
     except UnreadableImageError as error:
         return {"height": 1, "width": 1, "unreadable": str(error)}
     return {"height": height, "width": width}
-
-
-def _find_image_folder(folder: Path) -> Path:
-    for name in _IMAGE_FOLDERS:
-        if (folder / name).is_dir():
-            return folder / name
-    raise FileNotFoundError(
-        f"{folder} has Annotations as a VOC data set does, but no folder {' or '.join(_IMAGE_FOLDERS)} with"
-        " the images"
-    )
 
 
 def _read_split(folder: Path, split: str) -> list[str]:
@@ -213,7 +211,8 @@ def _read_object(element: ElementTree.Element, names: Sequence[str], location: s
         left = top = right = bottom = math.nan
     if not all(map(math.isfinite, (left, top, right, bottom))):
         raise ValueError(
-            f"{location} ({summarize([name])}) needs a bndbox with {', '.join(_CORNERS)}, got {shorten(texts)}"
+            f"{location} ({summarize([name])}) needs a bndbox with {', '.join(_CORNERS)},"
+            f" got {shorten(texts)}"
         )
     # Corners are inclusive, so a box of one column is one pixel wide; COCO counts from 0.
     return {

@@ -72,7 +72,12 @@ def read_yolo(path: Path, split: str) -> tuple[dict[str, Any], Path, list[str]]:
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
         image = {"id": image_id, "file_name": name, **size_or_error(file)}
         images.append(image)
-        objects = list(_read_labels(label, len(names), num_key_values, hint))
+        lines = read_text(label).splitlines() if os.path.isfile(label) else []
+        objects = [
+            _read_line(line.split(), len(names), num_key_values, hint, f"{label}, line {number}")
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
         polygons += [numbers for _, numbers in objects if len(numbers) > 4][: _NUM_POLYGONS - len(polygons)]
         scale = (image["width"], image["height"]) * 2
         for class_index, numbers in [] if "unreadable" in image else objects:
@@ -157,18 +162,14 @@ def _warnings(files: list[Path], labels: list[Path]) -> Iterator[str]:
     shared = [label.name for label, count in Counter(labels).items() if count > 1]
     if shared:
         yield f"{len(shared)} label file(s) belong to several images of one name: {summarize(shared)}"
+    lone: list[str] = []
     folders = {label.parent: file.parent for file, label in zip(files, labels, strict=True)}
-    lone = [str(label) for folder in folders.items() for label in _labels_without_image(*folder)]
+    for folder, image_folder in folders.items():
+        if folder != image_folder:
+            names = {path.stem for path in image_folder.iterdir() if path.suffix.lower() in SUFFIXES}
+            lone += sorted(str(f) for f in folder.glob("*.txt") if f.stem not in {*names, "classes"})
     if lone:
         yield f"{len(lone)} label file(s) have no image: {summarize(lone)}; restore the images"
-
-
-def _labels_without_image(labels: Path, images: Path) -> list[Path]:
-    """Return the label files of a folder that have no image in the other; class names are no labels."""
-    if labels == images:
-        return []
-    names = {path.stem for path in images.iterdir() if path.suffix.lower() in SUFFIXES}
-    return sorted(f for f in labels.glob("*.txt") if f.stem not in names and f.name != "classes.txt")
 
 
 def _description_file(path: Path) -> Path | None:
@@ -216,7 +217,9 @@ def _class_names(description: dict[str, Any], root: Path, path: Path) -> list[st
         )
     for name in names:
         if isinstance(name, bool) or not isinstance(name, (str, int, float)):
-            raise ValueError(f"{path}: YAML reads the class name {shorten(name)} as no text; put it in quotes")
+            raise ValueError(
+                f"{path}: YAML reads the class name {shorten(name)} as no text; put it in quotes"
+            )
     return [str(name) for name in names]
 
 
@@ -287,22 +290,13 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_labels(
-    file: Path, num_classes: int, num_key_values: int, hint: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the class index of each line and the numbers of its box or polygon, in fractions of the image."""
-    lines = read_text(file).splitlines() if os.path.isfile(file) else []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _read_line(line.split(), num_classes, num_key_values, hint, f"{file}, line {number}")
-
-
 def _read_line(
-    words: list[str], num_classes: int, num_key_values: int, hint: str, location: str
+    fields: list[str], num_classes: int, num_key_values: int, hint: str, location: str
 ) -> tuple[int, np.ndarray]:
-    line = shorten(" ".join(words))
+    """Return the class index of a line and the numbers of its box or polygon, in fractions of the image."""
+    line = shorten(" ".join(fields))
     try:
-        values = np.array(words, dtype=np.float64)
+        values = np.array(fields, dtype=np.float64)
     except ValueError:
         values = np.array([np.nan])
     if num_key_values:
@@ -310,7 +304,7 @@ def _read_line(
     else:
         is_known, others = len(values) >= 7 and len(values) % 2 == 1, "class and a polygon"
     if not (is_known or len(values) == 5) or not np.isfinite(values).all():
-        advice = f"; {hint}" if len(words) > 5 and not num_key_values else ""
+        advice = f"; {hint}" if len(fields) > 5 and not num_key_values else ""
         raise ValueError(f"{location}: expected class x y width height, or {others}, got {line}{advice}")
     class_index, numbers = int(values[0]), values[1 : 5 if num_key_values else None]
     if class_index != values[0] or not 0 <= class_index < num_classes:
@@ -329,7 +323,6 @@ def _read_line(
 def _box_of(numbers: np.ndarray) -> np.ndarray:
     """Return (x, y, width, height) of a centre and size, or of the box around a polygon."""
     if len(numbers) == 4:
-        center, size = numbers[:2], numbers[2:]
-        return np.concatenate([center - size / 2, size])
+        return np.concatenate([numbers[:2] - numbers[2:] / 2, numbers[2:]])
     points = numbers.reshape(-1, 2)
     return np.concatenate([points.min(0), np.ptp(points, axis=0)])

@@ -10,7 +10,7 @@ from atss_core.data.transforms import Compose, Normalize, Resize
 
 
 class CocoFolder:
-    """A small data set on disk: write images, change the JSON, open it."""
+    """A small dataset on disk: write images, change the JSON, open it."""
 
     def __init__(self, root):
         self.images = root / "images"

@@ -107,7 +107,7 @@ def test_voc_images_without_xml_are_empty_with_a_warning(structure, tmp_path):
         shutil.copytree(folder / "Annotations", images, dirs_exist_ok=True)
         folder = images
     Image.open(images / "d.png").save(images / "d.webp")  # belongs to d.xml as well
-    (images / "b.png").rename(images / "renamed.png")  # which only <filename> of b.xml tells
+    (images / "b.png").rename(images / "renamed.png")  # named only by <filename> of b.xml
     xml = next(tmp_path.rglob("JPEGImages/b.xml" if structure == "beside" else "Annotations/b.xml"))
     xml.write_text(xml.read_text().replace("b.png", "renamed.png"))
     write_images(images, {"lone": [], "sub/lone": []}, size=(20, 30))
@@ -430,7 +430,7 @@ def test_yolo_remedies_name_the_description_file(tmp_path):
         open_dataset(path)
 
 
-def test_yolo_paths_start_from_the_home_folder(tmp_path, monkeypatch):
+def test_yolo_paths_expand_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     write_yolo(tmp_path / "home" / "data")
     names = sorted((tmp_path / "home" / "data" / "images" / "train").iterdir())
@@ -512,6 +512,10 @@ def test_voc_xml_beside_the_images(tmp_path):
         shutil.copytree(tmp_path / "plain" / "Annotations", tmp_path / "flat" / split)
         write_images(tmp_path / "flat" / split)
     assert len(open_dataset(f"{tmp_path / 'flat'}@val")) == len(CONTENT)
+    write_images(tmp_path / "flat" / "val", {"lone": []})
+    assert open_dataset(f"{tmp_path / 'flat'}@val").warnings == (
+        "1 image(s) have no XML file and count as empty: lone.png",
+    )
     dataset = open_dataset(str(tmp_path / "flat" / "train"))
     assert (dataset.format, len(dataset), dataset.class_names) == ("VOC", len(CONTENT), ["cat", "dog"])
 

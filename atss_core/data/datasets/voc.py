@@ -101,7 +101,7 @@ def read_voc(
             annotations.append({**known, **_read_object(element, names, f"{file}: object {number}")})
     categories = [{"id": label, "name": name} for label, name in enumerate(names, start=1)]
     warnings = []
-    if not split:
+    if not (has_folders and split):  # there is no list of the split
         annotated = {*stems, *(_stem(Path(image["file_name"])) for image in images)}
         without_xml = [image.as_posix() for image in image_files if _stem(image) not in annotated]
         for image_id, name in enumerate(without_xml, start=len(images) + 1):

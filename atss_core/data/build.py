@@ -44,8 +44,7 @@ def build_test_transform(cfg: CfgNode, min_size: int, max_size: int) -> Compose:
 
 
 def _build_normalize(cfg: CfgNode) -> Normalize:
-    settings = cfg.INPUT
-    return Normalize(mean=settings.PIXEL_MEAN, std=settings.PIXEL_STD, to_bgr255=settings.TO_BGR255)
+    return Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.TO_BGR255)
 
 
 def build_pixel_format(cfg: CfgNode) -> PixelFormat:
@@ -115,7 +114,7 @@ def fill_num_classes(cfg: CfgNode, class_names: Sequence[str]) -> CfgNode:
 
 
 def check_same_classes(dataset: DetectionDataset, class_names: Sequence[str], source: str) -> None:
-    """Raise ValueError unless a dataset has these classes, in the order of labels, of ``source``."""
+    """Raise ValueError if a dataset has other classes, or another order of labels, than ``source``."""
     if list(class_names) != dataset.class_names:
         raise ValueError(
             f"data set {dataset.name} must have the classes of {source}, in the same order of ids, "

@@ -68,11 +68,9 @@ def read_image(
                 f"{_name_of(path)}: expected at most {max_pixels} pixels (INPUT.MAX_PIXELS), got"
                 f" {image.width}x{image.height}. Cut it into tiles, or raise INPUT.MAX_PIXELS"
             )
-        orientation = _orientation(image)
-        if image.format == "TIFF":  # which Pillow turns upright by itself
-            turn = None if apply_exif else _TO_STORED.get(orientation)
-        else:
-            turn = _TO_UPRIGHT.get(orientation) if apply_exif else None
+        turns = _TO_UPRIGHT if apply_exif else _TO_STORED
+        is_turned = image.format == "TIFF"  # Pillow turns these upright by itself
+        turn = turns.get(_orientation(image)) if apply_exif != is_turned else None
         image.load()
         rgb = to_rgb(image, grey_bits)
         if turn is None:

@@ -83,16 +83,15 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     def _batches(self) -> Iterator[list[SampleKey]]:
         waiting: dict[int, list[SampleKey]] = defaultdict(list)
-        for position, index in enumerate(self._indices()):
-            batch = waiting[self.groups[index]]
-            batch.append(SampleKey(index, self.seed * 1_000_003 + position))
-            if len(batch) == self.batch_size:
-                yield waiting.pop(self.groups[index])
-
-    def _indices(self) -> Iterator[int]:
+        num_images, seed = len(self.groups), self.seed * 1_000_003
         for epoch in count():
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            yield from torch.randperm(len(self.groups), generator=generator).tolist()
+            generator = torch.Generator().manual_seed(seed + epoch)
+            order = torch.randperm(num_images, generator=generator).tolist()
+            for position, index in enumerate(order, start=epoch * num_images):
+                batch = waiting[self.groups[index]]
+                batch.append(SampleKey(index, seed + position))
+                if len(batch) == self.batch_size:
+                    yield waiting.pop(self.groups[index])
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):

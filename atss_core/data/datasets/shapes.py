@@ -11,7 +11,6 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from atss_core.utils.files import draft_folder, remove_leftovers
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 IMAGE_SIZES = ((144, 144), (128, 160), (160, 128), (128, 192))  # (height, width)
 
+_INFO = {"description": "synthetic shapes"}
 _SPLITS = ("train", "val")
 _MAX_OBJECTS = 6
 _MIN_SIDE = 12  # pixels
@@ -35,18 +35,6 @@ _MIN_CONTRAST = 110.0  # RGB distance in 0..441 between an object and its backgr
 _NUM_TRIES = 20
 # Increase it whenever the drawing changes, so that existing folders are rewritten.
 _VERSION = 2
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    num_train: int
-    num_val: int
-    seed: int
-    image_sizes: tuple[tuple[int, int], ...]
-    version: int = _VERSION
-
-    def as_info(self) -> dict[str, Any]:
-        return {"description": "synthetic shapes", "recipe": json.loads(json.dumps(asdict(self)))}
 
 
 def write_shapes(
@@ -67,14 +55,15 @@ def write_shapes(
     Raises:
         ValueError: for impossible numbers, or if the folder holds something else.
     """
-    recipe = _Recipe(num_train, num_val, seed, tuple((int(h), int(w)) for h, w in image_sizes))
+    sizes = [[int(height), int(width)] for height, width in image_sizes]
     if num_train < 1 or num_val < 1:
         raise ValueError(f"num_train and num_val must be at least 1, got {num_train} and {num_val}")
-    if not recipe.image_sizes or min(map(min, recipe.image_sizes)) < 2 * _MIN_SIDE:
+    if not sizes or min(map(min, sizes)) < 2 * _MIN_SIDE:
         raise ValueError(
-            f"image_sizes must be (height, width) pairs of at least {2 * _MIN_SIDE} pixels, "
-            f"got {recipe.image_sizes}"
+            f"image_sizes must be (height, width) pairs of at least {2 * _MIN_SIDE} pixels, got {sizes}"
         )
+    recipe: dict[str, Any] = {"num_train": num_train, "num_val": num_val, "seed": seed, "image_sizes": sizes}
+    recipe["version"] = _VERSION
     folder = Path(folder).resolve()
     if _is_complete(folder, recipe):
         return folder
@@ -104,14 +93,15 @@ def _read_info(folder: Path, split: str) -> dict[str, Any] | None:
         return None
 
 
-def _is_complete(folder: Path, recipe: _Recipe) -> bool:
-    if any(_read_info(folder, split) != recipe.as_info() for split in _SPLITS):
-        return False
-    counts = [sum(1 for _ in (folder / split).glob("*.jpg")) for split in _SPLITS]
-    return counts == [recipe.num_train, recipe.num_val]
+def _is_complete(folder: Path, recipe: dict[str, Any]) -> bool:
+    return all(
+        _read_info(folder, split) == {**_INFO, "recipe": recipe}
+        and sum(1 for _ in (folder / split).glob("*.jpg")) == recipe[f"num_{split}"]
+        for split in _SPLITS
+    )
 
 
-def _move(unfinished: Path, folder: Path, recipe: _Recipe) -> None:
+def _move(unfinished: Path, folder: Path, recipe: dict[str, Any]) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     try:
@@ -122,15 +112,15 @@ def _move(unfinished: Path, folder: Path, recipe: _Recipe) -> None:
             raise
 
 
-def _write_split(root: Path, split: str, recipe: _Recipe, progress: bool) -> None:
+def _write_split(root: Path, split: str, recipe: dict[str, Any], progress: bool) -> None:
     (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    count = recipe.num_train if split == "train" else recipe.num_val
-    for i in tqdm(range(count), desc=f"drawing {split}", unit="image", disable=not progress):
-        height, width = recipe.image_sizes[i % len(recipe.image_sizes)]
-        rng = np.random.default_rng([recipe.seed, _SPLITS.index(split), i])
+    sizes = recipe["image_sizes"]
+    for i in tqdm(range(recipe[f"num_{split}"]), desc=f"drawing {split}", unit="image", disable=not progress):
+        height, width = sizes[i % len(sizes)]
+        rng = np.random.default_rng([recipe["seed"], _SPLITS.index(split), i])
         image, objects = draw_image(height, width, rng)
         name = f"{i:06d}.jpg"
         content = io.BytesIO()  # Pillow would hide the reason of a disk error
@@ -140,7 +130,8 @@ def _write_split(root: Path, split: str, recipe: _Recipe, progress: bool) -> Non
         for entry in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "iscrowd": 0, **entry})
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)]
-    tree = {"info": recipe.as_info(), "images": images, "categories": categories, "annotations": annotations}
+    info = {**_INFO, "recipe": recipe}
+    tree = {"info": info, "images": images, "categories": categories, "annotations": annotations}
     (root / "annotations" / f"{split}.json").write_text(json.dumps(tree), encoding="utf-8")
 
 

@@ -1,8 +1,6 @@
 """Images and boxes, from files to batches."""
 
-from atss_core.data.batch import Batch, Sample, collate
 from atss_core.data.build import (
-    JoinedDataset,
     build_collate,
     build_datasets,
     build_pixel_format,
@@ -11,31 +9,24 @@ from atss_core.data.build import (
     build_train_dataset,
     build_train_loader,
     build_transform,
-    check_names,
-    check_num_classes,
     check_same_classes,
     fill_num_classes,
     grey_bits,
     pixel_limit,
 )
-from atss_core.data.dataset import DetectionDataset
+from atss_core.data.datasets.dataset import ConcatDetectionDataset, DetectionDataset
 from atss_core.data.datasets.shapes import write_shapes
 from atss_core.data.images import UnreadableImageError, read_image, to_rgb
-from atss_core.data.samplers import EvalBatchSampler, SampleKey, TrainBatchSampler
-from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, resize_size
+from atss_core.data.loader import Batch, Sample, collate
+from atss_core.data.samplers import EvalBatchSampler
+from atss_core.data.transforms import resize_size
 
 __all__ = [
     "Batch",
-    "Compose",
+    "ConcatDetectionDataset",
     "DetectionDataset",
     "EvalBatchSampler",
-    "JoinedDataset",
-    "Normalize",
-    "RandomHorizontalFlip",
-    "Resize",
     "Sample",
-    "SampleKey",
-    "TrainBatchSampler",
     "UnreadableImageError",
     "build_collate",
     "build_datasets",
@@ -45,8 +36,6 @@ __all__ = [
     "build_train_dataset",
     "build_train_loader",
     "build_transform",
-    "check_names",
-    "check_num_classes",
     "check_same_classes",
     "collate",
     "fill_num_classes",

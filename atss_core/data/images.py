@@ -1,4 +1,7 @@
-"""Find image files, and read those of any kind into 8-bit RGB."""
+"""List image files, and read them as 8-bit RGB.
+
+Functions that open a file raise UnreadableImageError if it is missing, damaged or not an image.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from atss_core.utils.text import printable
 
 
 class UnreadableImageError(ValueError):
-    """An image is missing, damaged or too large, or has values that are no colours."""
+    """An image is missing, damaged or too large, or has values outside the range of colours."""
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -28,7 +31,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # The default of INPUT.MAX_PIXELS; 600 MB as RGB.
 MAX_PIXELS = 200_000_000
 
-# Tags of TIFF and EXIF, and what turns the stored pixels of each orientation upright, and back.
+# Tags of TIFF and EXIF, and the transposition of each orientation from stored to upright pixels, and back.
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
 _QUARTER_TURNS = (5, 6, 7, 8)
 _TO_UPRIGHT = {
@@ -42,12 +45,11 @@ _TO_UPRIGHT = {
 }
 _TO_STORED = _TO_UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
-BITS = "grey bits"  # in ``info`` of an image that was scaled to 8 bits: of how many, 0 for floats in 0..1
-_CAMERA_BITS = (8, 10, 12, 14, 16)  # of cameras, which write files of 16
+_BITS = "grey bits"  # key in ``info`` of an image scaled to 8 bits: original bits, 0 for floats in 0..1
+_CAMERA_BITS = (8, 10, 12, 14, 16)  # of sensors; the files have 16
 _BITS_PER_SAMPLE = 258  # of TIFF
 _LONGEST_NAME = 1000  # characters of a path in a message
-# Interpolation leaves 0..1 by rounding errors.
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-3  # interpolation leaves 0..1 by rounding errors
 
 
 def read_image(
@@ -55,17 +57,11 @@ def read_image(
 ) -> Image.Image:
     """Read an image as RGB.
 
-    Grayscale, palette and CMYK images are converted, transparency is dropped, values of more than 8 bits
-    are scaled; see ``to_rgb``.
-
     Args:
-        path: file, or one that is open in binary mode, such as ``io.BytesIO``.
+        path: file, or an open binary file, such as ``io.BytesIO``.
         apply_exif: turn the image upright as its EXIF data says; else its pixels stay as they are stored.
         max_pixels: larger images are refused.
-        grey_bits: as for ``to_rgb``.
-
-    Raises:
-        UnreadableImageError: if it is missing, is not an image, is damaged or too large.
+        grey_bits: as for ``to_rgb``, which converts other modes.
     """
     with _opened(path) as image:
         if image.width * image.height > max_pixels:
@@ -73,45 +69,35 @@ def read_image(
                 f"{_name_of(path)}: expected at most {max_pixels} pixels (INPUT.MAX_PIXELS), got"
                 f" {image.width}x{image.height}. Cut it into tiles, or raise INPUT.MAX_PIXELS"
             )
-        orientation = _orientation(image)
-        if image.format == "TIFF":  # which Pillow turns upright by itself
-            turn = None if apply_exif else _TO_STORED.get(orientation)
-        else:
-            turn = _TO_UPRIGHT.get(orientation) if apply_exif else None
+        turns = _TO_UPRIGHT if apply_exif else _TO_STORED
+        is_turned = image.format == "TIFF"  # Pillow turns these upright by itself
+        turn = turns.get(_orientation(image)) if apply_exif != is_turned else None
         image.load()
         rgb = to_rgb(image, grey_bits)
         if turn is None:
             return rgb
-        turned = rgb.transpose(turn)
-        # EXIF data would turn it once more.
-        turned.info = {key: value for key, value in rgb.info.items() if key == BITS}
+        turned = rgb.transpose(turn)  # without its EXIF data, which would turn it once more
+        turned.info = {key: value for key, value in rgb.info.items() if key == _BITS}
         return turned
 
 
 def list_images(folder: Path) -> list[Path]:
     """Return the images in and below a folder and what it links to, relative to it, by name."""
-    found = (path.relative_to(folder) for path in files_below(folder) if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in found if not path.name.startswith("._"))  # which macOS adds to archives
+    paths = (path.relative_to(folder) for path in files_below(folder) if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in paths if not path.name.startswith("._"))  # added to archives by macOS
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) in pixels of an image turned upright as its EXIF data says, from its header.
-
-    Raises:
-        UnreadableImageError: if it is missing or is not an image.
-    """
+    """Return (height, width) in pixels of an image turned upright as its EXIF data says, from its header."""
     with _opened(path) as image:
         width, height = _stored_size(image)
         return (width, height) if _orientation(image) in _QUARTER_TURNS else (height, width)
 
 
 def has_ambiguous_orientation(path: Path) -> bool:
-    """Tell whether EXIF data turn or mirror an image and leave its size, from its header.
+    """Return whether EXIF data turn or flip an image but keep its size, from its header.
 
-    Annotations of that size may be for the image as it is stored, or as it is shown.
-
-    Raises:
-        UnreadableImageError: if it is missing or is not an image.
+    Annotations of that size may be for the stored or for the upright image.
     """
     with _opened(path) as image:
         width, height = _stored_size(image)
@@ -120,11 +106,7 @@ def has_ambiguous_orientation(path: Path) -> bool:
 
 
 def has_grey_bits(path: Path) -> bool:
-    """Tell whether an image has grey values of more than 8 bits, from its header.
-
-    Raises:
-        UnreadableImageError: if it is missing or is not an image.
-    """
+    """Return whether an image has grey values of more than 8 bits, from its header."""
     with _opened(path) as image:
         return image.mode[0] in "IF"
 
@@ -132,9 +114,9 @@ def has_grey_bits(path: Path) -> bool:
 def to_rgb(image: Image.Image, grey_bits: int = 0) -> Image.Image:
     """Convert an image of any Pillow mode to 8-bit RGB.
 
-    Grey values of more than 8 bits keep the upper 8 of ``grey_bits``, and larger values become 255. With 0
-    the file tells: the bits that it stores, mostly 16, or floats in 0..1. How bright the image itself is
-    never counts, because one hot pixel would change all others.
+    Transparency is dropped. Grey values of more than 8 bits keep the upper 8 of ``grey_bits``, and larger
+    values become 255. With ``grey_bits=0`` the file defines the range: its stored bits, mostly 16, or floats
+    in 0..1. The brightness of the image never counts, because one hot pixel would change all others.
 
     Raises:
         ValueError: if grey values are negative or NaN; or, without ``grey_bits``, if floats are beyond 1, or
@@ -143,23 +125,23 @@ def to_rgb(image: Image.Image, grey_bits: int = 0) -> Image.Image:
     if image.mode[0] in "IF":  # Pillow's own conversion would cut everything above 255
         bits = grey_bits or _stored_bits(image)
         image = Image.fromarray(_to_8_bits(np.asarray(image), bits))
-        image.info[BITS] = bits
+        image.info[_BITS] = bits
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # what Pillow asks for before transparency is dropped
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def describe_unused_range(images: Iterable[Image.Image]) -> str | None:
-    """Tell how many bits RGB images use that were scaled to 8, if they are fewer by two or more.
+    """Describe how many bits images scaled to 8 bits use, if they are fewer by two or more; else None.
 
-    Of each image the brightest thousandth of the pixels does not count.
+    Ignores the brightest thousandth of the pixels of each image.
     """
-    found = [
+    ranges = [
         (bits, bits - 8 + int(np.quantile(np.asarray(image)[..., 0], 0.999)).bit_length())
         for image in images
-        if (bits := image.info.get(BITS))
+        if (bits := image.info.get(_BITS))
     ]
-    stored, used = (max(values) for values in zip(*found, strict=True)) if found else (0, 0)
+    stored, used = (max(values) for values in zip(*ranges, strict=True)) if ranges else (0, 0)
     if used > stored - 2:
         return None
     camera = next((bits for bits in _CAMERA_BITS if bits >= used), used)
@@ -170,7 +152,7 @@ def describe_unused_range(images: Iterable[Image.Image]) -> str | None:
 
 
 def _stored_bits(image: Image.Image) -> int:
-    """Return how many bits the file has for a grey value, 0 for floats and 32 bits, which have no range."""
+    """Return the bits of a grey value in the file, 0 for floats and 32-bit integers without a known range."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         return 0
     tags = getattr(image, "tag_v2", {})  # of TIFF, which may store 12 bits
@@ -179,7 +161,7 @@ def _stored_bits(image: Image.Image) -> int:
 
 def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
     low, high, is_float = values.min(), values.max(), values.dtype.kind == "f"
-    if bits and low >= 0 and high < np.inf:  # NaN is in no range
+    if bits and low >= 0 and high < np.inf:  # False for NaN
         upper = values // 2.0 ** (bits - 8) if is_float else values >> (bits - 8)
         return np.minimum(upper, 255).astype(np.uint8)
     if not bits and not is_float and low >= 0 and high <= 255:
@@ -192,7 +174,7 @@ def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 class _PillowLimit:
-    """Lifts Pillow's own limit of pixels while images are read here, by any number of threads."""
+    """Lift Pillow's own limit of pixels while images are read here, by any number of threads."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -219,7 +201,7 @@ _limit_lifted = _PillowLimit()
 
 @contextmanager
 def _opened(path: str | Path | IO[bytes]) -> Iterator[Image.Image]:
-    """Open an image file; raise what goes wrong, in the block as well, as UnreadableImageError."""
+    """Open an image file; raise all errors, also those of the block, as UnreadableImageError."""
     try:
         if isinstance(path, (str, Path)):
             check_regular(Path(path))
@@ -232,7 +214,7 @@ def _opened(path: str | Path | IO[bytes]) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         reason = "" if error.errno == errno.ENOENT else f" ({error.strerror})"  # such as a loop of links
         raise UnreadableImageError(f"there is no image {_name_of(path)}{reason}") from None
-    except Exception as error:  # the decoders raise anything, by format and place of the damage
+    except Exception as error:  # the decoders raise any type, by format and damage
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"{_name_of(path)} cannot be read as an image: {reason}") from error
 
@@ -245,7 +227,7 @@ def _name_of(path: str | Path | IO[bytes]) -> str:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) if there is none or the EXIF data are damaged.
 
-    No pixels are decoded, as the method of PNG files does to find EXIF data behind them.
+    Decodes no pixels, unlike Pillow's own method, which looks for EXIF data behind those of PNG files.
     """
     try:
         if isinstance(image, PngImageFile) and image.fp and "exif" not in image.info:
@@ -256,21 +238,21 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _exif_of_png(file: IO[bytes]) -> dict[str, bytes]:
-    """Return the eXIf chunk of an open PNG file as "exif", nothing if it has none; its position stays."""
+    """Return the eXIf chunk of an open PNG file as "exif", or nothing; its position stays."""
     position = file.tell()
     file.seek(8)
-    found: dict[str, bytes] = {}
-    while not found and len(header := file.read(8)) == 8:
+    chunks: dict[str, bytes] = {}
+    while not chunks and len(header := file.read(8)) == 8:
         length = int.from_bytes(header[:4], "big")
         if header[4:] == b"eXIf":
-            found["exif"] = file.read(length)
+            chunks["exif"] = file.read(length)
         file.seek(length + 4, os.SEEK_CUR)  # over the checksum
     file.seek(position)
-    return found
+    return chunks
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """Return (width, height) before turning; that of an open TIFF file depends on Pillow's version."""
+    """Return (width, height) of the stored pixels; ``size`` of a TIFF file depends on Pillow's version."""
     if image.format == "TIFF":
         return image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]  # type: ignore[attr-defined]
     return image.size

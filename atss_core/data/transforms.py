@@ -1,13 +1,13 @@
-"""From an image and its boxes to what the network takes.
+"""Image transforms: resize, flip, normalise.
 
-A transform is called with the image, its target (None for an image without one) and a random generator,
-from which all its chance comes.
+A transform is called with the image, its target (None for an image without one) and the random generator of
+the sample, its only source of randomness.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
+from random import Random
 
 import numpy as np
 import torch
@@ -16,29 +16,23 @@ from torch import Tensor
 
 from atss_core.structures import BoxList
 
-Transform = Callable[[Image.Image, BoxList | None, random.Random], tuple[Tensor, BoxList | None]]
-Step = Callable[[Image.Image, BoxList | None, random.Random], tuple[Image.Image, BoxList | None]]
+Target = BoxList | None
+Transform = Callable[[Image.Image, Target, Random], tuple[Tensor, Target]]
+Step = Callable[[Image.Image, Target, Random], tuple[Image.Image, Target]]
 
-# Of the long side over its cap, in pixels. The published excess is at most half the ratio of long to short
-# side, so sizes are as published up to a ratio of 32; an image of one row would keep any length.
-EXCESS = 16
+# Pixels by which the long side may exceed its cap. The published excess is at most half the ratio of long to
+# short side, so sizes are as published up to a ratio of 32; an image of one row would keep any length.
+_EXCESS = 16
 
 
 class Compose:
-    """Change an image step by step, then turn it into a tensor.
-
-    Args:
-        steps: called one after the other.
-        to_tensor: makes the tensor (3, h, w).
-    """
+    """Apply ``steps`` to an image one after the other, then ``to_tensor``, which returns (3, h, w)."""
 
     def __init__(self, steps: Sequence[Step], to_tensor: Callable[[Image.Image], Tensor]) -> None:
         self.steps = list(steps)
         self.to_tensor = to_tensor
 
-    def __call__(
-        self, image: Image.Image, target: BoxList | None, rng: random.Random
-    ) -> tuple[Tensor, BoxList | None]:
+    def __call__(self, image: Image.Image, target: Target, rng: Random) -> tuple[Tensor, Target]:
         """Return the image (3, h, w) and the target in its pixels."""
         for step in self.steps:
             image, target = step(image, target, rng)
@@ -51,9 +45,6 @@ class Resize:
     Args:
         min_sizes: short sides in pixels; one is drawn for each image.
         max_size: cap of the long side in pixels.
-
-    Raises:
-        ValueError: if there is no positive size to choose from.
     """
 
     def __init__(self, min_sizes: Sequence[int], max_size: int) -> None:
@@ -64,9 +55,7 @@ class Resize:
         self.min_sizes = min_sizes
         self.max_size = max_size
 
-    def __call__(
-        self, image: Image.Image, target: BoxList | None, rng: random.Random
-    ) -> tuple[Image.Image, BoxList | None]:
+    def __call__(self, image: Image.Image, target: Target, rng: Random) -> tuple[Image.Image, Target]:
         """Return the image at its new size and the target in its pixels."""
         size = resize_size((image.height, image.width), rng.choice(self.min_sizes), self.max_size)
         resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -74,21 +63,15 @@ class Resize:
 
 
 class RandomHorizontalFlip:
-    """Mirror left to right.
-
-    Args:
-        probability: in [0, 1].
-    """
+    """Flip left to right with a probability in [0, 1]."""
 
     def __init__(self, probability: float) -> None:
         if not 0 <= probability <= 1:
             raise ValueError(f"a probability must be in [0, 1], got {probability}")
         self.probability = probability
 
-    def __call__(
-        self, image: Image.Image, target: BoxList | None, rng: random.Random
-    ) -> tuple[Image.Image, BoxList | None]:
-        """Return image and target, both flipped or both as they are."""
+    def __call__(self, image: Image.Image, target: Target, rng: Random) -> tuple[Image.Image, Target]:
+        """Return image and target, both flipped or both unchanged."""
         if rng.random() >= self.probability:
             return image, target
         flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -96,26 +79,21 @@ class RandomHorizontalFlip:
 
 
 def resize_size(image_size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """Return the (height, width) that the published code resizes an image to.
+    """Return the (height, width) to which the published code resizes an image of (height, width).
 
     The cap of the long side lowers the short side, which is rounded; the long side follows by truncation and
-    so can exceed the cap by a few pixels, here by at most ``EXCESS``.
-
-    Args:
-        image_size: (height, width) of the image.
-        min_size: wanted short side in pixels.
-        max_size: cap of the long side in pixels.
+    so can exceed the cap by a few pixels, here by at most ``_EXCESS``.
     """
     short, long = sorted(image_size)
     size = min_size
     if long / short * size > max_size:
         size = max(round(max_size * short / long), 1)
-    scaled_long = min(max(int(size * long / short), 1), max_size + EXCESS)
+    scaled_long = min(max(int(size * long / short), 1), max_size + _EXCESS)
     return (size, scaled_long) if image_size[0] <= image_size[1] else (scaled_long, size)
 
 
 class Normalize:
-    """Turn an RGB image into the tensor that the network takes.
+    """Turn an RGB image into the input tensor of the network.
 
     Args:
         mean: subtracted from the channels.
@@ -139,7 +117,7 @@ class Normalize:
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the normalised image, shape (3, h, w)."""
         # The published code divides by 255 and multiplies again, which moves some pixels by 1.5e-5. Here one
-        # pass a channel converts and subtracts: normalising used to cost more time than decoding.
+        # pass per channel converts and subtracts: normalising used to cost more time than decoding.
         values = np.empty((3, image.height, image.width), dtype=np.float32)
         channels = image.split()[::-1] if self.to_bgr255 else image.split()
         for i, (offset, divisor) in enumerate(zip(self._offsets, self._divisors, strict=True)):
@@ -150,7 +128,7 @@ class Normalize:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return an RGB image as it is, uint8, shape (3, h, w)."""
+    """Return the pixels of an RGB image, uint8, shape (3, h, w)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

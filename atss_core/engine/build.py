@@ -23,8 +23,8 @@ from atss_core.checkpoint.weights import load_initial_weights, load_trained, rea
 from atss_core.config import checked
 from atss_core.config.catalog import COCO_CLASSES
 from atss_core.data import (
+    ConcatDetectionDataset,
     DetectionDataset,
-    JoinedDataset,
     build_collate,
     build_pixel_format,
     build_test_loaders,
@@ -149,7 +149,7 @@ def _build_state(
 
 def _train(
     cfg: CfgNode,
-    dataset: JoinedDataset,
+    dataset: ConcatDetectionDataset,
     step: TrainingStep,
     checkpointer: Checkpointer,
     start_iter: int,

@@ -133,7 +133,7 @@ def write_results(
         logger.info("%s has no annotations: results are in %s", dataset.name, folder)
         return None
     metrics, voc_metrics = evaluator.evaluate(), None
-    if dataset.layout == "VOC":
+    if dataset.format == "VOC":
         evaluated = [a for a in dataset.coco_dict["annotations"] if a["image_id"] in results]
         voc_metrics = evaluate_voc(evaluated, evaluator.results, dataset.category_ids, dataset.class_names)
     with _may_fail(folder / "metrics.json", is_training):

@@ -16,8 +16,8 @@ from atss_core.apps.check.drawings import TILE_HEIGHT, TILE_WIDTH, draw_defects,
 from atss_core.apps.check.statistics import best_anchor_iou, count_objects
 from atss_core.cli.datasets import open_dataset
 from atss_core.config import load_cfg
+from tests.dataset_formats import CONTENT, write_coco, write_voc, write_yolo
 from tests.golden import ROOT
-from tests.layouts import CONTENT, write_coco, write_voc, write_yolo
 
 CONFIG = ROOT / "configs" / "quick" / "atss_R_18_own_data.yaml"
 BOX = [10, 5, 20, 8]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from tests.layouts import voc_xml, write_coco, write_voc, write_yolo
+from tests.dataset_formats import voc_xml, write_coco, write_voc, write_yolo
 
 # Each function spoils a dataset and may return overrides that go with it.
 

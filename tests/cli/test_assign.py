@@ -22,8 +22,8 @@ from atss_core.modeling import build_assigner
 from atss_core.modeling.build import build_anchor_generator
 from atss_core.structures import BoxList
 from tests.apps.pages import check_self_contained
+from tests.dataset_formats import CONTENT, coco_tree, write_coco
 from tests.golden import ROOT
-from tests.layouts import CONTENT, coco_tree, write_coco
 
 CONFIG = str(ROOT / "configs" / "quick" / "atss_R_18_own_data.yaml")
 SMALL = ["INPUT.MIN_SIZE_TEST", "96"]

@@ -14,8 +14,8 @@ from atss_core.cli.common import run
 from tests.apps.pages import check_self_contained
 from tests.cli.faults import CASES, edit, in_annotation, truncate
 from tests.conftest import TINY
+from tests.dataset_formats import CONTENT, coco_tree, write_coco, write_images, write_voc, write_yolo
 from tests.golden import ROOT
-from tests.layouts import CONTENT, coco_tree, write_coco, write_images, write_voc, write_yolo
 
 CONFIG = str(ROOT / "configs" / "quick" / "atss_R_18_own_data.yaml")
 ONE_STEP = [

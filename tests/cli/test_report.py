@@ -11,7 +11,7 @@ from atss_core.cli.common import run
 from tests.apps.pages import check_self_contained
 from tests.cli.faults import edit
 from tests.cli.test_own_data import CONFIG, ONE_STEP, dataset_overrides
-from tests.layouts import CONTENT, coco_tree, write_coco, write_voc
+from tests.dataset_formats import CONTENT, coco_tree, write_coco, write_voc
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_evaluation_writes_a_report_and_logs_its_path(trained, tmp_path, monkeyp
     for expected in (
         "atss test --config-file 'a b.yaml'",
         "model_final.pth",
-        "COCO layout",
+        "COCO format",
         "PyTorch",
         "a.png",
     ):

@@ -5,11 +5,12 @@ import pytest
 from PIL import Image
 
 from atss_core.config.catalog import DatasetEntry
-from atss_core.data import Compose, DetectionDataset, Normalize, Resize
+from atss_core.data import DetectionDataset
+from atss_core.data.transforms import Compose, Normalize, Resize
 
 
 class CocoFolder:
-    """A small data set on disk: write images, change the JSON, open it."""
+    """A small dataset on disk: write images, change the JSON, open it."""
 
     def __init__(self, root):
         self.images = root / "images"

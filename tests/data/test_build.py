@@ -46,9 +46,9 @@ def assert_equal(first, second):
     for one, other in zip(first, second, strict=True):
         assert one.image_ids == other.image_ids
         assert torch.equal(one.images.tensors, other.images.tensors)
-        for mine, yours in zip(one.targets, other.targets, strict=True):
-            assert torch.equal(mine.boxes, yours.boxes)
-            assert torch.equal(mine.labels, yours.labels)
+        for target, expected in zip(one.targets, other.targets, strict=True):
+            assert torch.equal(target.boxes, expected.boxes)
+            assert torch.equal(target.labels, expected.labels)
 
 
 def test_batches_are_padded_and_consistent(cfg):
@@ -83,17 +83,17 @@ def test_augmentation_of_an_image_varies_between_epochs(cfg):
     for batch in train_batches(cfg):
         for image_id, size in zip(batch.image_ids, batch.images.image_sizes, strict=True):
             sizes.setdefault(image_id, set()).add(size)
-    assert max(len(found) for found in sizes.values()) > 1
+    assert max(map(len, sizes.values())) > 1
 
 
 def test_processes_share_a_batch(cfg):
     whole = train_batches(cfg)
-    parts = [train_batches(cfg, rank=rank, world_size=2) for rank in range(2)]
-    for batch, first, second in zip(whole, *parts, strict=True):
+    ranks = [train_batches(cfg, rank=rank, world_size=2) for rank in range(2)]
+    for batch, first, second in zip(whole, *ranks, strict=True):
         assert first.image_ids + second.image_ids == batch.image_ids
 
 
-def test_several_training_sets_are_joined(cfg):
+def test_several_training_sets_are_concatenated(cfg):
     cfg.DATASETS.TRAIN = ("shapes_train", "shapes_val")
     dataset = build_train_dataset(cfg)
     assert len(dataset) == 15
@@ -104,7 +104,7 @@ def test_several_training_sets_are_joined(cfg):
     assert len(train_batches(cfg)) == 8
 
 
-def test_training_sets_of_other_classes_do_not_join(cfg, monkeypatch):
+def test_training_sets_of_different_classes_are_refused(cfg, monkeypatch):
     cfg.DATASETS.TRAIN = ("shapes_train", "shapes_val")
     datasets = build_datasets(cfg, training=True)
     datasets[1].class_names = datasets[1].class_names[::-1]
@@ -119,11 +119,11 @@ def test_test_loader_gives_every_image_once(cfg):
     ids = [image_id for batch in loader for image_id in batch.image_ids]
     assert sorted(ids) == loader.dataset.image_ids
     both = [build_test_loaders(cfg, rank=rank, world_size=2)[0] for rank in range(2)]
-    assert sorted(i for part in both for batch in part for i in batch.image_ids) == sorted(ids)
+    assert sorted(i for loader in both for batch in loader for i in batch.image_ids) == sorted(ids)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_class_count_must_be_that_of_the_detector(cfg, training):
+def test_num_classes_must_match_the_detector(cfg, training):
     cfg = override(cfg, "MODEL.ATSS.NUM_CLASSES", 81)
     message = (
         r"has 6 classes \(circle, square, triangle, \.\.\.\), which needs MODEL\.ATSS\.NUM_CLASSES 7 "
@@ -133,7 +133,7 @@ def test_class_count_must_be_that_of_the_detector(cfg, training):
         build_datasets(cfg, training=training)
 
 
-def test_class_count_follows_from_the_data_unless_it_is_given(cfg):
+def test_num_classes_follows_from_the_data_unless_given(cfg):
     (dataset,) = build_datasets(cfg, training=True)
     cfg.MODEL.ATSS.NUM_CLASSES = 81
     assert fill_num_classes(cfg, dataset.class_names).MODEL.ATSS.NUM_CLASSES == 7
@@ -143,24 +143,24 @@ def test_class_count_follows_from_the_data_unless_it_is_given(cfg):
 
 
 @pytest.mark.parametrize(("training", "key"), [(True, "TRAIN"), (False, "TEST")])
-def test_no_data_set_named(cfg, training, key):
+def test_empty_list_of_datasets_is_an_error(cfg, training, key):
     cfg.DATASETS[key] = ()
     with pytest.raises(ValueError, match=rf"DATASETS\.{key} must name"):
         build_datasets(cfg, training=training)
 
 
-def test_batches_that_cannot_be_shared(cfg):
+def test_batch_size_must_be_divisible_by_the_processes(cfg):
     with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH must be a positive multiple of the 3"):
         train_batches(cfg, world_size=3)
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 16])
-def test_any_number_of_processes_tests_every_image_once(world_size, cfg):
+def test_any_number_of_processes_evaluates_every_image_once(world_size, cfg):
     loaders = [build_test_loaders(cfg, rank=i, world_size=world_size)[0] for i in range(world_size)]
     batches = [batch for loader in loaders for batch in loader.batch_sampler]
-    found = sorted(key.index for batch in batches for key in batch)
-    assert found == list(range(len(loaders[0].dataset)))
-    assert sum(loader.batch_sampler.num_images for loader in loaders) == len(found)
+    indices = sorted(key.index for batch in batches for key in batch)
+    assert indices == list(range(len(loaders[0].dataset)))
+    assert sum(loader.batch_sampler.num_images for loader in loaders) == len(indices)
 
 
 def test_range_of_sizes(cfg):

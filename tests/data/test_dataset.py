@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from atss_core.data import SampleKey, UnreadableImageError, collate
+from atss_core.data import UnreadableImageError, collate
+from atss_core.data.samplers import SampleKey
 
 BOX = [10, 5, 20, 8]
 
@@ -59,7 +60,7 @@ def test_training_without_any_usable_object_is_an_error(folder):
         folder.open(training=True)
 
 
-def test_file_without_annotations_can_be_tested(folder):
+def test_file_without_annotations_can_be_evaluated(folder):
     folder.add_image()
     del folder.tree["annotations"]
     dataset = folder.open()
@@ -76,7 +77,7 @@ def test_aspect_ratio_is_height_by_width(folder):
     assert dataset.image_path(0) == folder.images / "1.png"
 
 
-# What is wrong with an annotation file
+# Faulty annotation files
 
 
 def test_missing_annotation_file(folder):
@@ -172,13 +173,13 @@ def test_bad_annotation(folder, change, message):
         folder.open()
 
 
-def test_boxes_of_two_points_are_refused(folder):
+def test_nested_boxes_are_refused(folder):
     folder.add_image([[1, 2], [9, 8]], [[3, 4], [9, 8]])  # all of them: together they look like numbers
     with pytest.raises(ValueError, match=r"annotation 100 must have 4 finite .* got \[\[1, 2\], \[9, 8\]\]"):
         folder.open()
 
 
-def test_area_and_crowd_are_settled_for_evaluation(folder):
+def test_area_and_crowd_are_completed_for_evaluation(folder):
     image_id = folder.add_image()
     changes = (
         {},
@@ -216,7 +217,7 @@ def test_ignore_regions_are_not_learned(folder):
         ('{"annotations": {"1": {}}, "images": [{}], "categories": [{}]}', '"annotations" must be a list'),
     ],
 )
-def test_hostile_json_ends_in_one_short_line(folder, content, message):
+def test_hostile_json_gives_a_short_error(folder, content, message):
     folder.json.write_text(content)
     with pytest.raises(ValueError, match=message) as error:
         folder.reopen()
@@ -325,7 +326,7 @@ def test_image_of_either_size_is_turned_upright(folder, orientation, size):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_bits_of_a_turned_image_are_known(folder, orientation):
+def test_turned_image_keeps_its_grey_bits(folder, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     values = np.full((40, 40), 4095, dtype=np.uint16)
@@ -344,7 +345,7 @@ def rotated_jpeg():
 
 
 @pytest.mark.parametrize(("size", "white_corner"), [((40, 60), (39, 0)), ((60, 40), (0, 39))])
-def test_exif_orientation_that_fits_the_annotations_is_taken(folder, size, white_corner):
+def test_exif_orientation_that_fits_the_annotations_is_applied(folder, size, white_corner):
     original = rotated_jpeg()
     folder.add_image(BOX, image=original, size=size, name="a.jpg")
     original.save(folder.images / "a.jpg", exif=original.getexif(), quality=95)
@@ -354,7 +355,7 @@ def test_exif_orientation_that_fits_the_annotations_is_taken(folder, size, white
     assert image[-1, -1].mean() < 50
 
 
-def test_size_unlike_the_annotations_is_an_error_even_when_skipping(folder):
+def test_size_different_from_the_annotations_is_an_error_even_when_skipping(folder):
     folder.add_image(BOX, size=(40, 60))
     folder.tree["images"][0].update(width=61)
     with pytest.raises(ValueError, match=r"1\.png is 60x40 pixels .* image 1 are for 61x40"):
@@ -390,14 +391,14 @@ def test_training_replaces_a_corrupt_image_by_the_next(folder):
     assert "3.png" in sample.skipped[0]
 
 
-def test_training_gives_up_when_nothing_is_readable(folder):
+def test_training_fails_when_no_image_is_readable(folder):
     for image_id in (folder.add_image(BOX), folder.add_image(BOX)):
         break_image(folder, image_id)
     with pytest.raises(ValueError, match=r"2 images of little in a row cannot be read"):
         folder.open(training=True, skip_corrupt=True)[0]
 
 
-def test_testing_leaves_corrupt_images_out_and_counts_them(folder):
+def test_evaluation_skips_corrupt_images_and_counts_them(folder):
     for _ in range(3):
         folder.add_image(BOX)
     break_image(folder, 2)

@@ -58,7 +58,7 @@ def test_orientation(orientation, suffix, tmp_path):
     assert np.abs(np.asarray(stored, float) - np.asarray(noise().resize((400, 300)))).mean() < 10
     assert image_size(path) == (upright.height, upright.width)
     assert has_ambiguous_orientation(path) == (orientation in (2, 3, 4))
-    # What is upright must not be turned again by who reads its EXIF data.
+    # Readers of EXIF data must not turn an upright image again.
     assert orientation == 1 or upright.getexif().get(ORIENTATION, 1) == 1
 
 
@@ -110,13 +110,13 @@ def test_orientation_of_png_in_a_text_profile(tmp_path):
     assert read_image(tmp_path / "a.png", apply_exif=True).size == (30, 40)
 
 
-def test_exif_data_that_cannot_be_read_count_as_none(tmp_path):
+def test_unreadable_exif_data_are_ignored(tmp_path):
     noise().save(tmp_path / "a.png", exif=b"Exif\0\0MM\0\x2b junk")
     assert np.array_equal(read_image(tmp_path / "a.png", apply_exif=True), noise())
     assert image_size(tmp_path / "a.png") == (30, 40)
 
 
-def test_open_files_are_read_as_paths_are(tmp_path):
+def test_open_files_are_read_like_paths(tmp_path):
     content = encode(noise(), "PNG", exif=exif(6))
     (tmp_path / "a.png").write_bytes(content)
     expected = read_image(tmp_path / "a.png", apply_exif=True)
@@ -132,7 +132,7 @@ def test_open_files_are_read_as_paths_are(tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_grey_values_keep_their_upper_8_bits_whatever_the_brightest_is(suffix, bits, tmp_path):
+def test_grey_values_keep_their_upper_8_bits_for_any_maximum(suffix, bits, tmp_path):
     grey = np.asarray(noise(mode="L")).copy()
     rest = np.random.default_rng(1).integers(0, 2 ** (bits - 8), grey.shape, dtype=np.uint16)
     values = (grey.astype(np.uint16) << (bits - 8)) + rest
@@ -170,7 +170,7 @@ def test_other_ranges(values, bits, expected, tmp_path):
         assert np.asarray(image)[0, :, 0].tolist() == expected
 
 
-def test_tiff_of_12_bits_says_so(tmp_path):
+def test_bits_of_a_12_bit_tiff_are_read(tmp_path):
     packed = int("".join(f"{value:012b}" for value in (0, 16, 2048, 4095)), 2).to_bytes(6, "big")
     tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 6}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -182,14 +182,14 @@ def test_tiff_of_12_bits_says_so(tmp_path):
 
 @pytest.mark.parametrize("values", [[[-5, 1000]], [[0, float("nan")]], [[0, float("inf")]], [[-0.5, 0.5]]])
 @pytest.mark.parametrize("bits", [0, 12])
-def test_values_without_a_rule_are_refused(values, bits, tmp_path):
+def test_invalid_values_are_refused(values, bits, tmp_path):
     Image.fromarray(np.float32(values)).save(tmp_path / "a.tif")
     with pytest.raises(UnreadableImageError, match=r"a\.tif .*expected grey values .*onvert it to 8 bits"):
         read_image(tmp_path / "a.tif", apply_exif=True, grey_bits=bits)
 
 
 @pytest.mark.parametrize("values", [np.float32([[0, 1.1]]), np.float32([[0, 4095]]), np.int32([[0, 4095]])])
-def test_values_of_no_known_range_ask_for_it(values, tmp_path):
+def test_values_of_unknown_range_need_grey_bits(values, tmp_path):
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(
         UnreadableImageError, match=r"or integers in 0\.\.255, got 0\.\..*Set INPUT\.GREY_BITS"
@@ -201,7 +201,7 @@ def test_values_of_no_known_range_ask_for_it(values, tmp_path):
     ("largest", "used", "camera"),
     [(200, 8, 8), (1000, 10, 10), (2000, 11, 12), (4095, 12, 12), (16383, 14, 14)],
 )
-def test_unused_range_is_told_whatever_a_hot_pixel_is(largest, used, camera):
+def test_unused_range_is_described_despite_a_hot_pixel(largest, used, camera):
     values = np.linspace(0, largest, 10_000).astype(np.uint16).reshape(100, 100)
     values[0, 0] = 65535
     message = describe_unused_range([to_rgb(Image.fromarray(values // 8)), to_rgb(Image.fromarray(values))])
@@ -210,7 +210,7 @@ def test_unused_range_is_told_whatever_a_hot_pixel_is(largest, used, camera):
     assert describe_unused_range([to_rgb(Image.fromarray(values), camera)]) is None
 
 
-def test_used_ranges_are_fine():
+def test_used_range_is_not_described():
     values = np.linspace(0, 17_000, 10_000).astype(np.uint16).reshape(100, 100)
     assert (
         describe_unused_range([to_rgb(Image.fromarray(values // 100)), to_rgb(Image.fromarray(values))])
@@ -235,7 +235,7 @@ def test_used_ranges_are_fine():
         ("empty", "cannot be read as an image"),
     ],
 )
-def test_only_plain_files_are_opened(kind, message, tmp_path, monkeypatch):
+def test_only_regular_files_are_opened(kind, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # paths of sockets must be short
     path = tmp_path / "a.jpg"
     with socket.socket(socket.AF_UNIX) as server:
@@ -266,7 +266,7 @@ def test_only_plain_files_are_opened(kind, message, tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about damaged files
-def test_damage_is_an_error_of_one_kind(format, mode, tmp_path):
+def test_damaged_files_raise_unreadable_image_error(format, mode, tmp_path):
     options = {} if format == "BMP" else {"exif": exif(6)}
     sound = encode(noise(mode=mode), format, **options)
     path, rng = tmp_path / "a.jpg", random.Random(0)
@@ -309,7 +309,7 @@ def test_header_of_a_huge_image_is_refused_before_its_pixels_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
-def test_pillows_limit_holds_for_others_only(suffix, tmp_path, monkeypatch):
+def test_pillows_limit_stays_for_other_code(suffix, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # which warns from here, and refuses from 1400 on
     path = tmp_path / f"a.{suffix}"
     noise(60, 80).save(path)
@@ -325,7 +325,7 @@ def test_pillows_limit_holds_for_others_only(suffix, tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 700
 
 
-def test_names_too_long_for_a_file_are_cut_in_the_message(tmp_path):
+def test_long_names_are_shortened_in_errors(tmp_path):
     with pytest.raises(UnreadableImageError, match=r"there is no image .*x") as error:
         read_image(tmp_path / ("x" * 5000), apply_exif=True)
     assert len(str(error.value)) < 1200

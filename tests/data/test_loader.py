@@ -1,4 +1,4 @@
-"""Workers that die while a batch is in use, where PyTorch's own handler would raise, or is awaited."""
+"""Workers that die while a batch is awaited, or in use, where PyTorch's own handler would raise."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from atss_core.data.loader import WatchedLoader, _find_dead, _log_pinning
+from atss_core.data.loader import WatchedLoader, _find_dead, _log_pinning_error
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills worker processes")
 
@@ -36,7 +36,7 @@ def kill_itself():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_all_batches_come_and_the_signal_handler_is_restored():
+def test_loader_gives_all_batches_and_restores_the_signal_handler():
     before = signal.getsignal(signal.SIGCHLD)
     list(loader())
     installed = signal.getsignal(signal.SIGCHLD)  # PyTorch's, once it was used
@@ -46,14 +46,14 @@ def test_all_batches_come_and_the_signal_handler_is_restored():
 
 
 @pytest.mark.parametrize(
-    ("end", "told"), [(kill_itself, r"signal 9 \(Killed\)"), (lambda: os._exit(3), "exit status 3")]
+    ("end", "message"), [(kill_itself, r"signal 9 \(Killed\)"), (lambda: os._exit(3), "exit status 3")]
 )
-def test_death_while_a_batch_is_awaited(end, told):
-    with pytest.raises(ChildProcessError, match=rf"worker \(pid \d+\): .*{told}.*DATALOADER.NUM_WORKERS"):
+def test_death_while_a_batch_is_awaited(end, message):
+    with pytest.raises(ChildProcessError, match=rf"worker \(pid \d+\): .*{message}.*DATALOADER.NUM_WORKERS"):
         list(loader({0: end}))
 
 
-def test_death_while_a_batch_is_in_use_is_told_at_the_next_one():
+def test_death_while_a_batch_is_in_use_is_reported_at_the_next_one():
     batches = iter(loader())
     pid = next(batches)
     os.kill(pid, signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_death_of_all_workers_is_one_error():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_error_of_a_living_worker_stays_what_it_is(num_workers):
+def test_error_of_a_living_worker_is_unchanged(num_workers):
     def fail():
         raise OSError("this file")
 
@@ -86,9 +86,9 @@ def test_error_of_a_living_worker_stays_what_it_is(num_workers):
     assert error.type is OSError
 
 
-def test_a_worker_whose_files_are_closed_before_it_has_ended_is_dead():
+def test_worker_that_closed_its_files_counts_as_dead():
     class Ending:
-        """What a killed process is for a moment on a busy machine."""
+        """A killed process whose files are closed but which has not ended yet."""
 
         is_joined = False
 
@@ -108,15 +108,15 @@ def test_a_worker_whose_files_are_closed_before_it_has_ended_is_dead():
     assert _find_dead([]) is None
 
 
-def test_pinning_thread_leaves_the_report_to_the_loader(capsys):
+def test_pinning_thread_does_not_report_a_death(capsys):
     def _pin_memory_loop():
         raise ConnectionResetError
 
     def other():
-        raise KeyError("told as usual")
+        raise KeyError("reported as usual")
 
     before = threading.excepthook
-    threading.excepthook = _log_pinning
+    threading.excepthook = _log_pinning_error
     try:
         for target in (_pin_memory_loop, other):
             thread = threading.Thread(target=target)
@@ -125,5 +125,5 @@ def test_pinning_thread_leaves_the_report_to_the_loader(capsys):
     finally:
         threading.excepthook = before
     printed = capsys.readouterr().err
-    assert "told as usual" in printed
+    assert "reported as usual" in printed
     assert "ConnectionResetError" not in printed

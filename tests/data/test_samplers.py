@@ -4,7 +4,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from atss_core.data import EvalBatchSampler, TrainBatchSampler
+from atss_core.data.samplers import EvalBatchSampler, TrainBatchSampler
 
 GROUPS = [0] * 13 + [1] * 24
 
@@ -13,15 +13,15 @@ def train(groups=GROUPS, batch_size=4, num_iters=60, **more):
     return list(TrainBatchSampler(groups, batch_size=batch_size, num_iters=num_iters, **more))
 
 
-def test_every_image_comes_once_an_epoch():
-    # 37 epochs of 37 images in batches of 1: nothing can wait for a partner.
+def test_every_image_comes_once_per_epoch():
+    # 37 epochs of 37 images in batches of 1: no image waits for the next epoch.
     indices = [key.index for (key,) in train(batch_size=1, num_iters=3 * len(GROUPS))]
     epochs = np.split(np.array(indices), 3)
     assert all(sorted(epoch) == list(range(len(GROUPS))) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-def test_left_over_images_wait_and_none_is_preferred():
+def test_incomplete_batches_wait_and_no_image_is_preferred():
     counts = Counter(key.index for key in chain(*train(num_iters=370)))
     # 1480 images are 40 epochs; an image can be at most one epoch behind or ahead.
     assert len(counts) == len(GROUPS)
@@ -51,7 +51,7 @@ def test_resuming_continues_the_same_batches(start_iter):
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_share_the_same_global_batches(world_size):
     ranks = [train(rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == train()
+    assert [list(chain(*shares)) for shares in zip(*ranks, strict=True)] == train()
 
 
 def test_order_follows_the_seed():
@@ -65,7 +65,7 @@ def test_fewer_images_than_a_batch():
     assert {key.index for key in chain(*batches)} == {0, 1, 2}
 
 
-def test_batch_that_cannot_be_shared_is_an_error():
+def test_batch_size_must_be_divisible_by_the_processes():
     with pytest.raises(ValueError, match=r"multiple of the 3 processes, got 4"):
         train(rank=0, world_size=3)
 
@@ -76,7 +76,7 @@ def test_no_images_is_an_error():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_testing_takes_every_image_once(world_size):
+def test_evaluation_takes_every_image_once(world_size):
     batches = [
         b for r in range(world_size) for b in EvalBatchSampler(GROUPS, 4, rank=r, world_size=world_size)
     ]
@@ -84,11 +84,11 @@ def test_testing_takes_every_image_once(world_size):
     assert all(len({GROUPS[key.index] for key in batch}) == 1 for batch in batches)
 
 
-def test_testing_goes_in_order_of_the_first_images():
+def test_evaluation_goes_in_order_of_the_first_images():
     batches = [[key.index for key in batch] for batch in EvalBatchSampler([1, 0, 0, 1, 1, 0], 2)]
     assert batches == [[0, 3], [1, 2], [4], [5]]
     assert len(EvalBatchSampler([1, 0, 0, 1, 1, 0], 2)) == 4
 
 
-def test_more_processes_than_test_batches():
+def test_more_processes_than_evaluation_batches():
     assert list(EvalBatchSampler([0, 0], 4, rank=1, world_size=2)) == []

@@ -24,7 +24,7 @@ def contents(folder):
     }
 
 
-def test_images_and_annotations_go_together(shapes):
+def test_images_match_the_annotations(shapes):
     for split, count in (("train", 6), ("val", 3)):
         tree = json.loads((shapes / "annotations" / f"{split}.json").read_text())
         assert [category["name"] for category in tree["categories"]] == list(CLASS_NAMES)
@@ -48,8 +48,8 @@ def test_boxes_lie_in_the_image_and_areas_in_the_boxes():
             assert 0 < entry["area"] <= width * height
 
 
-def test_boxes_are_tight_to_what_was_drawn():
-    # One object: what differs from the background, up to noise and blur, is the object.
+def test_boxes_are_tight_around_the_drawn_objects():
+    # With one object, the pixels that differ from the background, up to noise and blur, are the object.
     for seed in range(200):
         image, objects = draw_image(144, 144, np.random.default_rng(seed))
         if len(objects) > 1:
@@ -74,7 +74,7 @@ def test_training_and_validation_images_differ(shapes):
     assert (shapes / "train" / "000000.jpg").read_bytes() != (shapes / "val" / "000000.jpg").read_bytes()
 
 
-def test_complete_folder_is_left_alone_and_another_recipe_replaces_it(tmp_path):
+def test_complete_folder_is_kept_and_replaced_for_other_parameters(tmp_path):
     folder = write_shapes(tmp_path / "shapes", **SMALL)
     marker = folder / "marker"
     marker.touch()
@@ -92,7 +92,7 @@ def test_folder_with_missing_images_is_written_again(tmp_path):
     assert contents(write_shapes(folder, **SMALL)) == before
 
 
-def test_foreign_folder_is_never_replaced(tmp_path):
+def test_other_folder_is_never_replaced(tmp_path):
     (tmp_path / "precious").touch()
     with pytest.raises(ValueError, match="is not a shapes data set"):
         write_shapes(tmp_path, **SMALL)
@@ -103,13 +103,13 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("atss_core.data.datasets.shapes._move_into_place", interrupt)
+    monkeypatch.setattr("atss_core.data.datasets.shapes._move", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path / "shapes", **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_is_told_with_the_folder(tmp_path):
+def test_full_disk_error_names_the_folder(tmp_path):
     with (
         small_disk(),
         pytest.raises(OSError, match=r"cannot write .*shapes \(File too large\)"),
@@ -119,12 +119,12 @@ def test_full_disk_is_told_with_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"num_train": 0}, {"num_val": -1}, {"image_sizes": [(8, 100)]}])
-def test_impossible_numbers_are_errors(tmp_path, wrong):
+def test_invalid_numbers_are_errors(tmp_path, wrong):
     with pytest.raises(ValueError, match="must be"):
         write_shapes(tmp_path / "shapes", **{**SMALL, **wrong})
 
 
-def test_what_a_killed_process_has_left_is_removed_by_the_next(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / f".shapes.{files._host()}.{dead.pid}.0123abcd.tmp" / "train").mkdir(parents=True)

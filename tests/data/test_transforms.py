@@ -8,15 +8,8 @@ from PIL import Image
 
 from atss_core.config import get_cfg
 from atss_core.config.catalog import DatasetEntry
-from atss_core.data import (
-    Compose,
-    DetectionDataset,
-    Normalize,
-    RandomHorizontalFlip,
-    Resize,
-    build_transform,
-    resize_size,
-)
+from atss_core.data import DetectionDataset, build_transform, resize_size
+from atss_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize
 from atss_core.structures import BoxList
 from tests.golden import SHARED, arrays, needs_coco_tiny
 
@@ -28,13 +21,13 @@ def noise(height, width):
 
 
 @pytest.mark.parametrize(("min_size", "max_size"), [(800, 1333), (640, 1333), (320, 1333), (1400, 3000)])
-def test_sizes_are_the_published_ones(min_size, max_size):
+def test_sizes_are_as_published(min_size, max_size):
     golden = arrays("preprocess_sizes")
     sizes = [resize_size((int(h), int(w)), min_size, max_size) for w, h in golden["sizes/in_wh"]]
     assert np.array_equal(sizes, golden[f"sizes/{min_size}_{max_size}/out_hw"])
 
 
-def test_no_side_vanishes():
+def test_sides_of_extreme_ratios():
     assert resize_size((1, 5000), 800, 1333) == (1, 1349)
     assert resize_size((5000, 1), 800, 1333) == (1349, 1)
 
@@ -60,7 +53,7 @@ def coco_tiny():
 
 
 @needs_coco_tiny
-def test_training_images_are_the_published_ones(coco_tiny):
+def test_training_images_are_as_published(coco_tiny):
     assert coco_tiny.image_ids == arrays("preprocess_images")["train_ids"].tolist()
     mapping = arrays("preprocess_images")["category_map_json_to_contiguous"]
     assert coco_tiny.category_ids == mapping[:, 0].tolist()
@@ -79,7 +72,7 @@ def test_annotations_are_read_as_published(coco_tiny, image_id):
 @needs_coco_tiny
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("image_id", GOLDEN_IMAGES)
-def test_transform_is_the_published_one(coco_tiny, image_id, flip):
+def test_transform_is_as_published(coco_tiny, image_id, flip):
     golden = arrays("preprocess_images")
     cfg = get_cfg()
     cfg.INPUT.HORIZONTAL_FLIP_PROB_TRAIN = 1.0
@@ -105,10 +98,10 @@ def test_flip_moves_pixels_and_boxes_together():
     assert target.boxes.tolist() == [[16, 4, 16, 4]]
 
 
-def test_flip_happens_as_often_as_told():
+def test_flip_probability():
     image = noise(2, 3)
     flip = RandomHorizontalFlip(0.3)
-    # Neighbouring seeds, as the sampler gives them.
+    # Consecutive seeds, as from the sampler.
     count = sum(flip(image, None, random.Random(seed))[0] is not image for seed in range(2000))
     assert 500 < count < 700
 
@@ -163,6 +156,6 @@ def test_compose_without_target():
         lambda: Normalize([0, 0, 0], [1, 0, 1], True),
     ],
 )
-def test_impossible_settings_are_errors(build):
+def test_invalid_settings_are_errors(build):
     with pytest.raises(ValueError, match="got"):
         build()

@@ -199,7 +199,7 @@ def test_learning_rate_is_scaled_to_the_batch_only_on_demand(train, capsys):
         (["SOLVER.AMP", "half"], "SOLVER.AMP must be one of '', 'bfloat16', 'float16', got 'half'"),
         (["SOLVER.SCHEDULE", "poly"], "SOLVER.SCHEDULE must be one of 'step', 'cosine', got 'poly'"),
         (["SOLVER.EMA_DECAY", "1.0"], "SOLVER.EMA_DECAY must be in [0, 1)"),
-        (["SOLVER.GRAD_ACCUM_STEPS", "3"], "processes x 3 parts (SOLVER.GRAD_ACCUM_STEPS), got 4"),
+        (["SOLVER.GRAD_ACCUM_STEPS", "3"], "processes x 3 micro-batches (SOLVER.GRAD_ACCUM_STEPS), got 4"),
         (["SOLVER.GRAD_ACCUM_STEPS", "0"], "SOLVER.GRAD_ACCUM_STEPS must be in [1, 1e6], got 0"),
         (["SOLVER.CLIP_GRAD_NORM", "-1.0"], "SOLVER.CLIP_GRAD_NORM must be in [0, 1e9], got -1.0"),
         (["SOLVER.LR_REFERENCE_BATCH", "-16"], "SOLVER.LR_REFERENCE_BATCH must be in [0, 1e6], got -16"),

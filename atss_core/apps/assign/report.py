@@ -31,7 +31,7 @@ from atss_core.apps.assign.drawings import (
     draw_summary,
 )
 from atss_core.data import DetectionDataset, UnreadableImageError, resize_size
-from atss_core.data.dataset import NOTHING_TO_LEARN
+from atss_core.data.datasets.dataset import NO_USABLE_OBJECT
 from atss_core.modeling.anchors import Anchors
 from atss_core.modeling.assigners import AtssAssigner
 from atss_core.modeling.build import build_anchor_generator
@@ -120,7 +120,7 @@ class AssignmentViewer:
         Random(0).shuffle(indices)
         chosen = list(islice((i for i in indices if len(self.dataset.target(i))), most))
         if not chosen:
-            raise ValueError(NOTHING_TO_LEARN.format(self.dataset.path))
+            raise ValueError(NO_USABLE_OBJECT.format(self.dataset.path))
         return sorted(chosen)
 
     def _inputs(self, index: int) -> tuple[Anchors, BoxList]:
@@ -143,7 +143,7 @@ class AssignmentViewer:
         counts = {name: np.concatenate(of_images) for name, of_images in positives.items()}
         report = {
             "name": self.dataset.name,
-            "format": self.dataset.layout,
+            "format": self.dataset.format,
             "path": str(self.dataset.path),
             "num_images": len(indices),
             "num_objects": len(counts[ATSS]),

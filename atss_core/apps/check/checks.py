@@ -18,8 +18,8 @@ from yacs.config import CfgNode
 
 from atss_core.apps.check.statistics import anchor_sizes, best_anchor_iou, image_indices, object_sizes
 from atss_core.data import DetectionDataset, UnreadableImageError, resize_size
-from atss_core.data.dataset import NOTHING_TO_LEARN
-from atss_core.data.datasets.coco import some
+from atss_core.data.datasets.coco import summarize
+from atss_core.data.datasets.dataset import NO_USABLE_OBJECT
 from atss_core.data.images import describe_unused_range, has_ambiguous_orientation, has_grey_bits
 from atss_core.evaluation.matching import MAX_DETECTIONS
 from atss_core.modeling.build import build_anchor_generator, build_assigner
@@ -127,11 +127,11 @@ def missing_objects(dataset: DetectionDataset) -> list[Defect]:
     """Report a dataset without any usable object: an error in training, allowed in evaluation."""
     if any(len(dataset.target(index)) for index in range(len(dataset))):
         return []
-    return [Defect("no objects", NOTHING_TO_LEARN.format(dataset.path))]
+    return [Defect("no objects", NO_USABLE_OBJECT.format(dataset.path))]
 
 
 def _file_names(dataset: DetectionDataset, indices: Sequence[int]) -> str:
-    return some([dataset.coco_dict["images"][i]["file_name"] for i in indices])
+    return summarize([dataset.coco_dict["images"][i]["file_name"] for i in indices])
 
 
 def _unusable_images(dataset: DetectionDataset) -> dict[str, list[int]]:
@@ -178,8 +178,8 @@ def _image_defects(dataset: DetectionDataset) -> Iterator[Defect]:
     repeated = {name: indices for name, indices in by_name.items() if len(indices) > 1}
     if repeated:
         message = (
-            f"{len(repeated)} image(s) are listed more than once: {some(list(repeated))}; the objects of each"
-            " entry are background to the other, so merge the entries"
+            f"{len(repeated)} image(s) are listed more than once: {summarize(list(repeated))}; the objects of"
+            " each entry are background to the other, so merge the entries"
         )
         yield Defect("repeated images", message, tuple(i for indices in repeated.values() for i in indices))
 
@@ -238,7 +238,7 @@ def _box_defects(dataset: DetectionDataset) -> Iterator[Defect]:
         selected = selected[np.argsort(-severity[selected].astype(float), kind="stable")]
         if len(selected):
             cases = tuple(dict.fromkeys(image_idx[selected].tolist()))
-            where = f"annotation(s) {some(rows.ids[selected])} in {_file_names(dataset, cases)}"
+            where = f"annotation(s) {summarize(rows.ids[selected])} in {_file_names(dataset, cases)}"
             yield Defect(kind, f"{len(selected)} {text} ({where})", cases, tuple(selected.tolist()))
 
 
@@ -247,7 +247,7 @@ def _unused_classes(dataset: DetectionDataset) -> Iterator[Defect]:
     pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
     unused = [name for category_id, name in pairs if category_id not in used]
     if unused and dataset.has_annotations:
-        message = f"{len(unused)} of {dataset.num_classes} classes have no object: {some(unused)}"
+        message = f"{len(unused)} of {dataset.num_classes} classes have no object: {summarize(unused)}"
         yield Defect("classes without objects", message)
 
 

@@ -114,7 +114,7 @@ def _to_json(cfg: CfgNode, dataset: DetectionDataset, defects: Sequence[Defect])
     images = dataset.coco_dict["images"]
     return {
         "name": dataset.name,
-        "format": dataset.layout,
+        "format": dataset.format,
         "path": str(dataset.path),
         **count_objects(cfg, dataset),
         "defects": [

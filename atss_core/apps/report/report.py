@@ -86,7 +86,7 @@ def report_evaluation(
                 "command": shlex.join([*start, *arguments]),
                 **facts,
                 "time": str(evaluated.timing),
-                "data": f"{dataset.path} ({dataset.layout} layout)",
+                "data": f"{dataset.path} ({dataset.format} format)",
                 "date": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
             },
             configuration=cfg.dump(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from atss_core.utils.text import shorten
 _NUM_SHOWN = 5  # ids or names in a message
 _LONGEST = 120  # letters of a name in a message
 _LARGEST_COORDINATE = 1e9  # pixels; no image is that large, and float32 keeps no pixel of it
-_LARGEST_AREA = 1e10  # the metrics of COCO leave out what is larger
+_LARGEST_AREA = 1e10  # the metrics of COCO ignore larger objects
 
 
 @dataclass(frozen=True)
@@ -39,41 +39,30 @@ class Annotations:
     boxes: np.ndarray
 
     def __getitem__(self, rows: np.ndarray | slice) -> Annotations:
-        return Annotations(
-            self.ids[rows],
-            self.image_ids[rows],
-            self.category_ids[rows],
-            self.is_crowd[rows],
-            self.boxes[rows],
-        )
+        return Annotations(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def has_area(self) -> np.ndarray:
-        """Tell which boxes have a width and a height above 0, bool (A,)."""
+        """Mask of the boxes with a width and a height above 0, bool (A,)."""
         return np.all(self.boxes[:, 2:] > 0, axis=1)
 
 
 def read_coco_json(name: str, path: Path) -> dict[str, Any]:
-    """Parse an annotation file and check its images and categories.
-
-    Args:
-        name: of the data set, for messages.
-        path: the JSON file.
+    """Parse the annotation file of dataset ``name``; ``check_coco_tree`` checks its images and categories.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not JSON, or not a COCO file.
     """
-    if path.exists():
-        check_regular(path)
-    else:
+    if not path.exists():
         raise FileNotFoundError(
             f"data set {name} needs the annotation file {path}, which does not exist; set DATASETS.DATA_DIR"
             " to the folder that holds the data sets, or link yours into it, such as datasets/coco"
         )
+    check_regular(path)
     try:
         tree = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
@@ -87,18 +76,17 @@ def read_coco_json(name: str, path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected a COCO file, got JSON nested too deeply. Fetch it again."
         ) from error
-    except ValueError as error:  # keys given twice, and numbers with more digits than Python converts
+    except ValueError as error:  # repeated keys, and numbers with more digits than Python converts
         raise ValueError(f"{path}: {error}. Correct it.") from error
     _check_sections(tree, path)
     _drop_placeholder(tree)
-    check_tree(tree, path)
     for image in tree["images"]:
-        image.pop("unreadable", None)  # which means something here
+        image.pop("unreadable", None)  # the readers of VOC and YOLO set this key
     return tree
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object; JSON would keep the last value of a key and drop the others silently."""
+    """Build an object; JSON would keep the last value of a repeated key and drop the others silently."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -120,26 +108,45 @@ def _drop_placeholder(tree: dict[str, Any]) -> None:
         tree["categories"] = [entry for entry in categories if entry is not first]
 
 
-def check_tree(tree: Any, path: Path) -> None:
+def check_coco_tree(tree: Any, path: Path) -> None:
     """Check the images and categories of a parsed file.
 
     Raises:
-        ValueError: if it is not a COCO file, or an entry is incomplete or there twice.
+        ValueError: if it is not a COCO file, or an entry is incomplete or repeated.
     """
     _check_sections(tree, path)
-    _check_images(tree["images"], path)
-    _check_categories(tree["categories"], path)
+    images, categories = tree["images"], tree["categories"]
+    ids = _integers(images, "id", "image", path)
+    _check_unique(ids, "image", path)
+    for entry in images:
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ValueError(f'{path}: image {entry["id"]} needs a "file_name", got {shorten(name)}')
+    heights, widths = (_integers(images, key, "image", path) for key in ("height", "width"))
+    wrong = np.flatnonzero((heights < 1) | (widths < 1))
+    if len(wrong):
+        i = wrong[0]
+        raise ValueError(
+            f"{path}: image {ids[i]} must have at least 1x1 pixels, got {widths[i]}x{heights[i]}"
+            " (width x height); correct its entry"
+        )
+    _check_unique(_integers(categories, "id", "category", path), "category", path)
+    names = [entry.get("name") for entry in categories]
+    for entry, name in zip(categories, names, strict=True):
+        if not isinstance(name, str):
+            raise ValueError(f'{path}: category {entry["id"]} needs a "name", got {shorten(name)}')
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"{path}: every category needs a name of its own, but {summarize(repeated)} repeat(s)"
+        )
 
 
 def parse_annotations(tree: dict[str, Any], path: Path) -> Annotations:
-    """Return the objects of a parsed file.
+    """Return the objects of the tree of a COCO file, none if it has no "annotations".
 
-    Sets what evaluation reads in every annotation of the tree: "iscrowd" to 0 or 1, which "ignore" means as
-    well, and an "area" that is missing to that of the box.
-
-    Args:
-        tree: as ``read_coco_json`` returns it; without "annotations" the result is empty.
-        path: the file, for messages.
+    Prepares every annotation of the tree for evaluation: sets "iscrowd" to 0 or 1, which is 1 for "ignore" as
+    well, and a missing "area" to that of the box.
 
     Raises:
         ValueError: if an annotation is incomplete, has a malformed box, area or flag, or an unknown image or
@@ -149,20 +156,25 @@ def parse_annotations(tree: dict[str, Any], path: Path) -> Annotations:
     ids, image_ids, category_ids = (
         _integers(entries, key, "annotation", path) for key in ("id", "image_id", "category_id")
     )
-    _check_known(image_ids, ids, [image["id"] for image in tree["images"]], "image", path)
-    _check_known(category_ids, ids, [entry["id"] for entry in tree["categories"]], "category", path)
+    for used, section, noun in ((image_ids, "images", "image"), (category_ids, "categories", "category")):
+        unknown = np.flatnonzero(~np.isin(used, [entry["id"] for entry in tree[section]]))
+        if len(unknown):
+            i = unknown[0]
+            raise ValueError(
+                f"{path}: annotation {ids[i]} has {noun}_id {used[i]}, which is not in the file"
+                f" ({len(unknown)} such annotation(s)); add the {noun} or remove the annotation"
+            )
     for entry in entries:
         # Polygons take most of the memory of a COCO file and are not used here.
         entry.pop("segmentation", None)
-        # The metrics know crowds alone, and an ignore region is neither learned nor found nor missed either.
+        # The metrics know only crowds, which like ignore regions count neither as hits nor as misses.
         entry["iscrowd"] = int(_flag(entry, "iscrowd", path) or _flag(entry, "ignore", path))
     is_crowd = np.fromiter((entry["iscrowd"] for entry in entries), bool, len(entries))
     boxes = _boxes(entries, ids, path)
     areas = boxes[:, 2:].clip(min=0).prod(axis=1).clip(max=_LARGEST_AREA)
     for entry, area in zip(entries, areas.tolist(), strict=True):
         entry["area"] = area if entry.get("area") is None else _area(entry, path)
-    rows = Annotations(ids, image_ids, category_ids, is_crowd, boxes)
-    return rows[np.argsort(rows.image_ids, kind="stable")]
+    return Annotations(ids, image_ids, category_ids, is_crowd, boxes)[np.argsort(image_ids, kind="stable")]
 
 
 def _flag(entry: dict[str, Any], key: str, path: Path) -> bool:
@@ -184,10 +196,10 @@ def _area(entry: dict[str, Any], path: Path) -> float:
     return value
 
 
-def some(ids: Sequence[Any] | np.ndarray) -> str:
-    """Name the first few ids."""
-    shown = ", ".join(shorten(i) if len(str(i)) > _LONGEST else str(i) for i in ids[:_NUM_SHOWN])
-    return f"{shown}, ..." if len(ids) > _NUM_SHOWN else shown or "none"
+def summarize(items: Sequence[Any] | np.ndarray) -> str:
+    """List the first few ids or names for a message."""
+    shown = ", ".join(shorten(i) if len(str(i)) > _LONGEST else str(i) for i in items[:_NUM_SHOWN])
+    return f"{shown}, ..." if len(items) > _NUM_SHOWN else shown or "none"
 
 
 def _check_sections(tree: Any, path: Path) -> None:
@@ -204,80 +216,27 @@ def _check_sections(tree: Any, path: Path) -> None:
         raise ValueError(f'{path}: "annotations" must be a list, got {type(annotations).__name__}')
 
 
-def _check_images(images: list[dict[str, Any]], path: Path) -> None:
-    ids = _integers(images, "id", "image", path)
-    _check_unique(ids, "image", path)
-    for entry in images:
-        name = entry.get("file_name")
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise ValueError(f'{path}: image {entry["id"]} needs a "file_name", got {shorten(name)}')
-    heights, widths = (_integers(images, key, "image", path) for key in ("height", "width"))
-    wrong = np.flatnonzero((heights < 1) | (widths < 1))
-    if len(wrong):
-        i = wrong[0]
-        raise ValueError(
-            f"{path}: image {ids[i]} must have at least 1x1 pixels, got {widths[i]}x{heights[i]}"
-            " (width x height); correct its entry"
-        )
-
-
-def _check_categories(categories: list[dict[str, Any]], path: Path) -> None:
-    _check_unique(_integers(categories, "id", "category", path), "category", path)
-    for entry in categories:
-        if not isinstance(entry.get("name"), str):
-            raise ValueError(
-                f'{path}: category {entry["id"]} needs a "name", got {shorten(entry.get("name"))}'
-            )
-    names = [entry["name"] for entry in categories]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{path}: every category needs a name of its own, but {some(twice)} repeat(s)")
-
-
-def _check_unique(ids: np.ndarray, what: str, path: Path) -> None:
+def _check_unique(ids: np.ndarray, noun: str, path: Path) -> None:
     values, counts = np.unique(ids, return_counts=True)
     if len(values) < len(ids):
-        raise ValueError(f"{path}: every {what} id must be unique, but {some(values[counts > 1])} repeat(s)")
+        repeated = summarize(values[counts > 1])
+        raise ValueError(f"{path}: every {noun} id must be unique, but {repeated} repeat(s)")
 
 
-def _check_known(
-    used: np.ndarray, annotation_ids: np.ndarray, known: list[int], what: str, path: Path
-) -> None:
-    unknown = np.flatnonzero(~np.isin(used, known))
-    if len(unknown):
-        i = unknown[0]
-        raise ValueError(
-            f"{path}: annotation {annotation_ids[i]} has {what}_id {used[i]}, which is not in the file"
-            f" ({len(unknown)} such annotation(s)); add the {what} or remove the annotation"
-        )
-
-
-def _integers(entries: list[Any], key: str, what: str, path: Path) -> np.ndarray:
+def _integers(entries: list[Any], key: str, noun: str, path: Path) -> np.ndarray:
     """Return a field of all entries, int64 (entries,)."""
-    try:
-        values = [entry[key] for entry in entries]
-    except (KeyError, TypeError):
-        values = []
-    if len(values) < len(entries) or not all(type(value) is int for value in values):
-        number, entry = next(_without_integer(entries, key))
-        named = (
-            f"{what} {some([entry['id']])}"
-            if isinstance(entry, dict) and "id" in entry
-            else f"{what} no. {number}"
-        )
-        found = shorten(entry[key]) if isinstance(entry, dict) and key in entry else "none"
-        raise ValueError(f'{path}: {named} needs a whole number as "{key}", got {found}')
+    values: list[Any] = [entry.get(key) if isinstance(entry, dict) else None for entry in entries]
+    for i, value in enumerate(values):
+        if type(value) is not int:
+            entry = entries[i] if isinstance(entries[i], dict) else {}
+            named = f"{noun} {summarize([entry['id']])}" if "id" in entry else f"{noun} no. {i + 1}"
+            got = shorten(value) if key in entry else "none"
+            raise ValueError(f'{path}: {named} needs a whole number as "{key}", got {got}')
     try:
         return np.array(values, dtype=np.int64)
     except OverflowError:
         largest = shorten(max(values, key=abs))
-        raise ValueError(f'{path}: a "{key}" of the {what}s is too large: {largest}') from None
-
-
-def _without_integer(entries: list[Any], key: str) -> Iterator[tuple[int, Any]]:
-    for number, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict) or type(entry.get(key)) is not int:
-            yield number, entry
+        raise ValueError(f'{path}: a "{key}" of the {noun}s is too large: {largest}') from None
 
 
 def _boxes(entries: list[dict[str, Any]], ids: np.ndarray, path: Path) -> np.ndarray:

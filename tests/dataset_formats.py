@@ -1,4 +1,4 @@
-"""Write small data sets in the layouts that users bring."""
+"""Write small datasets in COCO, VOC and YOLO format."""
 
 import json
 from xml.etree import ElementTree
@@ -43,7 +43,7 @@ def coco_tree(content=None, names=NAMES, size=SIZE, suffix=".png"):
 
 
 def write_coco(folder, **options):
-    """Write train.json, val.json and images; returns the places of both."""
+    """Write train.json, val.json and images; returns the dataset paths of both."""
     write_images(folder / "images", options.get("content"))
     for split in ("train", "val"):
         (folder / f"{split}.json").write_text(json.dumps(coco_tree(**options)), encoding="utf-8")
@@ -69,7 +69,7 @@ def voc_xml(stem, objects, names=NAMES, size=SIZE, suffix=".png"):
 
 
 def write_voc(folder, content=None, names=NAMES, image_folder="JPEGImages"):
-    """Write a VOC folder with the splits train and val; returns the places of both."""
+    """Write a VOC folder with the splits train and val; returns the dataset paths of both."""
     content = content or CONTENT
     write_images(folder / image_folder, content)
     for stem, objects in content.items():
@@ -83,13 +83,12 @@ def write_voc(folder, content=None, names=NAMES, image_folder="JPEGImages"):
     return [f"{folder}@train", f"{folder}@val"]
 
 
-def write_yolo(folder, content=None, names=NAMES, layout="images/{split}"):
-    """Write a YOLO folder with the splits train and val and data.yaml; returns the places of both."""
+def write_yolo(folder, content=None, names=NAMES, images="images/{split}"):
+    """Write a YOLO folder with the splits train and val and data.yaml; returns the dataset paths of both."""
     height, width = SIZE
     for split in ("train", "val"):
-        images = folder / layout.format(split=split)
-        write_images(images, content)
-        labels = folder / layout.format(split=split).replace("images", "labels")
+        write_images(folder / images.format(split=split), content)
+        labels = folder / images.format(split=split).replace("images", "labels")
         for stem, objects in (content or CONTENT).items():
             path = labels / f"{stem}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +97,6 @@ def write_yolo(folder, content=None, names=NAMES, layout="images/{split}"):
                 for label, x, y, w, h in objects
             ]
             path.write_text("\n".join(lines))
-    splits = "".join(f"{split}: {layout.format(split=split)}\n" for split in ("train", "val"))
+    splits = "".join(f"{split}: {images.format(split=split)}\n" for split in ("train", "val"))
     (folder / "data.yaml").write_text(f"path: .\n{splits}names: {json.dumps(names)}\n", encoding="utf-8")
     return [f"{folder}@train", f"{folder / 'data.yaml'}@val"]

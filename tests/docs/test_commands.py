@@ -54,7 +54,7 @@ RUN_BY = {
     "python -c from atss_core.layers import ops_info": "tests/layers/test_extension.py::"
     "test_info_names_the_operators_in_use",
     "python -c from atss_core.data import write_shapes": "tests/data/test_shapes.py::"
-    "test_images_and_annotations_go_together",
+    "test_images_match_the_annotations",
     "python demo/predict.py": "tests/engine/test_predictor.py::test_the_script_runs",
     "python demo/run_exported.py": "tests/export/test_targets.py::test_script_runs_without_this_package",
     "python docs/make_config_reference.py": "tests/docs/test_pages.py::test_reference_of_keys_is_current",

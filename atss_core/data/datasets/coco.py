@@ -72,10 +72,10 @@ def read_coco_json(name: str, path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}; fetch it again") from error
-    except RecursionError as error:
+    except RecursionError:
         raise ValueError(
             f"{path}: expected a COCO file, got JSON nested too deeply. Fetch it again."
-        ) from error
+        ) from None
     except ValueError as error:  # repeated keys, and numbers with more digits than Python converts
         raise ValueError(f"{path}: {error}. Correct it.") from error
     _check_sections(tree, path)

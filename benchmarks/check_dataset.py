@@ -1,4 +1,4 @@
-"""How long does the check of a data set take, and how much memory?
+"""How long does the check of a dataset take, and how much memory?
 
     python benchmarks/check_dataset.py
 

@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz.py [--tries 2000] [--seed 0] [KIND ...]
 
-Mutates data sets (COCO, VOC, YOLO), images, weights and settings, and gives them to the functions that the
+Mutates datasets (COCO, VOC, YOLO), images, weights and settings, and gives them to the functions that the
 commands use: opening, checking, loading samples, evaluation, loading weights, resuming, building a model.
 Each try may succeed or end in a user error of one line. Anything else is a fault: another exception, a
 message that is long or holds a traceback, more than 10 s, or more than 3 GiB. Each kind runs in a process of
@@ -267,7 +267,7 @@ class YoloKind:
 
 
 def use_dataset(place, folder, rng):
-    """Do with a data set what check, training and evaluation do."""
+    """Do with a dataset what check, training and evaluation do."""
     if rng.random() < 0.05:
         check(["--config-file", str(CONFIG), "--output-dir", str(folder / "check"), place])
     cfg = load_cfg(CONFIG, ["DATASETS.TRAIN", f"('{place}',)", "SOLVER.IMS_PER_BATCH", "1"])
@@ -286,13 +286,13 @@ def use_dataset(place, folder, rng):
 
 
 class DatasetKind:
-    """A data set in a format, through check, training and evaluation."""
+    """A dataset in a format, through check, training and evaluation."""
 
     def __init__(self, data, folder):
         self.data = data(folder)
 
     def run(self, folder, rng):
-        """Use a mutated data set."""
+        """Use a mutated dataset."""
         use_dataset(self.data.write(folder, rng), folder, rng)
 
 

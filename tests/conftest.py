@@ -1,4 +1,4 @@
-"""Data sets that the tests make for themselves."""
+"""Datasets that the tests make for themselves."""
 
 import json
 import logging
@@ -59,7 +59,7 @@ def exact_float32():
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """The folder of a small "shapes" data set, as DATASETS.DATA_DIR."""
+    """The folder of a small "shapes" dataset, as DATASETS.DATA_DIR."""
     folder = tmp_path_factory.mktemp("datasets")
     write_shapes(folder / "shapes", num_train=24, num_val=8, progress=False)
     return folder
@@ -73,7 +73,7 @@ def tiny(shapes, tmp_path):
 
 @pytest.fixture
 def own_shapes(tmp_path):
-    """A "shapes" data set that a test may spoil, with a function that rewrites its training annotations."""
+    """A "shapes" dataset that a test may spoil, with a function that rewrites its training annotations."""
     folder = tmp_path / "own"
     write_shapes(folder / "shapes", num_train=8, num_val=4, progress=False)
     file = folder / "shapes" / "annotations" / "train.json"

@@ -51,7 +51,7 @@ def open_datasets(arguments: argparse.Namespace) -> tuple[CfgNode, list[Detectio
     names = names or list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     if not names:
         raise ValueError(
-            "there is no data set to look at: give its path, such as train.json@images, or a "
+            "there is no dataset to look at: give its path, such as train.json@images, or a "
             "--config-file that names some in DATASETS.TRAIN"
         )
     return cfg, build_datasets(override(cfg, "DATASETS.TEST", tuple(names)), training=False)

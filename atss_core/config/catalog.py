@@ -1,4 +1,4 @@
-"""Names of data sets, ImageNet weights and shipped configurations, and where to find them."""
+"""Names of datasets, ImageNet weights and shipped configurations, and where to find them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from atss_core.config.reading import check_regular, shorten
 
-_MAX_NAME = 200  # bytes of the name of a data set; file systems allow 255
+_MAX_NAME = 200  # bytes of the name of a dataset; file systems allow 255
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a checkout, of an installed wheel
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """Paths of a data set, which ``data/datasets`` reads."""
+    """Paths of a dataset, which ``data/datasets`` reads."""
 
     name: str  # used in messages and as the folder of its results
     images: Path | None  # image folder of a COCO file; None for VOC and YOLO, whose format defines it
-    annotations: Path  # a COCO JSON file, the folder of a VOC or YOLO data set, or a ``data.yaml``
-    split: str = ""  # of a VOC or YOLO data set, such as "train"; empty for all images
-    class_names: tuple[str, ...] = ()  # in the order of the labels; empty if the data set lists them
+    annotations: Path  # a COCO JSON file, the folder of a VOC or YOLO dataset, or a ``data.yaml``
+    split: str = ""  # of a VOC or YOLO dataset, such as "train"; empty for all images
+    class_names: tuple[str, ...] = ()  # in the order of the labels; empty if the dataset lists them
 
 
 # name -> dataset path relative to DATASETS.DATA_DIR; see ``parse_dataset_path``
@@ -77,7 +77,7 @@ TIMM_URL = "https://huggingface.co/timm/{name}/resolve/main/{file}"
 
 
 def find_dataset(name: str, data_dir: str | Path, register: Mapping[str, str] | None = None) -> DatasetEntry:
-    """Return the paths of a data set.
+    """Return the paths of a dataset.
 
     Args:
         name: a key of ``register`` or ``DATASETS``, or a dataset path; see ``parse_dataset_path``.
@@ -99,13 +99,13 @@ def find_dataset(name: str, data_dir: str | Path, register: Mapping[str, str] | 
     if is_path or os.path.exists(os.path.expanduser(name)):
         return parse_dataset_path(name)
     raise ValueError(
-        f"unknown data set {shorten(name)}; {_nearest(name, {**DATASETS, **own})} For your own data give a "
+        f"unknown dataset {shorten(name)}; {_nearest(name, {**DATASETS, **own})} For your own data give a "
         f"dataset path, such as path/to/train.json@path/to/images"
     )
 
 
 def check_dataset_name(name: str, source: str) -> None:
-    """Refuse a name of a data set that cannot be the name of the folder of its results.
+    """Refuse a name of a dataset that cannot be the name of the folder of its results.
 
     Raises:
         ValueError: with ``source`` in front.
@@ -113,7 +113,7 @@ def check_dataset_name(name: str, source: str) -> None:
     is_printable = name.isprintable() and bool(name.strip(" ."))
     if not is_printable or len(name.encode()) > _MAX_NAME or {"/", "\\"} & set(name):
         raise ValueError(
-            f"{source}: the name of a data set becomes that of a folder: expected at most {_MAX_NAME} "
+            f"{source}: the name of a dataset becomes that of a folder: expected at most {_MAX_NAME} "
             f"characters without / and \\, got {shorten(name)}; rename it"
         )
 
@@ -126,7 +126,7 @@ def parse_dataset_path(
     Args:
         text: ``annotations.json@images`` for COCO (without ``@images``, images are next to the file),
             ``folder@split`` for VOC and YOLO, ``data.yaml@split`` for YOLO.
-        name: of the data set; by default the end of the path.
+        name: of the dataset; by default the end of the path.
         root: folder that the paths are relative to, by default the current one.
         class_names: see ``DatasetEntry``.
 

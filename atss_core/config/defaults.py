@@ -82,7 +82,7 @@ _DEFAULTS = {
         },
         "ATSS": {
             # Object classes plus one for the background: 81 for COCO. Where no file and no override sets it,
-            # it follows from the data set or the checkpoint.
+            # it follows from the dataset or the checkpoint.
             "NUM_CLASSES": 81,
             # Anchor side on each level, or a list of several.
             "ANCHOR_SIZES": (64, 128, 256, 512, 1024),
@@ -166,14 +166,14 @@ _DEFAULTS = {
         "GREY_BITS": 0,
     },
     "DATASETS": {
-        # Data sets, each a name from config/catalog.py or REGISTER, or (new) a dataset path:
+        # Datasets, each a name from config/catalog.py or REGISTER, or (new) a dataset path:
         # "annotations.json@images" (COCO), "folder@split" (VOC, YOLO) or "data.yaml@split" (YOLO).
         "TRAIN": (),
         "TEST": (),
         # (new) Own names for dataset paths, which are relative to the current folder:
         # REGISTER: {cells_train: "cells/train.json@cells/images"}.
         "REGISTER": {},
-        # (new) Root folder of the data sets in config/catalog.py.
+        # (new) Root folder of the datasets in config/catalog.py.
         "DATA_DIR": "datasets",
     },
     "DATALOADER": {
@@ -241,10 +241,10 @@ _DEFAULTS = {
         # Maximum number of detections per image, those with the highest scores.
         "DETECTIONS_PER_IMG": 100,
         # (new) Iterations between evaluations during training, 0 for none. model_best.pth is the checkpoint
-        # with the highest BEST_METRIC (AP, AP50, ...) on the first data set of DATASETS.TEST.
+        # with the highest BEST_METRIC (AP, AP50, ...) on the first dataset of DATASETS.TEST.
         "EVAL_PERIOD": 0,
         "BEST_METRIC": "AP",
-        # (new) Write OUTPUT_DIR/inference/<data set>/report.html after the final evaluation on a data set
+        # (new) Write OUTPUT_DIR/inference/<dataset>/report.html after the final evaluation on a dataset
         # with annotations; evaluations during training write none.
         "REPORT": True,
         # (new) Library that computes the metrics: "pycocotools", "faster_coco_eval" or "hotcoco". "auto"

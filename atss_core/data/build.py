@@ -75,7 +75,7 @@ def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
     names = cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST
     if not names:
         key = "DATASETS.TRAIN" if training else "DATASETS.TEST"
-        raise ValueError(f"{key} must name at least one data set, such as ('coco_2017_val',), got {names!r}")
+        raise ValueError(f"{key} must name at least one dataset, such as ('coco_2017_val',), got {names!r}")
     datasets = [
         DetectionDataset(
             find_dataset(name, cfg.DATASETS.DATA_DIR, cfg.DATASETS.REGISTER),
@@ -92,7 +92,7 @@ def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:  # their results would overwrite each other
         raise ValueError(
-            f"DATASETS.TRAIN and DATASETS.TEST need data sets of different names, but {repeated[0]} is there "
+            f"DATASETS.TRAIN and DATASETS.TEST need datasets of different names, but {repeated[0]} is there "
             f"twice; name them with DATASETS.REGISTER"
         )
     for dataset in datasets:
@@ -100,7 +100,7 @@ def build_datasets(cfg: CfgNode, training: bool) -> list[DetectionDataset]:
         if is_given(cfg, "MODEL.ATSS.NUM_CLASSES") and expected != got:
             classes = describe_classes(dataset.class_names)
             raise ValueError(
-                f"data set {dataset.name} has {classes}, which needs MODEL.ATSS.NUM_CLASSES {expected}"
+                f"dataset {dataset.name} has {classes}, which needs MODEL.ATSS.NUM_CLASSES {expected}"
                 f" (classes + background), but it is {got}; correct it, or leave it out"
             )
     return datasets
@@ -117,7 +117,7 @@ def check_same_classes(dataset: DetectionDataset, class_names: Sequence[str], so
     """Raise ValueError if a dataset has other classes, or another order of labels, than ``source``."""
     if list(class_names) != dataset.class_names:
         raise ValueError(
-            f"data set {dataset.name} must have the classes of {source}, in the same order of ids, "
+            f"dataset {dataset.name} must have the classes of {source}, in the same order of ids, "
             f"{describe_classes(class_names)}, but has {describe_classes(dataset.class_names)}; correct its "
             f"categories, or for VOC list the classes in a file classes.txt in both folders"
         )

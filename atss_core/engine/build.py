@@ -74,8 +74,8 @@ def train_detector(
     Args:
         cfg: the configuration.
         is_evaluated: whether to evaluate the final weights; TEST.EVAL_PERIOD does so as well.
-        check: of each dataset, before training starts.
-        report: writes ``report.html`` of the final evaluation, if TEST.REPORT is true.
+        check: of each dataset, before training starts; None skips it.
+        report: returns ``report.html`` of the final evaluation, if TEST.REPORT is true; None writes none.
 
     Returns:
         The final metrics by dataset name, on the main process.
@@ -105,9 +105,14 @@ def train_detector(
         step, checkpointer, start_iter = _build_state(cfg, dataset.class_names, device)
         weights = f"as this training has left them in {cfg.OUTPUT_DIR}"
         detector = checkpointer.eval_model
-        evaluation = _build_evaluation(cfg, detector, device, loaders, report, weights, is_training=True)
+        evaluation = None
+        if needs_test_sets:
+            evaluation = _build_evaluation(cfg, detector, device, loaders, report, weights, is_training=True)
         metrics = _train(cfg, dataset, step, checkpointer, start_iter, evaluation)
-    return evaluation.run() if metrics is None and is_evaluated else metrics or {}
+    if metrics is None and is_evaluated:
+        assert evaluation is not None
+        metrics = evaluation.run()
+    return metrics or {}
 
 
 def _build_state(
@@ -134,15 +139,18 @@ def _build_state(
             class_names=class_names,
         )
     dist.barrier()  # one host may download weights for longer than another waits
+    model: nn.Module = detector
+    if (start_iter or 0) < cfg.SOLVER.MAX_ITER:
+        model = parallelize(detector, device, sync_batch_norm=cfg.MODEL.USE_SYNCBN)
     step = TrainingStep(
         detector,
-        parallelize(detector, device, sync_batch_norm=cfg.MODEL.USE_SYNCBN),
+        model,
         optimizer,
         scaler,
         device=device,
         amp=PRECISIONS[cfg.SOLVER.AMP],
         max_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
-        average=ema,
+        ema=ema,
     )
     return step, checkpointer, start_iter or 0
 
@@ -153,7 +161,7 @@ def _train(
     step: TrainingStep,
     checkpointer: Checkpointer,
     start_iter: int,
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
 ) -> dict[str, CocoMetrics] | None:
     """Train; returns the metrics of the periodic evaluation of the final weights.
 
@@ -178,6 +186,7 @@ def _train(
     )
     periodic = None
     if cfg.TEST.EVAL_PERIOD:
+        assert evaluation is not None
         metric = cfg.TEST.BEST_METRIC
         periodic = PeriodicEvaluation(evaluation, checkpointer, log, cfg.TEST.EVAL_PERIOD, metric)
     train(
@@ -199,28 +208,30 @@ def evaluate_detector(
 
     Args:
         cfg: the configuration; see ``load_detector`` for the weights.
-        check: of each dataset, before its evaluation.
-        report: writes ``report.html`` of each dataset, if TEST.REPORT is true.
+        check: of each dataset, before its evaluation; None skips it.
+        report: returns ``report.html`` of each dataset, if TEST.REPORT is true; None writes none.
 
     Returns:
         The metrics by dataset name, on the main process, of datasets with annotations.
     """
     cfg = checked(cfg)
+    choose_backend(cfg.TEST.COCO_EVAL)
     device = start_run(cfg)
     start_log(cfg, device, "test_log.txt")
+    weights = _read_weights(cfg)
     loaders = build_test_loaders(cfg, dist.rank(), dist.world_size())
     test_sets = _datasets(loaders)
     if check is not None:
         for each in test_sets:
             check(cfg, each)
-    trained = load_detector(cfg, device=device, class_names=test_sets[0].class_names)
+    trained = _load(cfg, *weights, device, test_sets[0].class_names)
     logger.info("Evaluating %s", trained.source)
     dist.barrier()  # one host may download weights for longer than another waits
     return _build_evaluation(trained.cfg, trained.detector, device, loaders, report, trained.source).run()
 
 
 class TrainedDetector(NamedTuple):
-    """A detector with its weights; ``cfg`` has its number of classes, ``source`` names the weights."""
+    """A detector in evaluation mode; ``cfg`` has its number of classes, ``source`` names its weights."""
 
     cfg: CfgNode
     detector: Detector
@@ -250,6 +261,16 @@ def load_detector(
         FileNotFoundError: if there is no such file.
     """
     source, checkpoint = _read_weights(cfg) if weights is None else read_detector(weights)
+    return _load(cfg, source, checkpoint, device, class_names)
+
+
+def _load(
+    cfg: CfgNode,
+    source: str,
+    checkpoint: Mapping[str, Any],
+    device: torch.device | None,
+    class_names: list[str] | None,
+) -> TrainedDetector:
     class_names = class_names or checkpoint.get("class_names")
     if class_names:
         cfg = fill_num_classes(cfg, class_names)
@@ -261,7 +282,7 @@ def load_detector(
         num_classes = detector.rpn.head.num_classes
         numbered = [f"class {i}" for i in range(1, num_classes + 1)]
         class_names = list(COCO_CLASSES) if num_classes == len(COCO_CLASSES) else numbered
-    return TrainedDetector(cfg, detector, class_names, source)
+    return TrainedDetector(cfg, detector.eval(), class_names, source)
 
 
 def _read_weights(cfg: CfgNode) -> tuple[str, dict[str, Any]]:

@@ -108,7 +108,7 @@ class Detections(BoxList):
         """
         source = self.path if image is None else image
         if source is None:
-            raise ValueError("these objects were not found in a file: give the image, draw(image)")
+            raise ValueError("image: expected one, got None for detections without a file. Call draw(image).")
         image = to_image(source, sys.maxsize, self.grey_bits)  # the predictor has checked the size
         return draw_boxes(image, self, self.class_names, threshold, scale)
 

@@ -197,14 +197,14 @@ class PeriodicEvaluation:
     def is_due(self, iteration: int) -> bool:
         """Return whether to evaluate after this iteration; all processes get the same answer."""
         is_due = iteration > 0 and iteration % self.period == 0
-        return (is_due or iteration == self.log.max_iter) and iteration not in self._evaluated
+        return (is_due or iteration >= self.log.max_iter) and iteration not in self._evaluated
 
     def __call__(self, iteration: int) -> None:
         """Evaluate, log the metrics and save the weights if they are the best so far."""
         self.checkpointer.share_buffers()
-        metrics = self.evaluation.run(is_final=iteration == self.log.max_iter)
+        metrics = self.evaluation.run(is_final=iteration >= self.log.max_iter)
         self._evaluated.add(iteration)
-        if iteration == self.log.max_iter:
+        if iteration >= self.log.max_iter:
             self.final_metrics = metrics
         if dist.is_main():
             value = next(iter(metrics.values())).overall[self.best_metric]

@@ -29,7 +29,7 @@ class TrainingStep:
         device: of the detector.
         amp: autocast type of convolutions, None for that of the weights.
         max_grad_norm: limit of the norm of all gradients together, 0 for none.
-        average: EMA weights.
+        ema: EMA weights.
     """
 
     detector: Detector
@@ -40,7 +40,7 @@ class TrainingStep:
     device: torch.device
     amp: torch.dtype | None = None
     max_grad_norm: float = 0.0
-    average: AveragedModel | None = None
+    ema: AveragedModel | None = None
 
     def __call__(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Train on micro-batches, which are on the device, and return the loss terms of all of them."""
@@ -58,8 +58,8 @@ class TrainingStep:
             clip_grad_norm_(self.detector.parameters(), self.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average is not None:
-            update_ema(self.average, self.detector)
+        if self.ema is not None:
+            update_ema(self.ema, self.detector)
         return {name: torch.stack([losses[name] for losses in terms]).sum() for name in terms[0]}
 
     def _gradient_sync(self, is_last: bool) -> AbstractContextManager:
@@ -70,17 +70,17 @@ class TrainingStep:
 
 
 @torch.no_grad()
-def update_ema(average: AveragedModel, model: nn.Module) -> None:
-    """Do what ``average.update_parameters`` does, which would copy a counter to the GPU and wait for that."""
-    own = [*average.module.parameters(), *average.module.buffers()]
+def update_ema(ema: AveragedModel, model: nn.Module) -> None:
+    """Do what ``ema.update_parameters`` does, which would copy a counter to the GPU and wait for that."""
+    own = [*ema.module.parameters(), *ema.module.buffers()]
     new = [*model.parameters(), *model.buffers()]
     floats = [i for i, tensor in enumerate(own) if tensor.is_floating_point()]
     others = sorted(set(range(len(own))) - set(floats))
-    if average.n_averaged == 0:
+    if ema.n_averaged == 0:
         floats, others = [], list(range(len(own)))
-    assert average.multi_avg_fn is not None
+    assert ema.multi_avg_fn is not None
     if floats:
-        average.multi_avg_fn([own[i] for i in floats], [new[i] for i in floats], average.n_averaged)
+        ema.multi_avg_fn([own[i] for i in floats], [new[i] for i in floats], ema.n_averaged)
     for i in others:
         own[i].copy_(new[i])
-    average.n_averaged += 1
+    ema.n_averaged += 1

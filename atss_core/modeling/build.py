@@ -43,10 +43,16 @@ def build_detector(cfg: CfgNode) -> Detector:
     head = HEADS.build(model.HEAD.NAME, cfg, num_classes, anchor_generator.num_anchors)
     box_coder = BOX_CODERS.build(atss.REGRESSION_TYPE, cfg)
     box_loss = BOX_LOSSES.build(atss.REG_LOSS_TYPE, cfg, box_coder)
+    criterion = LOSSES.build(model.LOSS.NAME, cfg, build_assigner(cfg), box_loss)
+    if isinstance(criterion, nn.Module) and [*criterion.parameters(), *criterion.buffers()]:
+        raise ValueError(
+            f"MODEL.LOSS.NAME: expected a loss without parameters or buffers, which checkpoints lack, "
+            f"got {model.LOSS.NAME}. Move them to the head."
+        )
     return Detector(
         backbone=nn.Sequential(OrderedDict(body=backbone, fpn=neck)),  # names in the published checkpoints
         rpn=DenseStage(head, anchor_generator),
-        criterion=LOSSES.build(model.LOSS.NAME, cfg, build_assigner(cfg), box_loss),
+        criterion=criterion,
         postprocess=PostProcessor(
             anchor_generator,
             box_coder,
@@ -77,6 +83,7 @@ def build_assigner(cfg: CfgNode) -> Assigner:
     Raises:
         ValueError: for an unknown name, or if an option belongs to another assigner.
     """
+    cfg = checked(cfg)
     atss = cfg.MODEL.ATSS
     for key, assigner, off in (("CENTER_SAMPLING_RADIUS", "SSC", 0), ("AT_LEAST_ONE", "ATSS", False)):
         if atss[key] and assigner != atss.POSITIVE_TYPE:
@@ -92,7 +99,10 @@ def _check_supported(cfg: CfgNode) -> None:
     others = ("MASK_ON", "KEYPOINT_ON", "FCOS_ON", "RETINANET_ON", "CLS_AGNOSTIC_BBOX_REG")
     for key, only in {"ATSS_ON": True, "RPN_ONLY": True, **dict.fromkeys(others, False)}.items():
         if cfg.MODEL[key] != only:
-            raise ValueError(f"MODEL.{key}: expected {only}, got {not only}. The only detector here is ATSS.")
+            raise ValueError(
+                f"MODEL.{key}: expected {only}, got {not only}. The only detector here is ATSS: start from "
+                f"load_cfg(file), or set the key."
+            )
 
 
 @contextmanager

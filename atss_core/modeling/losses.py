@@ -146,7 +146,8 @@ class AtssLoss:
             )
         if (outputs.centerness is not None) != self.use_centerness:
             raise ValueError(
-                f"use_centerness: expected {not self.use_centerness} like the head, got {self.use_centerness}"
+                f"use_centerness: expected {not self.use_centerness} like the head, got "
+                f"{self.use_centerness}. MODEL.ATSS.USE_CENTERNESS sets it."
             )
         # At least one positive counts in all; the published code counts at least one per process.
         num_positives = matched.normalizers[0].clamp(min=1 / dist.world_size())

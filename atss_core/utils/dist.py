@@ -22,7 +22,7 @@ from atss_core import PARENT
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
 # How long a stalled process blocks the GPUs of the others.
 TIMEOUT = timedelta(minutes=10)
-# For barriers: the main process may evaluate a large data set while the others wait on the CPU.
+# For barriers: the main process may evaluate a large dataset while the others wait on the CPU.
 _BARRIER_TIMEOUT = timedelta(hours=2)
 _barrier_group: Any = None
 

@@ -134,7 +134,7 @@ def read_metrics(metrics_file: str | Path) -> Records:
 
 
 def _read_evaluations(file: Path) -> Records:
-    """Read the metrics of the first data set of each evaluation; nothing if there were none."""
+    """Read the metrics of the first dataset of each evaluation; nothing if there were none."""
     evaluations: Records = {}
     for record in read_records(file, sys.maxsize):
         evaluations.setdefault(int(record["iteration"]), record)

@@ -223,7 +223,7 @@ VOC_DEFECTS = {
         ["4 of 4 images have more than 3000 pixels", "raise INPUT.MAX_PIXELS"],
     ),
     "no images": (remove("JPEGImages"), ["no folder JPEGImages or images"]),
-    "not a data set": (remove("Annotations"), ["is not a data set; expected a COCO file"]),
+    "not a dataset": (remove("Annotations"), ["is not a dataset; expected a COCO file"]),
 }
 YOLO_DEFECTS = {
     "class too high": (

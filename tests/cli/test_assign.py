@@ -115,7 +115,7 @@ def test_errors_are_one_line(written, tmp_path, capsys):
     (tmp_path / "empty.json").write_text(json.dumps({**coco_tree(), "annotations": []}))
     images = written[0].split("@")[1]
     for arguments, message in (
-        ([], "there is no data set to look at"),
+        ([], "there is no dataset to look at"),
         ([written[0], "--num-images", "0"], "--num-images of at least 1"),
         ([f"{tmp_path / 'empty.json'}@{images}"], "no image has an object to learn from"),
     ):

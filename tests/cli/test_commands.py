@@ -154,7 +154,7 @@ def test_training_goes_on_from_other_weights(tiny, trained, tmp_path, capsys):
 
 
 def reverse_ids(tree):
-    """Give a data set of 6 classes their ids in the opposite order."""
+    """Give a dataset of 6 classes their ids in the opposite order."""
     for category in tree["categories"]:
         category["id"] = 7 - category["id"]
     for annotation in tree["annotations"]:
@@ -471,7 +471,7 @@ def test_quickstart_writes_images_curves_and_metrics(tiny, tmp_path, monkeypatch
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
         quickstart, "write_shapes", lambda folder: None
-    )  # the session's small data set is there already
+    )  # the session's small dataset is there already
     monkeypatch.setattr(quickstart, "NUM_IMAGES", 4)
     quickstart.main(tiny)
     folder = tmp_path / "run"

@@ -17,7 +17,7 @@ from tests.conftest import QUICK, TINY
 
 @pytest.fixture
 def home(monkeypatch, tmp_path, shapes):
-    """A home folder with the data set "shapes" in ``~/data``; the working folder is another one."""
+    """A home folder with the dataset "shapes" in ``~/data``; the working folder is another one."""
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "data").symlink_to(shapes)

@@ -258,7 +258,7 @@ def test_check_without_data_says_how_to_give_some(capsys):
     with pytest.raises(SystemExit):
         run(check.main, ["--config-file", CONFIG])
     assert (
-        "there is no data set to look at: give its path, such as train.json@images" in capsys.readouterr().err
+        "there is no dataset to look at: give its path, such as train.json@images" in capsys.readouterr().err
     )
 
 
@@ -274,7 +274,7 @@ def test_help_shows_examples(capsys):
 def test_real_data_goes_through_the_check(name, tmp_path, capsys):
     folder = ROOT.parent / "shared" / name
     if not folder.is_dir():
-        pytest.skip(f"needs the data set {name} beside the checkout")
+        pytest.skip(f"needs the dataset {name} beside the checkout")
     path = {
         "bccd": f"{folder}@test",
         "coco_tiny": f"{folder}/annotations/instances_val2017.json@{folder}/val2017",

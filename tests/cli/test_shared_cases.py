@@ -54,7 +54,7 @@ def detector(tmp_path_factory):
 
 
 def checked(capsys, path, *more):
-    """What the check of a data set prints."""
+    """What the check of a dataset prints."""
     check.main(["--config-file", CONFIG, "--output-dir", "checked", path, *more])
     return capsys.readouterr().out
 

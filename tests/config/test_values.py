@@ -292,7 +292,7 @@ NAMES = ["", " ", ".", "..", "../x", "a/b", "a\\b", "/a", "a\nb", "a\x1b[0m", "\
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_dataset_names_that_cannot_be_folders_are_refused(name):
-    with pytest.raises(ValueError, match=r"^here: the name of a data set becomes that of a folder"):
+    with pytest.raises(ValueError, match=r"^here: the name of a dataset becomes that of a folder"):
         check_dataset_name(name, "here")
     with pytest.raises(ValueError, match=r"^DATASETS\.REGISTER: the name"):
         find_dataset(name, "data", {name: "a.json@b"})

@@ -94,7 +94,7 @@ def test_folder_with_missing_images_is_written_again(tmp_path):
 
 def test_other_folder_is_never_replaced(tmp_path):
     (tmp_path / "precious").touch()
-    with pytest.raises(ValueError, match="is not a shapes data set"):
+    with pytest.raises(ValueError, match="is not a shapes dataset"):
         write_shapes(tmp_path, **SMALL)
     assert (tmp_path / "precious").exists()
 

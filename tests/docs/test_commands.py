@@ -136,7 +136,7 @@ def load(arguments):
 
 
 def data_of(name, cfg, words):
-    """Return the data sets that a command opens."""
+    """Return the datasets that a command opens."""
     if name in ("check", "assign"):
         return split_arguments(words)[0] or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     return {"train": [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], "test": cfg.DATASETS.TEST}.get(name, ())

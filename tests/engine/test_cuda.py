@@ -27,7 +27,7 @@ def make_step(amp=None):
     average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     device = torch.device("cuda")
     return TrainingStep(
-        detector, detector, optimizer, scaler, device=device, amp=amp, max_grad_norm=10.0, average=average
+        detector, detector, optimizer, scaler, device=device, amp=amp, max_grad_norm=10.0, ema=average
     )
 
 

@@ -79,7 +79,7 @@ def test_drawing_takes_any_size_and_form_of_the_image(detections, tmp_path):
     assert detections.draw(image, threshold=0.95) == image
     image.save(tmp_path / "a.png")
     assert Detections(detections, NAMES, tmp_path / "a.png").draw() == drawn
-    with pytest.raises(ValueError, match=r"not found in a file: give the image"):
+    with pytest.raises(ValueError, match=r"got None for detections without a file\. Call draw\(image\)"):
         detections.draw()
 
 

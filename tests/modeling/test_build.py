@@ -6,9 +6,11 @@ from atss_core.config import load_cfg
 from atss_core.layers import FrozenBatchNorm2d
 from atss_core.modeling import build_detector
 from atss_core.modeling.anchors import AnchorGenerator
+from atss_core.modeling.build import LOSSES
 from atss_core.modeling.registry import Registry
 from atss_core.structures import BoxList, ImageList
 from tests import golden
+from tests.conftest import QUICK, TINY
 
 R50 = golden.ROOT / "configs" / "atss" / "atss_R_50_FPN_1x.yaml"
 SMALL = [
@@ -241,3 +243,17 @@ def test_several_sizes_of_a_level_follow_each_other():
     widths = [(cell[:, 2] - cell[:, 0]).tolist() for cell in anchors.cell_anchors]
     # Ratio by ratio, then size by size; a ratio of 4 halves the width.
     assert widths == [[15, 39, 7, 19], [31, 79, 15, 39]]
+
+
+def test_a_loss_with_parameters_is_refused():
+    class LearnedLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+    LOSSES.builders["Learned"] = lambda cfg, assigner, box_loss: LearnedLoss()
+    try:
+        with pytest.raises(ValueError, match=r"MODEL\.LOSS\.NAME: expected a loss without parameters"):
+            build_detector(load_cfg(QUICK, [*TINY, "MODEL.LOSS.NAME", "Learned"]))
+    finally:
+        del LOSSES.builders["Learned"]

@@ -120,7 +120,7 @@ def refuse_fatal(name: str, defects: Sequence[Defect], skip_corrupt: bool) -> No
     skipped = (MISSING, UNREADABLE, OVERSIZED) if skip_corrupt else ()
     for defect in defects:
         if defect.is_fatal and defect.kind not in skipped:
-            raise ValueError(f"data set {name}: {defect.message}")
+            raise ValueError(f"dataset {name}: {defect.message}")
 
 
 def missing_objects(dataset: DetectionDataset) -> list[Defect]:
@@ -265,7 +265,7 @@ def check_images(dataset: DetectionDataset) -> list[Defect]:
         try:
             image = dataset.load_image(index)
         except UnreadableImageError as error:
-            return UNREADABLE, str(error).split(" (data set", 1)[0]
+            return UNREADABLE, str(error).split(" (dataset", 1)[0]
         except ValueError as error:
             return WRONG_SIZES, str(error)
         largest = np.asarray(image).max()

@@ -147,7 +147,7 @@ def _without_annotations(dataset: DetectionDataset, index: int, error: ValueErro
         return read_image(dataset.image_path(index), True, dataset.max_pixels, dataset.grey_bits)
     except ValueError:
         card = Image.new("RGB", (round(TILE_HEIGHT * 4 / 3), TILE_HEIGHT), "whitesmoke")
-        reason = str(error).split(" (data set", 1)[0].replace(str(dataset.folder), "...")
+        reason = str(error).split(" (dataset", 1)[0].replace(str(dataset.folder), "...")
         reason, font = with_font(reason, 14)
         lines = [reason[i : i + 44] for i in range(0, min(len(reason), 44 * 9), 44)]
         ImageDraw.Draw(card).multiline_text((12, 24), "\n".join(lines), fill="firebrick", font=font)

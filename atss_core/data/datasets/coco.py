@@ -59,8 +59,8 @@ def read_coco_json(name: str, path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"data set {name} needs the annotation file {path}, which does not exist; set DATASETS.DATA_DIR"
-            " to the folder that holds the data sets, or link yours into it, such as datasets/coco"
+            f"dataset {name} needs the annotation file {path}, which does not exist; set DATASETS.DATA_DIR"
+            " to the folder that holds the datasets, or link yours into it, such as datasets/coco"
         )
     check_regular(path)
     try:

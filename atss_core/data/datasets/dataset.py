@@ -145,7 +145,7 @@ class DetectionDataset(Dataset[Sample]):
         except UnreadableImageError as error:
             annotation_ids = self._usable.ids[self._starts[index] : self._ends[index]]
             raise UnreadableImageError(
-                f"{error} (data set {self.name}, image id {self.image_ids[index]}, annotation ids"
+                f"{error} (dataset {self.name}, image id {self.image_ids[index]}, annotation ids"
                 f" {summarize(annotation_ids)}); restore the file, or set DATALOADER.SKIP_CORRUPT True to"
                 " skip such images"
             ) from error
@@ -213,14 +213,14 @@ def _read_files(entry: DatasetEntry) -> tuple[str, dict[str, Any], Path, tuple[s
         tree = read_coco_json(entry.name, path)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"data set {entry.name} needs the folder {folder} with the images of {path}, which does not"
-                " exist; set DATASETS.DATA_DIR to the folder that holds the data sets, or link yours into it"
+                f"dataset {entry.name} needs the folder {folder} with the images of {path}, which does not"
+                " exist; set DATASETS.DATA_DIR to the folder that holds the datasets, or link yours into it"
             )
         return "COCO", tree, folder, ()
     if not path.exists():
         raise FileNotFoundError(
-            f"data set {entry.name} needs {path}, which does not exist; correct the path, or set"
-            " DATASETS.DATA_DIR to the folder that holds the data sets"
+            f"dataset {entry.name} needs {path}, which does not exist; correct the path, or set"
+            " DATASETS.DATA_DIR to the folder that holds the datasets"
         )
     if path.is_dir() and is_voc(path, entry.split):
         tree, folder, warnings = read_voc(path, entry.split, entry.class_names)
@@ -229,7 +229,7 @@ def _read_files(entry: DatasetEntry) -> tuple[str, dict[str, Any], Path, tuple[s
         tree, folder, warnings = read_yolo(path, entry.split)
         return "YOLO", tree, folder, tuple(warnings)
     raise ValueError(
-        f"{path} is not a data set; expected a COCO file (train.json@images), a VOC folder (Annotations,"
+        f"{path} is not a dataset; expected a COCO file (train.json@images), a VOC folder (Annotations,"
         " JPEGImages; folder@trainval) or a YOLO folder (images, labels, data.yaml; folder@train)"
     )
 
@@ -249,7 +249,7 @@ class ConcatDetectionDataset(ConcatDataset[Sample]):
         for other in datasets[1:]:
             if other.class_names != first.class_names:
                 raise ValueError(
-                    "data sets that are trained on together must have the same classes in the same order of"
+                    "datasets that are trained on together must have the same classes in the same order of"
                     f" ids, but {first.name} has {describe_classes(first.class_names)} and {other.name} has"
                     f" {describe_classes(other.class_names)}; correct DATASETS.TRAIN"
                 )

@@ -70,7 +70,7 @@ def write_shapes(
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     info = _read_info(folder, "train")
     if not is_empty and not (isinstance(info, dict) and "recipe" in info):  # not written by this module
-        raise ValueError(f"{folder} exists and is not a shapes data set; give another folder or remove it")
+        raise ValueError(f"{folder} exists and is not a shapes dataset; give another folder or remove it")
     remove_leftovers(folder.parent, is_locked=False)
     try:
         with draft_folder(folder) as unfinished:

@@ -62,7 +62,7 @@ def read_voc(
         image_folders = [folder / name for name in _IMAGE_FOLDERS if (folder / name).is_dir()]
         if not image_folders:
             raise FileNotFoundError(
-                f"{folder} has Annotations as a VOC data set does, but no folder"
+                f"{folder} has Annotations as a VOC dataset does, but no folder"
                 f" {' or '.join(_IMAGE_FOLDERS)} with the images"
             )
         image_folder = image_folders[0]
@@ -70,7 +70,7 @@ def read_voc(
         annotation_folder = image_folder = folder / split
         if not _has_xml(image_folder):
             raise FileNotFoundError(
-                f"VOC data set {folder} has no split {split!r}: no *.xml in {image_folder}"
+                f"VOC dataset {folder} has no split {split!r}: no *.xml in {image_folder}"
             )
     xml_files = _xml_below(annotation_folder)
     present = {_stem(file.relative_to(annotation_folder)): file for file in xml_files}
@@ -140,7 +140,7 @@ def _read_split(folder: Path, split: str) -> list[str]:
     if not os.path.isfile(file):
         others = sorted(other.stem for other in file.parent.glob("*.txt"))
         raise FileNotFoundError(
-            f"VOC data set {folder} has no split {split!r}: there is no {file}; "
+            f"VOC dataset {folder} has no split {split!r}: there is no {file}; "
             + (f"the splits are {', '.join(others[:20])}" if others else f"without @{split} all is read")
         )
     lines = read_class_file(file)

@@ -207,7 +207,7 @@ def _class_names(description: dict[str, Any], root: Path, path: Path) -> list[st
         names = next(filter(None, (read_class_file(root / file) for file in _CLASS_FILES)), None)
     if not names or not isinstance(names, list):
         raise FileNotFoundError(
-            f"YOLO data set {path} does not name its classes; expected names: [...] in"
+            f"YOLO dataset {path} does not name its classes; expected names: [...] in"
             f" {_description_to_write(path)}, or a file {root / _CLASS_FILES[0]} with a class in each line"
         )
     count = description.get("nc", len(names))
@@ -236,7 +236,7 @@ def _find_split(description: dict[str, Any], root: Path, split: str, path: Path)
         paths = [_locate(root, os.path.expanduser(item)) for item in items]
     elif not split and known:
         raise ValueError(
-            f"YOLO data set {path} has the splits {summarize(known)}: say which, such as {path}@{known[0]}"
+            f"YOLO dataset {path} has the splits {summarize(known)}: say which, such as {path}@{known[0]}"
         )
     else:
         candidates = [root / "images" / split, root / split / "images", root / split]
@@ -246,7 +246,7 @@ def _find_split(description: dict[str, Any], root: Path, split: str, path: Path)
     if missing:
         remedy = f"its splits are {', '.join('@' + key for key in known)}" if known else "check its paths"
         raise FileNotFoundError(
-            f"YOLO data set {path} has no images for {split or 'no split'!r}: there is no"
+            f"YOLO dataset {path} has no images for {split or 'no split'!r}: there is no"
             f" {missing[0]!s:.400}; {remedy}"
         )
     files = [file for item in paths for file in _images_at(item)]

@@ -21,6 +21,7 @@ from atss_core.checkpoint.download import cache_root
 from atss_core.config import get_cfg
 from atss_core.config.catalog import DATASETS, find_dataset, shipped_configs
 from atss_core.utils.extras import EXTRAS, has
+from atss_core.visualization.video import import_cv2
 
 torch: Any = None
 try:
@@ -29,7 +30,10 @@ except (ImportError, OSError) as error:  # OSError: a shared library is missing
     _error = error
 
 INSTALL = "https://pytorch.org/get-started/locally/"
-REQUIRED = ["torchvision", "numpy", "pillow", "jinja2", "pycocotools", "matplotlib", "yacs", "safetensors"]
+REQUIRED = (
+    *("torchvision", "numpy", "pillow", "jinja2", "pycocotools", "hotcoco", "pyyaml", "filelock"),
+    *("safetensors", "yacs", "matplotlib", "tqdm", "opencv-python"),
+)
 # Loading the operators can end the process, so another process does it, with a small NMS on each device.
 TRY_OPERATORS = """
 import torch
@@ -79,10 +83,16 @@ def versions() -> Iterator[Finding]:
     else:
         yield Finding(f"PyTorch {torch.__version__}, CUDA of this PyTorch: {torch.version.cuda or 'none'}")
     packages = {name: version_of(name) for name in REQUIRED}
+    headless = version_of("opencv-python-headless")
+    packages["opencv-python"] = packages["opencv-python"] or (headless and f"(headless) {headless}")
     yield Finding(", ".join(f"{name} {version}" for name, version in packages.items() if version))
     for name, version in packages.items():
         if version is None:
             yield Finding(f"no {name}", f"pip install {name}", is_fatal=True)
+    try:
+        import_cv2()
+    except ValueError as error:
+        yield Finding("OpenCV does not load, so videos and windows do not work", str(error))
 
 
 def devices() -> Iterator[Finding]:

@@ -7,17 +7,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from yacs.config import CfgNode
 
-from atss_core.apps.check.checks import limits_of_metrics
-from atss_core.apps.report.report import report_evaluation
 from atss_core.cli.console import console
 from atss_core.cli.parser import CommandParser
 from atss_core.config import load_cfg
 from atss_core.engine import TerminatedError
-from atss_core.engine.evaluate import Evaluated
 from atss_core.utils import dist
 from atss_core.utils.text import printable
 
@@ -96,9 +93,3 @@ def load_config(arguments: argparse.Namespace) -> CfgNode:
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     return load_cfg(arguments.config_file, [each for each in arguments.opts if each != "--"])
-
-
-def build_report(cfg: CfgNode, facts: Mapping[str, str], evaluated: Evaluated) -> str:
-    """Build the page of an evaluated dataset, with the warnings of its check."""
-    warnings = [defect.message for defect in limits_of_metrics(cfg, evaluated.dataset)]
-    return report_evaluation(cfg, facts, evaluated, warnings)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atss_core.apps.check.checks import log_limits
-from atss_core.cli.common import add_config_arguments, add_launcher_argument, build_report, load_config
+from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config
 from atss_core.cli.parser import CommandParser
+from atss_core.cli.report import build_report
 from atss_core.engine import evaluate_detector
 
 EXAMPLE = """

@@ -1,4 +1,4 @@
-"""Argument parser of the commands. Nothing heavy is imported here, so that help comes at once."""
+"""Argument parser of the commands."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from atss_core.apps.check.checks import check_dataset
 from atss_core.apps.quickstart import draw_detections
-from atss_core.cli.common import build_report
 from atss_core.cli.parser import CommandParser
+from atss_core.cli.report import build_report
 from atss_core.config import load_cfg
 from atss_core.config.catalog import find_dataset
 from atss_core.data import write_shapes

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atss_core.apps.check.checks import check_dataset
-from atss_core.cli.common import add_config_arguments, add_launcher_argument, build_report, load_config
+from atss_core.cli.common import add_config_arguments, add_launcher_argument, load_config
 from atss_core.cli.parser import CommandParser
+from atss_core.cli.report import build_report
 from atss_core.engine import train_detector
 from atss_core.utils import dist
 

@@ -40,12 +40,15 @@ def import_cv2() -> Any:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
-        return importlib.import_module("cv2")
+        cv2 = importlib.import_module("cv2")
+        if not hasattr(cv2, "VideoCapture"):  # what pip leaves where two packages of OpenCV were installed
+            raise ImportError("a cv2 without contents, `pip install --force-reinstall opencv-python`")
     except ImportError as error:
         raise ValueError(
             f"videos and windows: expected OpenCV (cv2), got: {error}. `apt install libgl1` adds a missing "
             "libGL; a machine without a desktop does without it: `pip install opencv-python-headless`."
         ) from error
+    return cv2
 
 
 def video_file(file: str | Path) -> Path:
@@ -145,7 +148,7 @@ class VideoWriter:
         file: to write; its folder is made with the first frame, which decides the size.
 
     Raises:
-        ValueError: if OpenCV is missing or cannot encode.
+        ValueError: if OpenCV is missing or cannot encode, or a frame has another size than the first.
         OSError: if the file is incomplete, as on a full disk.
     """
 
@@ -175,9 +178,15 @@ class VideoWriter:
             seconds: when it is shown; a frame that is not later than the one before is shown a tick after it.
         """
         pixels = np.pad(_to_bgr(image), ((0, image.height % 2), (0, image.width % 2), (0, 0)), mode="edge")
+        size = pixels.shape[1], pixels.shape[0]
+        if self._encoder is not None and size != self._size:
+            raise ValueError(
+                f"{self.file}: expected frames of (width, height) {self._size}, as the first, got "
+                f"{size}. Resize them."
+            )
         if self._encoder is None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._size = pixels.shape[1], pixels.shape[0]
+            self._size = size
             self._encoder = self._open(self._encoded, RATE)
         self._encoder.write(pixels)
         self._ticks.append(max(round(seconds * CLOCK), self._ticks[-1] + 1 if self._ticks else 0))
@@ -214,7 +223,8 @@ class VideoWriter:
         written = int(cv2.VideoCapture(str(self.file), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT))
         if written != len(self._ticks):
             raise OSError(
-                f"{self.file}: expected {len(self._ticks)} frames, got {written}. Is the disk full?"
+                f"{self.file}: expected {len(self._ticks)} frames, got {written}. Is the disk full, "
+                "or a pause between frames longer than hours?"
             )
 
 
@@ -239,8 +249,8 @@ class Window:
             self._cv2.namedWindow(title, self._cv2.WINDOW_AUTOSIZE)
         except self._cv2.error as error:
             raise ValueError(
-                "--show needs windows, which opencv-python-headless lacks: pip uninstall "
-                "opencv-python-headless, then pip install opencv-python; or leave it out to write files alone"
+                "--show needs windows, which opencv-python-headless lacks: `pip uninstall "
+                "opencv-python-headless && pip install --force-reinstall opencv-python`, or leave it out"
             ) from error
 
     def show(self, image: Image.Image, wait: bool = False) -> None:

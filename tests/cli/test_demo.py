@@ -107,8 +107,10 @@ class FakeCamera(VideoReader):
 def test_camera(detector, clip, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(FakeCamera, "file", clip)
     monkeypatch.setattr(workflow, "VideoReader", FakeCamera)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
     demo.main([*detector, "--webcam", "2", "--output-dir", str(tmp_path), *OPTS])
     demo.main([*detector, "--output-dir", str(tmp_path), "--webcam", "--min-image-size", "64", *OPTS])
+    signal.signal(signal.SIGINT, before)
     assert FakeCamera.asked == [2, 0]
     files = sorted(path.name for path in tmp_path.iterdir())
     assert [re.sub(r"\d{4}-\S+", "", name) for name in files] == ["camera0_", "camera2_"]
@@ -209,6 +211,8 @@ def test_ctrl_c_completes_the_file(detector, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell in the background makes its processes ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     folder = tmp_path / "out"
     while (

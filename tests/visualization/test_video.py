@@ -262,7 +262,9 @@ def test_windows_need_an_opencv_that_has_them(monkeypatch):
 
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "namedWindow", fail)
-    with pytest.raises(ValueError, match=r"opencv-python-headless lacks: .*pip install opencv-python"):
+    with pytest.raises(
+        ValueError, match=r"opencv-python-headless lacks: .*pip install --force-reinstall opencv-python"
+    ):
         Window("test")
 
 
@@ -301,3 +303,15 @@ def test_errors_leave_a_complete_file(tmp_path):
     with VideoWriter(tmp_path / "none.mp4"):
         pass
     assert not (tmp_path / "none.mp4").exists(), "a video without frames is no file"
+
+
+def test_frames_of_another_size_are_refused_and_the_file_is_complete(tmp_path):
+    with VideoWriter(tmp_path / "a.mp4") as writer:
+        writer.write(Image.new("RGB", (64, 48)), 0.0)
+        with pytest.raises(
+            ValueError, match=r"a\.mp4: expected frames of \(width, height\) \(64, 48\), .* \(32, 48\)"
+        ):
+            writer.write(Image.new("RGB", (32, 48)), 0.1)
+        writer.write(Image.new("RGB", (64, 48)), 0.2)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        assert [frame.image.size for frame in reader] == [(64, 48)] * 2

@@ -54,7 +54,7 @@ def plot_objects(
         left.axvline(side, color=ORANGE, linewidth=1.2, label="" if i else "anchors")
     left.set_xscale("log", base=2)
     left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    left.set(xlabel="side of the object, pixels of the network's input", ylabel="objects")
+    left.set(xlabel="object size, pixels of the network's input", ylabel="objects")
     left.legend(frameon=False)
     bars = right.barh(range(len(shown)), list(shown.values()), color=BLUE)
     right.bar_label(bars, padding=3, fontsize=8)

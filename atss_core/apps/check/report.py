@@ -148,7 +148,7 @@ def _describe(report: Mapping[str, Any]) -> Iterator[str]:
     yield from _bars("classes", dict(classes[:MOST_CLASSES]))
     if len(classes) > MOST_CLASSES:
         yield f"    ... and {len(classes) - MOST_CLASSES} more in report.json"
-    yield from _bars("sides of objects, pixels of the network's input", report["sides"])
+    yield from _bars("object sizes, pixels of the network's input", report["sides"])
     yield "  warnings" if report["defects"] else "  nothing wrong was found"
     for defect in report["defects"]:
         yield f"    {'!' if defect['is_fatal'] else '-'} {defect['message']}"

@@ -97,7 +97,7 @@ def _describe(analysis: Analysis, gt_rows: np.ndarray, rows: np.ndarray) -> str:
     missed = [names[k] for k in gt_classes[gt_rows[analysis.gt_outcome[gt_rows] == UNMATCHED]]]
     false = [names[k] for k in classes[rows[outcome == UNMATCHED]]]
     confused = [
-        f"{names[gt_classes[analysis.matched_idx[i]]]} taken for {names[classes[i]]}"
+        f"{names[gt_classes[analysis.matched_idx[i]]]} predicted as {names[classes[i]]}"
         for i in rows[outcome == WRONG_CLASS].tolist()
     ]
     sections = [f"{np.count_nonzero(outcome == CORRECT)} correct"]

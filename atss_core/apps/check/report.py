@@ -78,7 +78,7 @@ def _check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) -
         json.dump(report, file, indent=2)  # ASCII: names on disk need not be UTF-8
     with atomic_write(folder / "index.html", "w") as file:
         file.write(_to_html(report, folder, quick))
-    print(f"  report and images: {folder}\n")
+    print(f"  report and images: {folder / 'index.html'}\n")
     return defects
 
 

@@ -110,8 +110,8 @@ def test_each_defect_has_one_line_in_the_check_and_in_training(write, spoil, fra
 def test_sound_data_is_found_sound(tmp_path, capsys):
     check.main([*write_coco(tmp_path / "data"), "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     output = capsys.readouterr().out
-    assert output.count("nothing wrong was found") == 2
-    assert "4 images of data_val are in data_train as well" in output
+    assert output.count("nothing wrong was found") == 1
+    assert "- 4 images of data_val are in data_train as well" in output
     assert f"report and images: {tmp_path / 'check' / 'data_train' / 'index.html'}\n" in output
     report = json.loads((tmp_path / "check" / "data_train" / "report.json").read_text())
     assert report["objects"] == {"cat": 3, "dog": 3}
@@ -125,6 +125,24 @@ def test_sound_data_is_found_sound(tmp_path, capsys):
     for name in ("objects.png", "sample.jpg"):
         assert min(Image.open(tmp_path / "check" / "data_train" / name).size) > 200
     assert not (tmp_path / "check" / "data_train" / "defects.jpg").exists()
+
+
+def test_images_of_two_datasets_are_a_warning_of_the_later_one(tmp_path, capsys):
+    paths = write_coco(tmp_path / "data")
+    (tmp_path / "data" / "train.json").write_text(
+        json.dumps(coco_tree(content={k: CONTENT[k] for k in "ac"}))
+    )
+    check.main([*paths, "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+    message = "2 images of data_val are in data_train as well, such as a.png"
+    assert capsys.readouterr().out.count(message) == 1
+    train_folder, val_folder = (tmp_path / "check" / f"data_{split}" for split in ("train", "val"))
+    (defect,) = json.loads((val_folder / "report.json").read_text())["defects"]
+    assert (defect["kind"], defect["images"]) == ("images of two datasets", ["a.png", "c.png"])
+    assert not defect["is_fatal"]
+    page = check_self_contained((val_folder / "index.html").read_text(), val_folder)
+    assert message in page.text
+    assert "defects.jpg" in page.addresses
+    assert json.loads((train_folder / "report.json").read_text())["defects"] == []
 
 
 def test_defects_are_drawn_and_listed(tmp_path, capsys):

@@ -10,6 +10,7 @@ from atss_core.apps.check.checks import (
     check_images,
     quick_check,
     refuse_fatal,
+    unmatched_objects,
     unused_ranges,
 )
 from atss_core.apps.check.drawings import TILE_HEIGHT, TILE_WIDTH, draw_defects, draw_sample
@@ -62,6 +63,18 @@ def test_boxes_that_reach_out_most_come_first(folder):
     (defect,) = quick_check(folder.open())
     assert defect.kind == "boxes reaching out"
     assert (defect.images, defect.rows) == ((1, 2, 0), (1, 2, 0))
+
+
+def test_unmatched_objects_are_rows_of_the_annotations(folder):
+    folder.add_image(BOX)
+    image_id = folder.add_image([1, 1, 0, 5], [70, 5, 9, 9], BOX, BOX)  # no area, outside, and twice the same
+    folder.add_box(image_id, BOX, iscrowd=1)
+    folder.add_box(image_id, BOX)
+    dataset = folder.open()
+    assert dataset.target_rows(1).tolist() == [3, 4, 6]
+    (defect,) = unmatched_objects(load_cfg(CONFIG), dataset)
+    assert (defect.kind, defect.images, defect.rows) == ("unmatched objects", (1,), (4, 6))
+    assert defect.message.startswith("2 of 4 objects are unmatched")
 
 
 def test_ignore_regions_count_apart(folder):

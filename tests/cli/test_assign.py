@@ -97,6 +97,7 @@ def test_page_is_whole_and_needs_no_network(written):
     assert "<b>cat</b>" in page.text
     assert "a&b.png" in page.text
     assert len(page.addresses) > 30
+    assert "images/1_assigners.jpg" in page.addresses
 
 
 def test_second_run_removes_old_images_and_prints_the_table(written, tmp_path, capsys):

@@ -110,8 +110,9 @@ def test_each_defect_has_one_line_in_the_check_and_in_training(write, spoil, fra
 def test_sound_data_is_found_sound(tmp_path, capsys):
     check.main([*write_coco(tmp_path / "data"), "--output-dir", str(tmp_path / "check"), *ONE_STEP])
     output = capsys.readouterr().out
-    assert output.count("nothing wrong was found") == 2
-    assert "4 images of data_val are in data_train as well" in output
+    assert output.count("nothing wrong was found") == 1
+    assert "- 4 images of data_val are in data_train as well" in output
+    assert f"report and images: {tmp_path / 'check' / 'data_train' / 'index.html'}\n" in output
     report = json.loads((tmp_path / "check" / "data_train" / "report.json").read_text())
     assert report["objects"] == {"cat": 3, "dog": 3}
     assert report["num_images"] == 4
@@ -124,6 +125,24 @@ def test_sound_data_is_found_sound(tmp_path, capsys):
     for name in ("objects.png", "sample.jpg"):
         assert min(Image.open(tmp_path / "check" / "data_train" / name).size) > 200
     assert not (tmp_path / "check" / "data_train" / "defects.jpg").exists()
+
+
+def test_images_of_two_datasets_are_a_warning_of_the_later_one(tmp_path, capsys):
+    paths = write_coco(tmp_path / "data")
+    (tmp_path / "data" / "train.json").write_text(
+        json.dumps(coco_tree(content={k: CONTENT[k] for k in "ac"}))
+    )
+    check.main([*paths, "--output-dir", str(tmp_path / "check"), *ONE_STEP])
+    message = "2 images of data_val are in data_train as well, such as a.png"
+    assert capsys.readouterr().out.count(message) == 1
+    train_folder, val_folder = (tmp_path / "check" / f"data_{split}" for split in ("train", "val"))
+    (defect,) = json.loads((val_folder / "report.json").read_text())["defects"]
+    assert (defect["kind"], defect["images"]) == ("images of two datasets", ["a.png", "c.png"])
+    assert not defect["is_fatal"]
+    page = check_self_contained((val_folder / "index.html").read_text(), val_folder)
+    assert message in page.text
+    assert "defects.jpg" in page.addresses
+    assert json.loads((train_folder / "report.json").read_text())["defects"] == []
 
 
 def test_defects_are_drawn_and_listed(tmp_path, capsys):
@@ -146,12 +165,15 @@ def test_defects_are_drawn_and_listed(tmp_path, capsys):
     assert "! 1 of 4 images cannot be read" in capsys.readouterr().out
 
 
-def test_objects_that_get_no_anchor_are_counted(tmp_path, capsys):
+def test_unmatched_objects_are_counted_and_listed(tmp_path, capsys):
     # Two objects of one position and size: the second finds all its anchors taken.
     content = {"a": [(0, 10, 10, 30, 30), (1, 10, 10, 30, 30)], "b": CONTENT["b"]}
     paths = write_coco(tmp_path / "data", content=content)
     check.main([paths[0], "--output-dir", str(tmp_path / "check"), *ONE_STEP])
-    assert "1 of 3 objects get no anchor by POSITIVE_TYPE ATSS" in capsys.readouterr().out
+    assert "1 of 3 objects are unmatched (POSITIVE_TYPE ATSS gives them no anchor)" in capsys.readouterr().out
+    (defect,) = json.loads((tmp_path / "check" / "data_train" / "report.json").read_text())["defects"]
+    found = defect["kind"], defect["images"], defect["annotation_ids"]
+    assert found == ("unmatched objects", ["a.png"], [2])
 
 
 @pytest.mark.parametrize(
@@ -238,7 +260,7 @@ def test_twenty_thousand_objects(tmp_path, capsys):
     assert sum(report["objects"].values()) == 20000
     assert sum(report["sides"].values()) == 20000
     kinds = {defect["kind"] for defect in report["defects"]}
-    assert {"objects that no anchor size fits", "objects without an anchor"} <= kinds
+    assert {"objects that no anchor size fits", "unmatched objects"} <= kinds
     assert "20000 objects of 2 class(es), at most 200 in an image" in capsys.readouterr().out
 
 

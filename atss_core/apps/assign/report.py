@@ -157,8 +157,12 @@ class AssignmentViewer:
         unmatched = {i: int((c == 0).sum()) for i, c in zip(indices, positives[ATSS], strict=True)}
         return report, unmatched
 
-    def _draw(self, index: int, number: int) -> tuple[str, list[Figure], list[Figure]] | None:
-        """Draw an image and some of its objects: file name, figures of both; None if it is to be skipped."""
+    def _draw(self, index: int, number: int) -> tuple[str, str, list[Figure], list[Figure]] | None:
+        """Draw an image and some of its objects, or return None if it is to be skipped.
+
+        Returns:
+            file name, path of all assigners in one image, their figures and those of objects.
+        """
         try:
             image = self.dataset.load_image(index)
         except UnreadableImageError:
@@ -186,7 +190,8 @@ class AssignmentViewer:
         file_name = str(self.dataset.image_info(index)["file_name"])
         stem = self.folder / "images" / str(number)
         save_image(image_grid([tiles[:3], tiles[3:]], title=file_name), f"{stem}_assigners.jpg")
-        return file_name, _save(tiles, f"{stem}_assigner"), _save(panels, f"{stem}_object")
+        together = f"images/{number}_assigners.jpg"
+        return file_name, together, _save(tiles, f"{stem}_assigner"), _save(panels, f"{stem}_object")
 
 
 def _save(tiles: list[tuple[str, Image.Image]], stem: str) -> list[Figure]:

@@ -399,12 +399,12 @@ def _unfit_objects(cfg: CfgNode, dataset: DetectionDataset) -> Iterator[Defect]:
 
 
 def unmatched_objects(cfg: CfgNode, dataset: DetectionDataset) -> Iterator[Defect]:
-    """Assign anchors on images of the network's size, and report the objects without a positive."""
+    """Assign anchors on images of the network's size, and report the unmatched objects."""
     generator, assigner = build_anchor_generator(cfg), build_assigner(cfg)
     indices = range(len(dataset))
     if len(indices) > LARGEST_SAMPLE:
         indices = np.random.default_rng(0).choice(len(dataset), LARGEST_SAMPLE, replace=False).tolist()
-    num_objects, unmatched = 0, {}
+    num_objects, unmatched = 0, list[int]()
     for index in progress(indices, f"anchors on {dataset.name}"):
         target = dataset.target(index)
         if not len(target):
@@ -412,12 +412,15 @@ def unmatched_objects(cfg: CfgNode, dataset: DetectionDataset) -> Iterator[Defec
         size = resize_size(target.image_size, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         (matched,) = assigner(generator.for_image(size), [target.resize(size).boxes])
         num_objects += len(target)
-        unmatched[index] = len(target) - len(matched[matched >= 0].unique())
-    images = tuple(index for index, count in unmatched.items() if count)
-    if images:
+        missed = np.setdiff1d(np.arange(len(target)), matched.numpy())
+        if len(missed):
+            unmatched += dataset.target_rows(index)[missed].tolist()
+    if unmatched:
+        images = tuple(dict.fromkeys(image_indices(dataset)[unmatched].tolist()))
         message = (
-            f"{sum(unmatched.values())} of {num_objects} objects get no anchor by POSITIVE_TYPE "
-            f"{cfg.MODEL.ATSS.POSITIVE_TYPE} and are not learned: too small for the grid, or behind others "
-            f"(in {_file_names(dataset, images)}); larger images (INPUT.MIN_SIZE_TRAIN) or other anchors help"
+            f"{len(unmatched)} of {num_objects} objects are unmatched (POSITIVE_TYPE "
+            f"{cfg.MODEL.ATSS.POSITIVE_TYPE} gives them no anchor) and are not learned: too small for the"
+            f" grid, or behind others (in {_file_names(dataset, images)}); larger images"
+            " (INPUT.MIN_SIZE_TRAIN) or other anchors help"
         )
-        yield Defect("objects without an anchor", message, images)
+        yield Defect("unmatched objects", message, images, tuple(unmatched))

@@ -48,18 +48,21 @@ def check_datasets(
     Raises:
         ValueError: if training must not start with one of them, or their classes differ.
     """
-    defects = [_check(cfg, dataset, output_dir / dataset.name, quick) for dataset in datasets]
-    for line in _shared_images(datasets):
-        print(line)
+    defects = [
+        _check(cfg, dataset, output_dir / dataset.name, quick, shared)
+        for dataset, shared in zip(datasets, _shared_images(datasets), strict=True)
+    ]
     for dataset in datasets:
         check_same_classes(dataset, datasets[0].class_names, datasets[0].name)
     for dataset, of_dataset in zip(datasets, defects, strict=True):
         refuse_fatal(dataset.name, of_dataset, cfg.DATALOADER.SKIP_CORRUPT)
 
 
-def _check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) -> list[Defect]:
+def _check(
+    cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool, shared: Sequence[Defect]
+) -> list[Defect]:
     defects = quick_defects(cfg, dataset, NUM_HEADERS if quick else len(dataset))
-    defects += missing_objects(dataset)
+    defects += [*missing_objects(dataset), *shared]
     if not quick:
         defects += [*check_images(dataset), *unmatched_objects(cfg, dataset)]
     report = _to_json(cfg, dataset, defects)
@@ -78,7 +81,7 @@ def _check(cfg: CfgNode, dataset: DetectionDataset, folder: Path, quick: bool) -
         json.dump(report, file, indent=2)  # ASCII: names on disk need not be UTF-8
     with atomic_write(folder / "index.html", "w") as file:
         file.write(_to_html(report, folder, quick))
-    print(f"  report and images: {folder}\n")
+    print(f"  report and images: {folder / 'index.html'}\n")
     return defects
 
 
@@ -161,15 +164,19 @@ def _bars(title: str, counts: Mapping[str, int]) -> Iterator[str]:
         yield f"    {name:<{width}} {count:>8} {'#' * round(BAR_WIDTH * count / most)}".rstrip()
 
 
-def _shared_images(datasets: Sequence[DetectionDataset]) -> Iterator[str]:
-    """Warn about images that are in two datasets: a detector must not be tested on its training images."""
+def _shared_images(datasets: Sequence[DetectionDataset]) -> Iterator[list[Defect]]:
+    """Yield a warning per dataset with images of an earlier one: training images must not be evaluated."""
     seen: dict[Path, str] = {}
     for dataset in datasets:
         paths = [dataset.image_path(index).resolve() for index in range(len(dataset))]
-        shared = [path for path in paths if path in seen]
+        shared = tuple(index for index, path in enumerate(paths) if path in seen)
         if shared:
-            yield (
-                f"{len(shared)} images of {dataset.name} are in {seen[shared[0]]} as well, such as "
-                f"{shared[0].name}: an evaluation on images of the training set says nothing"
+            first = paths[shared[0]]
+            message = (
+                f"{len(shared)} images of {dataset.name} are in {seen[first]} as well, such as {first.name}:"
+                " an evaluation on images of the training set says nothing"
             )
+            yield [Defect("images of two datasets", message, shared)]
+        else:
+            yield []
         seen.update(dict.fromkeys(paths, dataset.name))

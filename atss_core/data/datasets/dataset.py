@@ -124,10 +124,22 @@ class DetectionDataset(Dataset[Sample]):
         """Return the objects of an image, in its original pixels, without crowds."""
         rows = self._usable[self._starts[index] : self._ends[index]]
         rows = rows[~rows.is_crowd]
-        labels = np.searchsorted(self.category_ids, rows.category_ids) + 1
+        return self._clip(index, rows.boxes, np.searchsorted(self.category_ids, rows.category_ids) + 1)
+
+    def target_rows(self, index: int) -> np.ndarray:
+        """Return the row of ``annotations`` of each object of ``target(index)``, int64 (G,)."""
+        image_id, image_ids = self.image_ids[index], self.annotations.image_ids
+        start, end = np.searchsorted(image_ids, image_id), np.searchsorted(image_ids, image_id, side="right")
+        rows = self.annotations[start:end]
+        chosen = np.flatnonzero(rows.has_area & ~rows.is_crowd)
+        labels = self._clip(index, rows.boxes[chosen], start + chosen).labels
+        assert labels is not None
+        return labels.numpy()
+
+    def _clip(self, index: int, boxes: np.ndarray, labels: np.ndarray) -> BoxList:
         height, width = self.image_sizes[index].tolist()
-        boxes = from_xywh(torch.from_numpy(rows.boxes).float())
-        return BoxList(boxes, (height, width), labels=torch.from_numpy(labels)).clip().drop_empty()
+        corners = from_xywh(torch.from_numpy(boxes).float())
+        return BoxList(corners, (height, width), labels=torch.from_numpy(labels)).clip().drop_empty()
 
     def load_image(self, index: int) -> Image.Image:
         """Read an image as RGB, turned upright if the upright image has the annotated size.

@@ -24,7 +24,7 @@ from atss_core.utils import dist
 
 logger = logging.getLogger(__name__)
 
-STOPPED = "stopped by SIGTERM after iteration {}; the same command goes on from there"
+STOPPED = "stopped by SIGTERM after iteration {}; the same command resumes there"
 
 
 def train(

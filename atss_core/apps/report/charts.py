@@ -36,7 +36,7 @@ def draw_precision_recall(curves: Mapping[str, np.ndarray]) -> Chart:
     styles = ((BLUE, "-"), (ORANGE, "--"), (DARK, ":"))
     for (name, precision), (color, style) in zip(curves.items(), styles, strict=False):
         axes.plot(RECALLS, precision, style, color=color, linewidth=1.8, label=SPACE + name)
-    _unit_axes(axes, "recall: share of the objects that are found", "precision: share that is correct")
+    _unit_axes(axes, "recall: share of the objects that are detected", "precision: share that is correct")
     set_legend_literal(axes.legend(frameon=False, loc="lower left"))
     return _chart(figure)
 

@@ -148,3 +148,9 @@ def test_links_of_the_documents_lead_somewhere():
     for document in [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("tests/reference/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests").rglob("*.py")), ids=lambda file: file.stem)
+def test_tests_import_no_test_modules(file):
+    names = [name for _, name in imports(ast.parse(file.read_text()))]
+    assert not [name for name in names if name.startswith("tests.") and ".test_" in name]

@@ -10,8 +10,8 @@ from atss_core.apps.report.images import NUM_BEST, NUM_WORST, ImageSource
 from atss_core.apps.report.report import ReportInput, build_report
 from atss_core.evaluation import CocoEvaluator, VocMetrics
 from tests.apps.pages import check_self_contained, open_in_browser
+from tests.evaluation.coco_cases import CAT, DOG, NOTHING, detections, tiny
 from tests.evaluation.made_up import make_up
-from tests.evaluation.test_coco import CAT, DOG, NOTHING, detections, tiny
 
 SECTIONS = (
     "Metrics",

@@ -13,20 +13,9 @@ from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
 from tests.apps.pages import check_self_contained
 from tests.cli.faults import CASES, edit, in_annotation, truncate
-from tests.conftest import TINY
+from tests.cli.own_data import CONFIG, ONE_STEP, dataset_overrides
 from tests.dataset_formats import CONTENT, coco_tree, write_coco, write_images, write_voc, write_yolo
 from tests.golden import ROOT
-
-CONFIG = str(ROOT / "configs" / "quick" / "atss_R_18_own_data.yaml")
-ONE_STEP = [
-    *TINY,
-    *("SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "(1,)", "INPUT.MIN_SIZE_RANGE_TRAIN", "(48, 48)"),
-    *("INPUT.MIN_SIZE_TEST", "48"),
-]
-
-
-def dataset_overrides(paths, folder):
-    return ["DATASETS.TRAIN", paths[0], "DATASETS.TEST", paths[1], "OUTPUT_DIR", str(folder)]
 
 
 @pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])

@@ -10,7 +10,7 @@ from atss_core.cli import evaluate as test
 from atss_core.cli.common import run
 from tests.apps.pages import check_self_contained
 from tests.cli.faults import edit
-from tests.cli.test_own_data import CONFIG, ONE_STEP, dataset_overrides
+from tests.cli.own_data import CONFIG, ONE_STEP, dataset_overrides
 from tests.dataset_formats import CONTENT, coco_tree, write_coco, write_voc
 
 

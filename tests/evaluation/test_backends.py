@@ -6,8 +6,8 @@ import pytest
 from atss_core.evaluation import backends, choose_backend
 from atss_core.evaluation.backends import BACKENDS, VERIFIED, measure
 from atss_core.utils import extras
+from tests.evaluation.coco_cases import build, feed, load_golden
 from tests.evaluation.made_up import KINDS, make_up
-from tests.evaluation.test_coco import build, feed, load_golden
 
 # The largest difference of a number. pycocotools adds the smallest float to a number that it divides by,
 # faster_coco_eval does not.

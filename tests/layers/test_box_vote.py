@@ -6,7 +6,7 @@ from atss_core.layers import box_vote
 from tests import golden
 from tests.devices import compiled_devices, devices
 from tests.layers import oracles
-from tests.layers.test_nms import THRESHOLDS, crowds
+from tests.layers.crowds import THRESHOLDS, crowds
 
 
 def as_rows(boxes, scores, labels):

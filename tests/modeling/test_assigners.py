@@ -21,11 +21,8 @@ from atss_core.modeling.assigners.ssc import SSC_SIZES
 from atss_core.structures import boxes as box_ops
 from tests import golden
 from tests.modeling import dense
+from tests.modeling.scenes import GENERATORS, GRIDS, SCENES, STRIDES, random_boxes
 
-GRIDS = [(100, 152), (50, 76), (25, 38), (13, 19), (7, 10)]
-STRIDES = (8, 16, 32, 64, 128)
-SIZES = (64, 128, 256, 512, 1024)
-GENERATORS = {"A1": AnchorGenerator(SIZES, STRIDES), "A9": AnchorGenerator(SIZES, STRIDES, (0.5, 1, 2), 3)}
 ASSIGNERS = {
     "ATSS9": AtssAssigner(9),
     "ATSS3": AtssAssigner(3),
@@ -34,16 +31,6 @@ ASSIGNERS = {
     "IoU": IouAssigner(),
     "TOPK": TopkAssigner(9),
 }
-SCENES = [*(f"{a}_G{g}" for a in GENERATORS for g in (1, 3, 17, 120)), "A1_edge"]
-
-
-def random_boxes(num_boxes, width, height, *, seed, whole_pixels):
-    random = torch.Generator().manual_seed(seed)
-    corner = torch.rand(num_boxes, 2, generator=random) * torch.tensor([width * 1.2, height * 1.2])
-    corner -= torch.tensor([width * 0.1, height * 0.1])
-    sides = torch.rand(num_boxes, 2, generator=random) ** 3 * 400
-    boxes = torch.cat([corner, corner + sides], dim=1)
-    return boxes.round() if whole_pixels else boxes
 
 
 @pytest.mark.parametrize("name", ASSIGNERS)

@@ -11,17 +11,7 @@ from atss_core.modeling.registry import Registry
 from atss_core.structures import BoxList, ImageList
 from tests import golden
 from tests.conftest import QUICK, TINY
-
-R50 = golden.ROOT / "configs" / "atss" / "atss_R_50_FPN_1x.yaml"
-SMALL = [
-    *("MODEL.BACKBONE.CONV_BODY", "R-18-FPN-RETINANET", "MODEL.RESNETS.WIDTH_PER_GROUP", "16"),
-    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "64"),
-    *("MODEL.ATSS.NUM_CONVS", "1", "MODEL.ATSS.NUM_CLASSES", "4"),
-]
-
-
-def small(*opts):
-    return build_detector(load_cfg(R50, [*SMALL, *opts]))
+from tests.modeling.scenes import R50, small
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from atss_core.data import Batch
 from atss_core.modeling.assigners import AtssAssigner, IouAssigner, SscAssigner, TopkAssigner
 from tests import golden
 from tests.devices import on_compiled_cuda, on_cuda
-from tests.modeling.test_assigners import GENERATORS, GRIDS, random_boxes
+from tests.modeling.scenes import GENERATORS, GRIDS, random_boxes
 
 pytestmark = on_cuda
 CONFIG = "atss_R_50_FPN_1x"

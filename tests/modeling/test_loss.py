@@ -19,8 +19,7 @@ from atss_core.modeling.losses import (
 )
 from atss_core.structures import BoxList, ImageList
 from tests import golden
-from tests.modeling.test_assigners import GENERATORS, GRIDS, SCENES
-from tests.modeling.test_build import small
+from tests.modeling.scenes import GENERATORS, GRIDS, SCENES, small
 
 CODERS = {"BOX": BoxCoder(), "POINT": PointCoder(8.0)}
 SMALL_GRIDS = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]

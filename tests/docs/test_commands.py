@@ -58,7 +58,7 @@ RUN_BY = {
     "python demo/predict.py": "tests/engine/test_predictor.py::test_the_script_runs",
     "python demo/run_exported.py": "tests/export/test_targets.py::test_script_runs_without_this_package",
     "python docs/make_config_reference.py": "tests/docs/test_pages.py::test_reference_of_keys_is_current",
-    "python configs/paper/make_index.py": "tests/config/test_paper_configs.py::test_every_row_is_there_once",
+    "python configs/paper/make_index.py": "tests/config/test_paper_configs.py::test_every_row_has_one_entry",
     "python -m pytest": "Makefile::unit",
     "ruff": "Makefile::lint",
     "mypy": "Makefile::types",

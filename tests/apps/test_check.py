@@ -105,7 +105,7 @@ def test_ambiguous_orientation_is_found_in_a_sample_of_headers(folder):
     dataset = folder.open()
     (defect,) = ambiguous_orientations(dataset, most=100)
     assert defect.images == (0, 5, 8)
-    assert defect.message.startswith("3 of 9 images looked at are turned or flipped")
+    assert defect.message.startswith("3 of 9 sampled images are turned or flipped")
     assert "1.png, 6.png, 9.png" in defect.message
     assert not defect.is_fatal
     assert ambiguous_orientations(dataset, most=2)[0].images == (0, 8)
@@ -133,7 +133,7 @@ def test_grey_images_that_use_few_bits_are_named(folder):
         add_grey(folder, f"{number}.png", largest)
     folder.add_image(BOX)
     (defect,) = unused_ranges(folder.open())
-    assert "4 images looked at, grey values of 16 bits use 12" in defect.message
+    assert "4 sampled images, grey values of 16 bits use 12" in defect.message
     assert "INPUT.GREY_BITS 12" in defect.message
     assert not defect.is_fatal
     assert not unused_ranges(folder.open(grey_bits=12))

@@ -149,7 +149,7 @@ COCO_DEFECTS = {
     ),
     "turned in place": (
         turn("images/a.png"),
-        ["1 of 4 images looked at are turned or flipped", "a.png; look at the boxes that atss check"],
+        ["1 of 4 sampled images are turned or flipped", "a.png; look at the boxes that atss check"],
     ),
     "other size": (shrink, ["a.png is 30x30 pixels", "annotations of image 1 are for 64x48"]),
     "listed twice": (
@@ -216,7 +216,7 @@ VOC_DEFECTS = {
     ),
     "turned in place": (
         turn("JPEGImages/a.png"),
-        ["1 of 4 images looked at are turned or flipped", "a.png"],
+        ["1 of 4 sampled images are turned or flipped", "a.png"],
     ),
     "too large": (
         lambda folder: ["INPUT.MAX_PIXELS", "3000"],

@@ -308,7 +308,7 @@ def unused_ranges(dataset: DetectionDataset, most: int = 16) -> list[Defect]:
 
     steps = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int).tolist()
     reason = describe_unused_range(load(steps))
-    return [Defect("unused range", f"in {len(steps)} images looked at, {reason}")] if reason else []
+    return [Defect("unused range", f"in {len(steps)} sampled images, {reason}")] if reason else []
 
 
 def ambiguous_orientations(dataset: DetectionDataset, most: int) -> list[Defect]:
@@ -329,7 +329,7 @@ def ambiguous_orientations(dataset: DetectionDataset, most: int) -> list[Defect]
     indices = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int).tolist()
     cases = () if dataset.is_upright else tuple(filter(is_ambiguous, indices))
     message = (
-        f"{len(cases)} of {len(indices)} images looked at are turned or flipped by their EXIF data and keep"
+        f"{len(cases)} of {len(indices)} sampled images are turned or flipped by their EXIF data and keep"
         " their size, so that it does not tell whether boxes are for the images as shown or as stored; they"
         f" are taken as shown: {_file_names(dataset, cases)}; look at the boxes that atss check draws, and if"
         " they are wrong, remove the EXIF orientation from the files"
@@ -352,7 +352,7 @@ def crowded_images(cfg: CfgNode, dataset: DetectionDataset) -> list[Defect]:
             MAX_DETECTIONS,
             (pairs[:, 0], per_class),
             "objects of a class ({}): the metrics of COCO count no more detections of a class per image "
-            "(maxDets), so that AP stays below 100 even if all are found; cut such images into tiles, or "
+            "(maxDets), so that AP stays below 100 even if all are detected; cut such images into tiles, or "
             "compare AP between detectors",
         ),
         (
